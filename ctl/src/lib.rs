@@ -1,0 +1,1 @@
+//! Host client of the agent.

@@ -1,0 +1,19 @@
+//! nakai: the guest agent for VM-sandboxed containers.
+//!
+//! `docs/architecture.md` tells how the rooms below belong together. Imports go down the floors only:
+//! `rpc` -> `sandbox` -> `storage`, `device`, `cgroup`, `stdio`, `spec` -> `guest`, `ids`.
+//! `supervisor` and `worker` run in processes of their own and stand apart.
+
+pub mod cgroup;
+pub mod config;
+pub mod device;
+pub mod guest;
+pub mod ids;
+pub mod observe;
+pub mod rpc;
+pub mod sandbox;
+pub mod spec;
+pub mod stdio;
+pub mod storage;
+pub mod supervisor;
+pub mod worker;

@@ -1,0 +1,3 @@
+//! The agent's program: wiring only.
+
+fn main() {}
