@@ -18,6 +18,8 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }
 
+pub mod spec;
+
 pub use generated::{
     agent, agent_ttrpc, confidential_data_hub, confidential_data_hub_ttrpc, csi, empty, health, health_ttrpc,
     oci, types,
