@@ -1,0 +1,54 @@
+//! Plain lines on the console, for a person and for tests that watch a guest boot.
+//!
+//! One line is one write(2), with no buffer, lock or thread: the supervisor may use it at any time. A console that
+//! takes nothing now is not waited for; the line is lost then.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{getpid, write};
+
+/// What begins each line.
+const PREFIX: &str = "nakai: ";
+
+/// Writes `nakai: <message>` as one line, to `/dev/console` as PID 1 and to standard error otherwise.
+///
+/// Failures are ignored: there is nowhere to tell of them.
+pub fn say(message: fmt::Arguments<'_>) {
+    let text = line(message);
+    match device() {
+        Some(console) => drop(write(console, text.as_bytes())),
+        None => drop(write(io::stderr().as_fd(), text.as_bytes())),
+    }
+}
+
+/// The message as one line: whatever would end the line or move the cursor becomes a blank.
+fn line(message: fmt::Arguments<'_>) -> String {
+    let text: String = message.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    format!("{PREFIX}{text}\n")
+}
+
+fn device() -> Option<OwnedFd> {
+    if getpid().as_raw() != 1 {
+        return None;
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open("/dev/console", flags, Mode::empty()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line() {
+        assert_eq!(
+            line(format_args!("serving on {}", "vsock://-1:1024")),
+            "nakai: serving on vsock://-1:1024\n"
+        );
+        assert_eq!(line(format_args!("a\nb\x1b[2Jc\r")), "nakai: a b [2Jc \n");
+    }
+}
