@@ -16,7 +16,7 @@ const PATH_MAX: usize = 2048;
 
 /// The container's cgroup: absolute, below the root, without `.` or `..`.
 pub(super) fn resolve(given: Option<&Path>, id: &ContainerId) -> Result<PathBuf, SpecError> {
-    let given = given.unwrap_or(Path::new(""));
+    let given = given.unwrap_or_else(|| Path::new(""));
     let refuse = |reason| SpecError::CgroupsPath { path: given.to_string_lossy().into_owned(), reason };
     let text = given.to_str().ok_or_else(|| refuse("not UTF-8"))?;
     if text.is_empty() {

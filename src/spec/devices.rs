@@ -219,9 +219,7 @@ fn update_rules(given: &[Rule], renumbered: &[Renumbered]) -> Vec<Rule> {
         if !rule.allow() && rule.access().as_deref().unwrap_or("").is_empty() {
             rule.set_access(Some("rwm".to_owned()));
         }
-        // -1 is the wildcard of runc's own type, and reaches us where a shim speaks it.
-        let number = |n: Option<i64>| n.filter(|n| *n >= 0);
-        let (major, minor) = (number(rule.major()), number(rule.minor()));
+        let (major, minor) = wildcards(rule.major(), rule.minor());
         rule.set_major(major).set_minor(minor);
         let matches: Vec<_> = renumbered.iter().filter(|r| r.is_named_by(&rule)).collect();
         let both = matches!(rule.typ(), None | Some(Type::A));
@@ -241,6 +239,16 @@ fn update_rules(given: &[Rule], renumbered: &[Renumbered]) -> Vec<Rule> {
         }
     }
     rules
+}
+
+/// The numbers of a rule, `None` for any. -1 is runc's own word for any. 0:0 is how a message says nothing; no device has it
+/// (major 0 is for filesystems without one, see devices.txt of the kernel's documentation).
+fn wildcards(major: Option<i64>, minor: Option<i64>) -> (Option<i64>, Option<i64>) {
+    match (major.filter(|n| *n >= 0), minor.filter(|n| *n >= 0)) {
+        (Some(0), None | Some(0)) => (None, None),
+        (Some(0), minor) => (None, minor),
+        numbers => numbers,
+    }
 }
 
 /// v1: refuses a range of allowed block devices that has a root device in it. Where everything is allowed a

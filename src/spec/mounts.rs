@@ -182,7 +182,7 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<(Prop
                     format!("option {option:?} is not supported with 'rbind', \"r{option}\" is"),
                 ));
             }
-            "sync" | "dirsync" | "mand" | "lazytime" | "iversion" if !bind && option != "lazytime" => {
+            "sync" | "dirsync" | "mand" if !bind => {
                 return Err(refuse(mount, format!("option {option:?} is not supported")));
             }
             known if KNOWN.contains(&known) || RECURSIVE.contains(&known) => kept.push(option),
@@ -236,7 +236,7 @@ fn propagation(linux: &mut Linux, words: Words) -> Result<Vec<MountPropagation>,
     let root = match given.as_deref() {
         None => Propagation::Slave,
         Some(word) => {
-            propagation_word(word).map(|(propagation, _)| propagation).ok_or(SpecError::Invalid {
+            propagation_word(word).map(|(propagation, _)| propagation).ok_or_else(|| SpecError::Invalid {
                 field: "linux.rootfsPropagation",
                 value: word.to_owned(),
                 reason: "it is none of shared, slave, private and unbindable",
