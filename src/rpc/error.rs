@@ -107,6 +107,15 @@ fn sandbox_code(error: &SandboxError) -> Code {
     }
 }
 
+fn stdio_code(error: &StdioError) -> Code {
+    match error {
+        StdioError::NotATerminal => Code::UNAVAILABLE,
+        StdioError::ZeroLength => Code::INVALID_ARGUMENT,
+        StdioError::Closed { .. } => Code::FAILED_PRECONDITION,
+        _ => Code::INTERNAL,
+    }
+}
+
 fn launch_code(error: &LaunchError) -> Code {
     let LaunchError::Failed(failure) = error else { return Code::INTERNAL };
     match failure.kind {

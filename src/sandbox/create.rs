@@ -212,6 +212,7 @@ async fn launch_init(
         cwd: prepared.create_cwd.clone(),
         io: wiring.io.clone(),
         late: prepared.late.clone(),
+        propagation: prepared.propagation.clone(),
     }));
     launch::start_process(environment, &job, wiring, || format!("create container {id}")).await
 }

@@ -232,6 +232,11 @@ impl Streams {
         stdin.into_iter().chain(outputs).collect()
     }
 
+    /// Whether the ends of both outputs have been reported: nobody has anything left to read.
+    pub fn is_drained(&self) -> bool {
+        self.stdout.is_ended() && self.stderr.is_ended()
+    }
+
     /// Whether the process has a terminal.
     pub fn is_terminal(&self) -> bool {
         self.terminal.is_some()

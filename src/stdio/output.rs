@@ -68,6 +68,11 @@ impl OutputStream {
         }
     }
 
+    /// Whether its end has been reported to a reader.
+    pub fn is_ended(&self) -> bool {
+        self.source.is_none() || self.ended.load(Ordering::Relaxed)
+    }
+
     pub(super) fn source(&self) -> Option<&Arc<Source>> {
         self.source.as_ref()
     }
@@ -75,17 +80,17 @@ impl OutputStream {
     /// Waits until there is something to read and takes as much as is there, up to `len` and
     /// [`MAX_READ`] bytes. Empty means the end of the stream, now and for good.
     ///
-    /// `exited` turns true when the process is gone (its sender going away counts as that), `quiet` is how
+    /// `exited` turns `Some` when the process is gone (its sender going away counts as that), `quiet` is how
     /// long the stream may then be silent before it counts as ended.
     ///
     /// Dropping the future loses no byte.
     ///
     /// # Errors
     /// [`StdioError::ZeroLength`] if `len` is 0, [`StdioError::Read`] for what the kernel refuses.
-    pub async fn read(
+    pub async fn read<T>(
         &self,
         len: u32,
-        exited: &watch::Receiver<bool>,
+        exited: &watch::Receiver<Option<T>>,
         quiet: Duration,
     ) -> Result<Vec<u8>, StdioError> {
         if len == 0 {
@@ -99,19 +104,19 @@ impl OutputStream {
             .map_err(|error| StdioError::Read { stream: self.name, source: error })
     }
 
-    async fn read_from(
+    async fn read_from<T>(
         &self,
         source: &Source,
         limit: usize,
-        mut exited: watch::Receiver<bool>,
+        mut exited: watch::Receiver<Option<T>>,
         quiet: Duration,
     ) -> io::Result<Vec<u8>> {
-        let mut gone = *exited.borrow();
+        let mut gone = exited.borrow().is_some();
         while !self.ended.load(Ordering::Relaxed) {
             match self.wait(source, limit, exited.clone(), quiet).await? {
                 Look::Bytes(bytes) => return Ok(bytes),
                 Look::HungUp if !gone => tokio::select! {
-                    _ = exited.wait_for(|exited| *exited) => gone = true,
+                    _ = exited.wait_for(Option::is_some) => gone = true,
                     () = tokio::time::sleep(REOPEN_LOOK) => {}
                 },
                 Look::End | Look::HungUp => self.ended.store(true, Ordering::Relaxed),
@@ -121,11 +126,11 @@ impl OutputStream {
     }
 
     /// One look at once; if that finds nothing, waits for bytes, the end, or silence after the exit.
-    async fn wait(
+    async fn wait<T>(
         &self,
         source: &Source,
         limit: usize,
-        exited: watch::Receiver<bool>,
+        exited: watch::Receiver<Option<T>>,
         quiet: Duration,
     ) -> io::Result<Look> {
         match self.look(source.fd().as_fd(), limit) {
@@ -168,9 +173,9 @@ impl OutputStream {
     }
 
     /// Ends when the process has exited and nobody has taken a byte for `quiet`.
-    async fn silence(&self, mut exited: watch::Receiver<bool>, quiet: Duration) {
+    async fn silence<T>(&self, mut exited: watch::Receiver<Option<T>>, quiet: Duration) {
         // A sender that is gone will not tell of the exit any more: go on as if it had.
-        let _ = exited.wait_for(|exited| *exited).await;
+        let _ = exited.wait_for(Option::is_some).await;
         loop {
             let before = self.taken.load(Ordering::Relaxed);
             tokio::time::sleep(quiet).await;

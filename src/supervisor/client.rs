@@ -19,7 +19,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
 use slog::{Logger, debug, error, warn};
-use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -79,7 +78,7 @@ pub struct StartedProcess {
 enum Command {
     Launch { request: u64, fds: Vec<OwnedFd>, answer: oneshot::Sender<Result<Launched, LaunchError>> },
     Cancel { request: u64 },
-    ShutDown,
+    ShutDown { told: oneshot::Sender<()> },
 }
 
 /// A handle for launching workers; cheap to clone.
@@ -107,7 +106,7 @@ impl Launcher {
     /// # Errors
     /// When the descriptor can't be registered with the runtime.
     pub fn start(channel: Channel, logger: Logger) -> std::io::Result<Self> {
-        let channel = AsyncFd::with_interest(channel, Interest::READABLE | Interest::WRITABLE)?;
+        let channel = super::fds::register(channel)?;
         let (commands, receiver) = mpsc::unbounded_channel();
         tokio::spawn(Dispatcher::new(logger).serve(channel, receiver));
         Ok(Self { commands, next_request: Arc::new(AtomicU64::new(1)) })
@@ -130,9 +129,11 @@ impl Launcher {
         result
     }
 
-    /// Tells the supervisor that the sandbox is gone.
-    pub fn shut_down(&self) {
-        let _ = self.commands.send(Command::ShutDown);
+    /// Tells the supervisor that the sandbox is gone; comes back when it has been told.
+    pub async fn shut_down(&self) {
+        let (told, done) = oneshot::channel();
+        let _ = self.commands.send(Command::ShutDown { told });
+        let _ = done.await;
     }
 }
 
@@ -161,12 +162,14 @@ struct Dispatcher {
     workers: HashMap<i32, u64>,
     /// Processes that somebody may wait for, by pid.
     processes: HashMap<i32, watch::Sender<Option<ExitStatus>>>,
+    /// Who waits for the shut-down message to be sent.
+    farewell: Option<oneshot::Sender<()>>,
 }
 
 impl Dispatcher {
     fn new(logger: Logger) -> Self {
         let (pending, workers, processes) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { logger, outbox: VecDeque::new(), pending, workers, processes }
+        Self { logger, outbox: VecDeque::new(), pending, workers, processes, farewell: None }
     }
 
     async fn serve(mut self, channel: AsyncFd<Channel>, mut commands: mpsc::UnboundedReceiver<Command>) {
@@ -204,7 +207,13 @@ impl Dispatcher {
         let Some((header, fds)) = self.outbox.front() else { return true };
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         match channel.get_ref().send(*header, b"", &borrowed, MsgFlags::MSG_DONTWAIT) {
-            Ok(()) => drop(self.outbox.pop_front()),
+            Ok(()) => {
+                if header.kind == Kind::ShutDown {
+                    // Dropped is told.
+                    self.farewell = None;
+                }
+                self.outbox.pop_front();
+            }
             Err(ChannelError::WouldBlock) => ready.clear_ready(),
             Err(ChannelError::Closed) => return false,
             Err(error) => {
@@ -229,7 +238,10 @@ impl Dispatcher {
                     let _ = kill(pid, Signal::SIGKILL);
                 }
             }
-            Command::ShutDown => self.outbox.push_back((Header::new(Kind::ShutDown, 0), Vec::new())),
+            Command::ShutDown { told } => {
+                self.outbox.push_back((Header::new(Kind::ShutDown, 0), Vec::new()));
+                self.farewell = Some(told);
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 //! the program, so the program never sees a terminal of size zero or of another owner.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -76,7 +76,7 @@ fn relay(listener: &UnixListener, worker: &OwnedFd, io: &ProcessIo) {
     let Ok((connection, _)) = listener.accept() else { return };
     let Some(master) = receive_fd(&connection.into()) else { return };
     if let Some((rows, columns)) = io.window {
-        let _ = crate::stdio::set_window_size(master.as_fd(), rows, columns);
+        let _ = crate::stdio::set_window_size(&master, rows.into(), columns.into());
     }
     if io.owner.0 != 0
         && let Ok(peer) = sys::open_pty_peer(&master)

@@ -14,7 +14,7 @@ use super::console::Console;
 use super::executor::{ContainerExecutor, OnFailure};
 use super::job::{CreateJob, ExecJob, Failure, FailureKind, ProcessIo};
 use super::report::Report;
-use super::{chain, sys};
+use super::{chain, limits, propagation, sys};
 use crate::spec::LateProcess;
 
 /// A process that has been started, and the descriptors that belong to it.
@@ -42,13 +42,19 @@ pub(super) fn create(job: CreateJob, stdio: Vec<OwnedFd>, report: &Report) -> Re
         .with_detach(true)
         .build()
         .map_err(|error| report.failure(kind_of(&error), &chain(&error)))?;
-    let pid = container.pid().ok_or_else(|| Failure::internal("libcontainer names no pid"))?;
+    // libcontainer has a nix of its own version.
+    let pid = container.pid().map(|pid| Pid::from_raw(pid.as_raw()));
+    let pid = pid.ok_or_else(|| Failure::internal("libcontainer names no pid"))?;
     // The server owns the container's state. libcontainer only has to let execs in, once the server does.
     container
         .set_status(ContainerStatus::Running)
         .save()
         .map_err(|error| Failure::internal(format!("write {}: {}", state.display(), chain(&error))))?;
-    started(pid, wiring.console)
+    let started = started(pid, wiring.console)?;
+    if let Some(init) = started.fds.first() {
+        propagation::apply(init, &job.propagation)?;
+    }
+    Ok(started)
 }
 
 /// Starts a process in the container; it has been exec'd when this returns.
@@ -67,7 +73,7 @@ pub(super) fn exec(job: ExecJob, stdio: Vec<OwnedFd>, report: &Report) -> Result
         let _ = std::fs::remove_file(leftover);
     }
     let pid = result.map_err(|error| report.failure(kind_of(&error), &chain(&error)))?;
-    started(pid, wiring.console)
+    started(Pid::from_raw(pid.as_raw()), wiring.console)
 }
 
 #[expect(clippy::too_many_arguments, reason = "what both ways of launching share")]
@@ -81,6 +87,7 @@ fn wire(
     report: &Report,
     on_failure: OnFailure,
 ) -> Result<Wiring, Failure> {
+    limits::raise(&late.rlimits);
     let console = if io.terminal { Some(Console::prepare(console_dir, io)?) } else { None };
     let copy = |e: std::io::Error| Failure::internal(format!("copy a descriptor: {e}"));
     let ready = console.as_ref().map(|console| console.ready.try_clone()).transpose().map_err(copy)?;
@@ -139,9 +146,13 @@ fn predict_notify_socket(state: &Path) -> [std::path::PathBuf; 2] {
 
 /// Makes the working directory inside the root if it is missing, as every OCI runtime does.
 fn make_working_directory(rootfs: &Path, cwd: &Path) -> Result<(), Failure> {
-    crate::guest::mount::create_dir_in_root(rootfs, cwd, 0o755).map(drop).map_err(|error| Failure {
+    let cwd = cwd.strip_prefix("/").unwrap_or(cwd);
+    if cwd.as_os_str().is_empty() {
+        return Ok(());
+    }
+    crate::guest::beneath::create_dir_beneath(rootfs, cwd, 0o755).map(drop).map_err(|error| Failure {
         kind: FailureKind::WorkingDirectory,
-        message: format!("make the working directory {}: {error}", cwd.display()),
+        message: format!("make the working directory /{}: {error}", cwd.display()),
     })
 }
 

@@ -7,7 +7,6 @@
 //! Order: wait for the terminal, default signals, session keyring, resource limits, seccomp filter, final
 //! capabilities, execve. Whatever fails is left in the report as a [`Failure`] that names the program.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,10 +15,10 @@ use std::rc::Rc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::AccessFlags;
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, Spec};
+use oci_spec::runtime::{PosixRlimit, Process, Spec};
 
 use super::job::{Failure, FailureKind};
-use super::{report, sys};
+use super::{limits, passwd, report, sys};
 use crate::spec::LateProcess;
 
 /// Where programs are looked for when the environment has no `PATH` (execvp(3)).
@@ -41,8 +40,6 @@ pub(super) struct ContainerExecutor {
     report: Rc<OwnedFd>,
     terminal_ready: Option<Rc<OwnedFd>>,
     on_failure: OnFailure,
-    /// The home directory that libcontainer found in the container's own passwd file.
-    home: RefCell<Option<String>>,
 }
 
 impl ContainerExecutor {
@@ -53,7 +50,7 @@ impl ContainerExecutor {
         on_failure: OnFailure,
     ) -> Self {
         let terminal_ready = terminal_ready.map(Rc::new);
-        Self { late, report: Rc::new(report), terminal_ready, on_failure, home: RefCell::new(None) }
+        Self { late, report: Rc::new(report), terminal_ready, on_failure }
     }
 
     /// Everything up to execve; comes back only with the reason why not.
@@ -80,18 +77,19 @@ impl ContainerExecutor {
         exec_failure(&program, errno)
     }
 
-    /// The environment in its own order, with HOME at the end if it had none.
+    /// The environment in its own order; HOME is the user's in the container's own passwd file, unless it is given.
     fn environment(&self, process: &Process) -> Vec<String> {
         let mut env = process.env().clone().unwrap_or_default();
-        if !env.iter().any(|variable| variable.starts_with("HOME=")) {
-            let home = self.home.borrow().clone().unwrap_or_else(|| "/".to_owned());
-            env.push(format!("HOME={home}"));
+        if self.late.find_home
+            && let Some(home) = passwd::home_of(self.late.uid)
+        {
+            crate::spec::set_home(&mut env, &home);
         }
         env
     }
 
     fn confine(&self) -> Result<(), Failure> {
-        if let Some(name) = self.late.session_keyring.as_ref().and_then(|name| CString::new(name.as_str()).ok()) {
+        if let Ok(name) = CString::new(self.late.session_keyring.as_str()) {
             match sys::join_session_keyring(&name) {
                 // Kernels without keyrings, and a full quota, are no reason to refuse a container.
                 Ok(()) | Err(Errno::ENOSYS | Errno::EDQUOT | Errno::EPERM | Errno::EACCES) => {}
@@ -140,9 +138,8 @@ impl Executor for ContainerExecutor {
         }
     }
 
-    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         // The process's own environment is never used: execve gets the ordered list of the specification.
-        *self.home.borrow_mut() = envs.get("HOME").cloned();
         Ok(())
     }
 }
@@ -203,26 +200,7 @@ fn exec_failure(program: &CStr, errno: Errno) -> Failure {
 }
 
 fn set_limit(limit: &PosixRlimit) -> Result<(), Failure> {
-    use nix::sys::resource::Resource;
-    let resource = match limit.typ() {
-        PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => Resource::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => Resource::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => Resource::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => Resource::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => Resource::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => Resource::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => Resource::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => Resource::RLIMIT_RTTIME,
-    };
-    nix::sys::resource::setrlimit(resource, limit.soft(), limit.hard()).map_err(|errno| {
+    limits::set(limit).map_err(|errno| {
         invalid(format!("set {} to {}:{}: {}", limit.typ(), limit.soft(), limit.hard(), errno.desc()))
     })
 }

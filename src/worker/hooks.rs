@@ -16,7 +16,7 @@ pub(super) fn run(job: &RunHooksJob, report: &Report) -> Result<(), Failure> {
     for hook in &job.hooks {
         let one = vec![hook.clone()];
         if let Err(error) =
-            libcontainer::hooks::run_hooks(Some(&one), Some(&state), Some(&job.bundle), job.pid(), None)
+            libcontainer::hooks::run_hooks(Some(&one), Some(&state), Some(&job.bundle), None, None)
         {
             failures.push(format!("{}: {}", hook.path().display(), chain(&error)));
         }

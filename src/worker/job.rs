@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::LateProcess;
+use crate::spec::{LateProcess, MountPropagation};
 
 /// One piece of work that needs a single-threaded process of its own.
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub struct CreateJob {
     pub io: ProcessIo,
     /// What is done to the process after libcontainer has finished with it.
     pub late: LateProcess,
+    /// Propagation of mounts, set in the container before it starts.
+    pub propagation: Vec<MountPropagation>,
 }
 
 /// Start a process in the running container `id`.
@@ -95,13 +97,6 @@ pub struct RunHooksJob {
     pub annotations: std::collections::HashMap<String, String>,
     /// Where they run.
     pub bundle: PathBuf,
-}
-
-impl RunHooksJob {
-    /// The pid as nix has it.
-    pub fn pid(&self) -> Option<nix::unistd::Pid> {
-        self.pid.map(nix::unistd::Pid::from_raw)
-    }
 }
 
 /// What a job that worked has to say; the pid of a started process is in the message's header.

@@ -13,14 +13,16 @@ mod create;
 mod executor;
 mod hooks;
 pub mod job;
+mod limits;
 mod namespaces;
+mod passwd;
+mod propagation;
 mod report;
 mod sys;
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::socket::MsgFlags;
 
@@ -93,37 +95,11 @@ fn settle(report: &Report) -> Result<(), Failure> {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::unistd::setgroups(&[]).map_err(|e| failed("drop the supplementary groups", &e))?;
     set_default(Signal::SIGPIPE);
-    raise_limits();
     Ok(())
 }
 
 fn set_default(signal: Signal) {
     sys::set_signal(signal, SigHandler::SigDfl);
-}
-
-/// The limits of a container are set last, by the executor, which may have lost the right to raise them.
-fn raise_limits() {
-    let unlimited = [
-        Resource::RLIMIT_CPU,
-        Resource::RLIMIT_FSIZE,
-        Resource::RLIMIT_DATA,
-        Resource::RLIMIT_STACK,
-        Resource::RLIMIT_CORE,
-        Resource::RLIMIT_RSS,
-        Resource::RLIMIT_NPROC,
-        Resource::RLIMIT_MEMLOCK,
-        Resource::RLIMIT_AS,
-        Resource::RLIMIT_LOCKS,
-        Resource::RLIMIT_SIGPENDING,
-        Resource::RLIMIT_MSGQUEUE,
-    ];
-    for resource in unlimited {
-        if let Ok((soft, hard)) = getrlimit(resource)
-            && hard != libc::RLIM_INFINITY
-        {
-            let _ = setrlimit(resource, soft, libc::RLIM_INFINITY);
-        }
-    }
 }
 
 /// An error with all its causes in one line.
