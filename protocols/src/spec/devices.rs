@@ -3,11 +3,16 @@
 //! A **node** has the numbers that `mknod(2)` will take: 12 bits of major and 20 of minor. More is
 //! refused, since the kernel would cut it and make another device.
 //!
-//! A **rule** may leave numbers out (any device), which the wire has no absent value for. Read are:
-//! a negative number as any; a major of 0 as any (the kernel gives no device node that major); a
-//! minor of 0 as any where the major is 0 or the rule is for all types, else as the minor 0 that
-//! `8:0` has. A rule is thus never wider than what was sent. Written are the same; a minor left out beside
-//! a given major is -1, and a major left out beside a minor of 0 is -1.
+//! A **rule** may leave numbers out, meaning any; the wire has no absent value for that. It is read
+//! so:
+//!
+//! - a negative number is any;
+//! - a major of 0 is any: the kernel gives no device node that major;
+//! - a minor of 0 is any where the major is 0 or the rule is for all types. Beside a major it is the
+//!   minor 0 that `8:0` has: read as any, a rule for one disk would open all of them.
+//!
+//! It is written so that it is read the same: a minor that is any, beside a major, and a major that
+//! is any, beside a minor of 0, go as -1.
 
 use oci_spec::runtime;
 use oci_spec::runtime::LinuxDeviceType;
