@@ -4,6 +4,9 @@ use std::fmt;
 
 use ttrpc::Code;
 
+/// What the transport says when a call's time is up; it has no variant of its own for that.
+const DEADLINE: &str = "Request deadline elapsed";
+
 /// A call that the agent refused, or that got no answer.
 ///
 /// Printed as `CreateContainer web: ALREADY_EXISTS: container web exists`; the object is left out
@@ -33,7 +36,8 @@ impl CallError {
             ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof => {
                 (Code::UNAVAILABLE, "connection lost".to_owned(), true)
             }
-            // The transport has no variant for these: it wraps the failed write's text.
+            // The transport's own clock may run out before the agent's answer that its did.
+            ttrpc::Error::Others(message) if message == DEADLINE => (Code::DEADLINE_EXCEEDED, message, false),
             ttrpc::Error::Others(message) => (Code::UNKNOWN, message, false),
         };
         Self { call, object: object.into(), code, message, connection_lost }

@@ -1,20 +1,23 @@
 //! Whether KVM works here.
 //!
-//! A device node that opens is no proof: nested without support, the guest hangs at its first
-//! instruction. So the kernel itself is booted with KVM for a few seconds, and only if its console
-//! says something is KVM used. The answer is kept per host kernel in the user's cache directory.
+//! A device node that opens is no proof. Seen on a nested host: the kernel's real-mode code runs and
+//! prints, and the guest hangs at the switch to protected mode. So the kernel is booted with KVM and
+//! no root filesystem for a few seconds, and only if it gets to the panic that this must end in is KVM
+//! used. The answer is kept per host kernel in the user's cache directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::config::Accel;
 use super::console::Console;
 use super::keeper::Keeper;
 
-/// How long a kernel may take to its first line with KVM; it needs a tenth of a second.
-const PROBE_TIME: Duration = Duration::from_secs(5);
+/// How long a kernel may take to its panic; with KVM it needs about one second.
+const PROBE_TIME: Duration = Duration::from_secs(8);
 
 /// Decides between KVM and TCG.
 pub(crate) async fn use_kvm(accel: Accel, qemu: &Path, kernel: &Path, progress: &dyn Fn(&str)) -> bool {
@@ -54,7 +57,7 @@ fn cache_file() -> Option<PathBuf> {
     Some(directory.join("nakai").join(format!("kvm-{release}")))
 }
 
-/// Boots `kernel` with KVM and no root; tells whether it printed anything. None: it wasn't tried.
+/// Boots `kernel` with KVM and no root; tells whether it got to its panic. None: it wasn't tried.
 async fn probe(qemu: &Path, kernel: &Path) -> Option<bool> {
     let directory = tempfile::tempdir().ok()?;
     let keeper = Keeper::new().ok()?;
@@ -62,13 +65,19 @@ async fn probe(qemu: &Path, kernel: &Path) -> Option<bool> {
     command
         .args(["-machine", "q35,accel=kvm", "-cpu", "host", "-m", "256M", "-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
-        .args(["-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1", "-kernel"])
+        .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
         .arg(kernel)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
     let output = keeper.spawn(command).ok()?.stdout?;
-    let console = Console::read(output, &directory.path().join("console"), Box::new(|_| {})).ok()?;
-    let seen = tokio::time::timeout(PROBE_TIME, console.wait(|seen| seen.output)).await;
-    Some(seen.is_ok_and(|seen| seen.output))
+    let panicked = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&panicked);
+    let on_line = Box::new(move |line: &str| {
+        seen.fetch_or(line.contains("Kernel panic"), Ordering::Relaxed);
+    });
+    let console = Console::read(output, &directory.path().join("console"), on_line).ok()?;
+    // With -no-reboot the panic ends QEMU; a hang ends at the time limit.
+    let _ = tokio::time::timeout(PROBE_TIME, console.wait(|_| false)).await;
+    Some(panicked.load(Ordering::Relaxed))
 }
