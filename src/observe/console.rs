@@ -3,11 +3,14 @@
 //! One line is one write(2), with no buffer, lock or thread: the supervisor may use it at any time. A console that
 //! takes nothing now is not waited for; the line is lost then.
 
+#![expect(unsafe_code, reason = "ioctl(2) takes a pointer")]
+
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::{getpid, write};
 
@@ -22,6 +25,31 @@ pub fn say(message: fmt::Arguments<'_>) {
     match device() {
         Some(console) => drop(write(console, text.as_bytes())),
         None => drop(write(io::stderr().as_fd(), text.as_bytes())),
+    }
+}
+
+mod ioctls {
+    use nix::libc::{TIOCOUTQ, c_int};
+    nix::ioctl_read_bad!(unsent, TIOCOUTQ, c_int);
+}
+
+/// How long, in milliseconds, and how often [`drain`] looks.
+const DRAIN_STEP: u8 = 10;
+const DRAIN_STEPS: u8 = 100;
+
+/// As PID 1, waits until the console has sent what was written, for a second at most. A machine that is switched off
+/// takes unsent lines with it.
+pub fn drain() {
+    let Some(console) = device() else { return };
+    for _ in 0..DRAIN_STEPS {
+        let mut unsent = 0;
+        // SAFETY: the ioctl writes an int to the place it is given, which lives on.
+        let asked = unsafe { ioctls::unsent(console.as_raw_fd(), &raw mut unsent) };
+        if asked.is_err() || unsent == 0 {
+            return;
+        }
+        // The kernel has no event for a terminal that has sent all; tcdrain(3) could wait for ever.
+        let _ = poll(&mut [], PollTimeout::from(DRAIN_STEP));
     }
 }
 
