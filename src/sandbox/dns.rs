@@ -1,13 +1,13 @@
 //! The sandbox's DNS settings: a resolv.conf(5) of the host's lines, bound over the guest's own.
 //!
-//! [`apply`] writes `<kata_dir>/sandbox/resolv.conf` and, where the guest has a file to put it on, binds it there;
-//! [`ResolvConf`] holds the mount and takes it away when it is closed or dropped. The guest's file itself is never written: it may
-//! be on a read-only root.
+//! [`apply`] writes `<kata_dir>/sandbox/resolv.conf` and, where the guest has a file to put it on, binds it
+//! there; [`ResolvConf`] holds the mount and takes it away when it is closed or dropped. The guest's file
+//! itself is never written: it may be on a read-only root.
 //!
-//! The target may be a symbolic link, as systemd-resolved has it. It is followed once, without magic links, and the mount is
-//! made on the file that was then open, so that nothing swapped in between is mounted over. A target that is missing, or a
-//! link to nothing, is no error: the file is written, and containers bind it from there. All calls block: not
-//! for an async thread.
+//! The target may be a symbolic link, as systemd-resolved has it. It is followed once, without magic links,
+//! and the mount is made on the file that was then open, so that nothing swapped in between is mounted over.
+//! A target that is missing, or a link to nothing, is no error: the file is written, and containers bind it
+//! from there. All calls block: not for an async thread.
 
 use std::fs::File;
 use std::io::Write;
@@ -123,8 +123,8 @@ impl Drop for ResolvConf {
     }
 }
 
-/// Writes `lines` below `kata_dir` and binds the file on `target` (normally [`RESOLV_CONF`]). `None` when there are no
-/// lines: then nothing is changed.
+/// Writes `lines` below `kata_dir` and binds the file on `target` (normally [`RESOLV_CONF`]). `None` when
+/// there are no lines: then nothing is changed.
 ///
 /// # Errors
 /// [`DnsError`]; nothing is mounted then.

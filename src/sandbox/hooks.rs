@@ -1,12 +1,12 @@
 //! The guest's own OCI hooks: executable files in a directory of the guest image.
 //!
-//! CreateSandbox may name a directory. Each regular, executable file in its `prestart`, `poststart` and `poststop` becomes a
-//! hook of every container of the sandbox, in the order of the names; symbolic links are passed over, so that a file runs
-//! under the name and with the rights that the image's author gave it. The hook gets its file name and the hook's type as
-//! arguments and no environment.
+//! CreateSandbox may name a directory. Each regular, executable file in its `prestart`, `poststart` and
+//! `poststop` becomes a hook of every container of the sandbox, in the order of the names; symbolic links are
+//! passed over, so that a file runs under the name and with the rights that the image's author gave it. The
+//! hook gets its file name and the hook's type as arguments and no environment.
 //!
-//! Failure behaviour: none of it fails a sandbox. What can't be read or used is logged and left out, and the lists are
-//! bounded. The calls block: not for an async thread.
+//! Failure behaviour: none of it fails a sandbox. What can't be read or used is logged and left out, and the
+//! lists are bounded. The calls block: not for an async thread.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -60,7 +60,8 @@ fn scan_kind(dir: &Path, kind: &str, log: &Logger) -> Vec<Hook> {
     }
     names.sort_unstable();
     if names.len() > MAX_HOOKS {
-        warn!(log, "guest hooks left out: too many"; "dir" => %dir.display(), "found" => names.len(), "kept" => MAX_HOOKS);
+        warn!(log, "guest hooks left out: too many";
+            "dir" => %dir.display(), "found" => names.len(), "kept" => MAX_HOOKS);
         names.truncate(MAX_HOOKS);
     }
     names.into_iter().map(|name| hook(dir, name, kind)).collect()

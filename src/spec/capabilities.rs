@@ -1,14 +1,14 @@
 //! Capability sets, made explicit.
 //!
-//! libcontainer leaves a set alone that the spec does not have, so that the process keeps the agent's: every set is always
-//! given, empty where the host gave none. And it knows nothing of the filter that is loaded after it: without
-//! `noNewPrivileges`, seccomp(2) needs CAP_SYS_ADMIN, and taking that away again needs CAP_SETPCAP, so both
-//! are left for the executor, who sets the real ones last.
+//! libcontainer leaves a set alone that the spec does not have, so that the process keeps the agent's: every
+//! set is always given, empty where the host gave none. And it knows nothing of the filter that is loaded
+//! after it: without `noNewPrivileges`, seccomp(2) needs CAP_SYS_ADMIN, and taking that away again needs
+//! CAP_SETPCAP, so both are left for the executor, who sets the real ones last.
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 
-/// All five sets, with what capabilities(7) does not allow taken out of the ambient one: libcontainer would fail there, runc
-/// warns.
+/// All five sets, with what capabilities(7) does not allow taken out of the ambient one: libcontainer would
+/// fail there, runc warns.
 pub(super) fn complete(given: Option<&LinuxCapabilities>, warnings: &mut Vec<String>) -> LinuxCapabilities {
     let set = |get: fn(&LinuxCapabilities) -> &Option<Capabilities>| -> Capabilities {
         given.and_then(|caps| get(caps).clone()).unwrap_or_default()

@@ -1,9 +1,10 @@
 //! Where in the cgroup hierarchy a container lives.
 //!
-//! `linux.cgroupsPath` comes in two forms: a path, or systemd's `slice:prefix:name`. Both become an absolute path, for
-//! the agent writes cgroupfs itself: each `:` becomes a `/`, so that the last part stays as given
-//! (`kubepods.slice:cri:abc` -> `/kubepods.slice/cri/abc`). Nothing given means `/<container id>`. libcontainer would
-//! take a `:` for a character of a directory's name, and invent a name where there is none.
+//! `linux.cgroupsPath` comes in two forms: a path, or systemd's `slice:prefix:name`. Both become an absolute
+//! path, for the agent writes cgroupfs itself: each `:` becomes a `/`, so that the last part stays as given
+//! (`kubepods.slice:cri:abc` -> `/kubepods.slice/cri/abc`). Nothing given means `/<container id>`.
+//! libcontainer would take a `:` for a character of a directory's name, and invent a name where there is
+//! none.
 
 use std::path::{Path, PathBuf};
 

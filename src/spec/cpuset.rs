@@ -1,7 +1,8 @@
-//! Sets of CPUs and memory nodes in the kernel's list format (`0-3,7`; cpuset(7), "List format"), and the edit that
-//! brings a container's cpuset down to what is online.
+//! Sets of CPUs and memory nodes in the kernel's list format (`0-3,7`; cpuset(7), "List format"), and the
+//! edit that brings a container's cpuset down to what is online.
 //!
-//! A host's numbers may name more CPUs than the guest has: writing them to `cpuset.cpus` fails the create on v1.
+//! A host's numbers may name more CPUs than the guest has: writing them to `cpuset.cpus` fails the create on
+//! v1.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,8 +32,8 @@ pub enum CpuSetError {
     },
 }
 
-/// A set of CPUs or memory nodes. [`fmt::Display`] writes the shortest list; parsing accepts any order, overlaps,
-/// and the line end of a sysfs file. No text at all is the empty set.
+/// A set of CPUs or memory nodes. [`fmt::Display`] writes the shortest list; parsing accepts any order,
+/// overlaps, and the line end of a sysfs file. No text at all is the empty set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CpuSet(BTreeSet<u16>);
 
@@ -117,8 +118,8 @@ impl fmt::Display for CpuSet {
     }
 }
 
-/// Narrows `linux.resources.cpu.cpus` and `.mems` to what is online. A set of which nothing is online says nothing about
-/// this guest: it is left out, with a warning.
+/// Narrows `linux.resources.cpu.cpus` and `.mems` to what is online. A set of which nothing is online says
+/// nothing about this guest: it is left out, with a warning.
 pub(super) fn apply(
     linux: &mut Linux,
     cpus: &CpuSet,
@@ -193,7 +194,10 @@ mod tests {
         }
 
         #[test]
-        fn an_intersection_has_what_both_have(a in prop::collection::vec(0u16..64, 0..30), b in prop::collection::vec(0u16..64, 0..30)) {
+        fn an_intersection_has_what_both_have(
+            a in prop::collection::vec(0u16..64, 0..30),
+            b in prop::collection::vec(0u16..64, 0..30),
+        ) {
             let (a, b): (CpuSet, CpuSet) = (a.into_iter().collect(), b.into_iter().collect());
             let both = a.intersection(&b);
             prop_assert!((0..64).all(|n| both.contains(n) == (a.contains(n) && b.contains(n))));

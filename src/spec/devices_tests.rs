@@ -1,8 +1,10 @@
 //! Tests of the device edits.
 
+use oci_spec::runtime::LinuxDeviceCgroup as Rule;
 use serde_json::{Value, json};
 
 use super::super::tests::facts;
+use super::super::{CgroupVersion, default_rules};
 use super::*;
 
 fn update(path: &str, kind: DeviceKind, major: u64, minor: u64) -> DeviceUpdate {

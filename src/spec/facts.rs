@@ -32,8 +32,8 @@ pub struct Facts {
     pub devices: Vec<DeviceUpdate>,
     /// PCI addresses of passed-through devices, host to guest, `dddd:bb:dd.f` each.
     pub pci_map: BTreeMap<String, String>,
-    /// The guest's own root disk: the partition and the whole disk, or the device-mapper target and what is below
-    /// it. Block devices that no container may open.
+    /// The guest's own root disk: the partition and the whole disk, or the device-mapper target and what is
+    /// below it. Block devices that no container may open.
     pub root_devices: Vec<DeviceNumber>,
     /// Whether the guest's kernel runs SELinux.
     pub selinux: bool,
@@ -41,7 +41,8 @@ pub struct Facts {
     pub apparmor: bool,
 }
 
-/// The namespaces that the sandbox's containers share. A member that is `None` is made anew for each container.
+/// The namespaces that the sandbox's containers share. A member that is `None` is made anew for each
+/// container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SharedNamespaces {
     /// The sandbox's IPC namespace, a path to open.

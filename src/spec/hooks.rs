@@ -1,7 +1,8 @@
 //! Which hooks run, and who runs them.
 //!
-//! The guest's own (found in its hook directory) follow the spec's. libcontainer runs prestart, createRuntime,
-//! createContainer and startContainer; poststart and poststop are taken out, as the agent starts and deletes by itself.
+//! The guest's own (found in its hook directory) follow the spec's. libcontainer runs prestart,
+//! createRuntime, createContainer and startContainer; poststart and poststop are taken out, as the agent
+//! starts and deletes by itself.
 
 use oci_spec::runtime::{Hook, Hooks};
 

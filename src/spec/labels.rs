@@ -1,7 +1,8 @@
 //! Labels of security modules.
 //!
-//! A process label that the guest's kernel can't apply is refused, for the container would run unconfined. Empty ones,
-//! and AppArmor's `unconfined`, ask for nothing. libcontainer applies AppArmor's, the worker's executor SELinux's.
+//! A process label that the guest's kernel can't apply is refused, for the container would run unconfined.
+//! Empty ones, and AppArmor's `unconfined`, ask for nothing. libcontainer applies AppArmor's, the worker's
+//! executor SELinux's.
 
 use oci_spec::runtime::{Linux, Process};
 
@@ -29,7 +30,8 @@ pub(super) fn selinux(
     }
 }
 
-/// Leaves the AppArmor profile in `process` only when there is one to apply; `inherited` where it brings none.
+/// Leaves the AppArmor profile in `process` only when there is one to apply; `inherited` where it brings
+/// none.
 pub(super) fn apparmor(
     process: &mut Process,
     inherited: Option<&str>,
@@ -48,8 +50,8 @@ pub(super) fn apparmor(
     Ok(())
 }
 
-/// Leaves the mount label only where it can be applied. Without SELinux files have no labels, and nothing is less
-/// confined for want of one.
+/// Leaves the mount label only where it can be applied. Without SELinux files have no labels, and nothing is
+/// less confined for want of one.
 pub(super) fn mount_label(linux: &mut Linux, available: bool, warnings: &mut Vec<String>) {
     let label = linux.mount_label().clone().filter(|label| !label.is_empty());
     if let Some(label) = label.as_ref().filter(|_| !available) {

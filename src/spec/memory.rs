@@ -1,9 +1,10 @@
 //! Memory limits and unified keys, in the form that libcgroups carries out rightly.
 //!
-//! `memory.swap` of the specification is memory and swap together. On v2 libcgroups writes the difference, but not when
-//! it is 0: no swap at all, what Kubernetes asks for, would mean unlimited swap. Then `memory.swap.max` is set as a
-//! unified key. In a guest without swap files in its cgroups there is no swap to limit, so that a limit of none (or
-//! of any amount, -1) holds by itself and is left out; another one is refused.
+//! `memory.swap` of the specification is memory and swap together. On v2 libcgroups writes the difference,
+//! but not when it is 0: no swap at all, what Kubernetes asks for, would mean unlimited swap. Then
+//! `memory.swap.max` is set as a unified key. In a guest without swap files in its cgroups there is no swap
+//! to limit, so that a limit of none (or of any amount, -1) holds by itself and is left out; another one is
+//! refused.
 
 use std::collections::HashMap;
 

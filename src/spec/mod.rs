@@ -17,6 +17,7 @@
 mod capabilities;
 mod cgroups_path;
 mod cpuset;
+mod device_rules;
 mod devices;
 mod error;
 mod facts;
@@ -28,6 +29,7 @@ mod namespaces;
 mod pci_env;
 mod prepared;
 mod process;
+mod propagation;
 mod rlimits;
 mod seccomp;
 mod sysctl;
@@ -42,12 +44,13 @@ use libcontainer::validator::Validator;
 use oci_spec::runtime::{Linux, Process, Root, Spec};
 
 pub use cpuset::{CpuSet, CpuSetError};
-pub use devices::{DeviceKind, DeviceNumber, DeviceUpdate, default_rules};
+pub use device_rules::default_rules;
+pub use devices::{DeviceKind, DeviceNumber, DeviceUpdate};
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
-pub use mounts::{MountPropagation, Propagation};
 pub use prepared::{ConsoleSize, ExecFacts, LateProcess, Prepared, PreparedExec};
 pub use process::set_home;
+pub use propagation::{MountPropagation, Propagation};
 pub use sysctl::Sysctl;
 
 /// Turns the spec of a CreateContainer request into a launch that libcontainer and the worker can do.
@@ -103,9 +106,9 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
 /// Turns the process of an ExecProcess request into one that libcontainer and the worker can launch in the
 /// container that `container` (from [`Prepared::exec`]) describes.
 ///
-/// The process brings its own user, arguments, environment and working directory. What it leaves out
-/// is the container's: capabilities, rlimits, oom_score_adj, AppArmor profile, SELinux label. The container's seccomp
-/// filter always holds, and so does its `noNewPrivileges`.
+/// The process brings its own user, arguments, environment and working directory. What it leaves out is the
+/// container's: capabilities, rlimits, oom_score_adj, AppArmor profile, SELinux label. The container's
+/// seccomp filter always holds, and so does its `noNewPrivileges`.
 ///
 /// # Errors
 /// [`SpecError`], naming the field and its value.

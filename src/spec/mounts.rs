@@ -1,98 +1,29 @@
 //! The container's mounts, in words that libcontainer carries out.
 //!
-//! libcontainer takes what it does not know for filesystem data, which it then ignores on a bind mount, and parses
-//! propagation words only to ignore them. So each option is sorted here: kept, said another way, taken out to be done
-//! by others ([`MountPropagation`]), or refused by name.
+//! libcontainer takes what it does not know for filesystem data, which it then ignores on a bind mount, and
+//! parses propagation words only to ignore them. So each option is sorted here: kept, said another way, taken
+//! out to be done by others ([`MountPropagation`]), or refused by name.
 //!
-//! `/dev` must be a tmpfs of the container's own, as libcontainer makes nodes and links in it and stumbles over those that
-//! are there already: one is added where the spec has none.
-//!
-//! Propagation: when no mount asks for more than `private`, which is the rule, making the root private before anything is
-//! mounted does for all of them, and nothing is left to do. When one asks for `shared`, the root must be shared, or it would have
-//! no peer in the guest.
+//! `/dev` must be a tmpfs of the container's own, as libcontainer makes nodes and links in it and stumbles
+//! over those that are there already: one is added where the spec has none.
 
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Linux, Mount, Spec};
-use serde::{Deserialize, Serialize};
 
 use super::SpecError;
-
-/// How mounts below a mount reach its peers, see mount_namespaces(7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Propagation {
-    /// Both ways (MS_SHARED).
-    Shared,
-    /// From the guest to the container only (MS_SLAVE).
-    Slave,
-    /// Not at all (MS_PRIVATE).
-    Private,
-    /// Not at all, and it can't be bound elsewhere (MS_UNBINDABLE).
-    Unbindable,
-}
-
-/// A propagation type to set with mount(2) in the container's mount namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountPropagation {
-    /// The mount point, absolute, in the container.
-    pub destination: PathBuf,
-    /// The type to set.
-    pub propagation: Propagation,
-    /// Whether also on what is mounted below it (MS_REC).
-    pub recursive: bool,
-}
+use super::propagation::{self, MountPropagation, Word};
 
 /// The words of mount(8) that libcontainer carries out, and those that name a default.
-const KNOWN: [&str; 24] = [
-    "defaults",
-    "ro",
-    "rw",
-    "suid",
-    "nosuid",
-    "dev",
-    "nodev",
-    "exec",
-    "noexec",
-    "async",
-    "nomand",
-    "atime",
-    "noatime",
-    "diratime",
-    "nodiratime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
-    "bind",
-    "rbind",
-    "loud",
-    "silent",
-    "nolazytime",
-];
+const KNOWN: &str = "defaults ro rw suid nosuid dev nodev exec noexec async nomand atime noatime diratime \
+    nodiratime relatime norelatime strictatime nostrictatime bind rbind loud silent nolazytime";
 
 /// The same, applied to everything below the mount too (`rro`, ...), see mount_setattr(2).
-const RECURSIVE: [&str; 18] = [
-    "rro",
-    "rrw",
-    "rsuid",
-    "rnosuid",
-    "rdev",
-    "rnodev",
-    "rexec",
-    "rnoexec",
-    "ratime",
-    "rnoatime",
-    "rdiratime",
-    "rnodiratime",
-    "rrelatime",
-    "rnorelatime",
-    "rstrictatime",
-    "rnostrictatime",
-    "rsymfollow",
-    "rnosymfollow",
-];
+const RECURSIVE: &str = "rro rrw rsuid rnosuid rdev rnodev rexec rnoexec ratime rnoatime rdiratime \
+    rnodiratime rrelatime rnorelatime rstrictatime rnostrictatime rsymfollow rnosymfollow";
 
-/// Rewrites `mounts` and `linux.rootfsPropagation`; returns what is left to be set, in the order of the mounts.
+/// Rewrites `mounts` and `linux.rootfsPropagation`; returns what is left to be set, in the order of the
+/// mounts.
 pub(super) fn apply(
     spec: &mut Spec,
     linux: &mut Linux,
@@ -108,7 +39,7 @@ pub(super) fn apply(
     }
     ensure_dev(&mut mounts)?;
     spec.set_mounts(Some(mounts));
-    propagation(linux, words)
+    propagation::divide(linux, words)
 }
 
 fn is_bind(mount: &Mount) -> bool {
@@ -124,7 +55,7 @@ fn refuse(mount: &Mount, reason: impl Into<String>) -> SpecError {
 }
 
 /// Brings one mount into shape; returns its propagation word.
-fn edit(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<(Propagation, bool)>, SpecError> {
+fn edit(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>, SpecError> {
     // Relative to the container's root, by the specification before 1.1.
     let destination = Path::new("/").join(mount.destination());
     if destination.components().any(|part| matches!(part, Component::ParentDir)) {
@@ -160,12 +91,12 @@ fn source(mount: &mut Mount) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<(Propagation, bool)>, SpecError> {
+fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>, SpecError> {
     let (bind, recursive) = (is_bind(mount), has(mount, "rbind"));
     let mut word = None;
     let mut kept = Vec::new();
     for option in mount.options().clone().unwrap_or_default() {
-        if let Some(found) = propagation_word(&option) {
+        if let Some(found) = propagation::word(&option) {
             word = Some(found);
             continue;
         }
@@ -185,7 +116,9 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<(Prop
             "sync" | "dirsync" | "mand" if !bind => {
                 return Err(refuse(mount, format!("option {option:?} is not supported")));
             }
-            known if KNOWN.contains(&known) || RECURSIVE.contains(&known) => kept.push(option),
+            word if KNOWN.split(' ').chain(RECURSIVE.split(' ')).any(|known| known == word) => {
+                kept.push(option)
+            }
             // Of the filesystem, not of the mount: mount(2) ignores it on a bind mount.
             _ if bind => warnings.push(format!(
                 "mount on {}: option {option:?} left out: a bind mount can't change it",
@@ -196,20 +129,6 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<(Prop
     }
     mount.set_options((!kept.is_empty()).then_some(kept));
     Ok(word)
-}
-
-fn propagation_word(option: &str) -> Option<(Propagation, bool)> {
-    Some(match option {
-        "shared" => (Propagation::Shared, false),
-        "rshared" => (Propagation::Shared, true),
-        "slave" => (Propagation::Slave, false),
-        "rslave" => (Propagation::Slave, true),
-        "private" => (Propagation::Private, false),
-        "rprivate" => (Propagation::Private, true),
-        "unbindable" => (Propagation::Unbindable, false),
-        "runbindable" => (Propagation::Unbindable, true),
-        _ => return None,
-    })
 }
 
 fn ensure_dev(mounts: &mut Vec<Mount>) -> Result<(), SpecError> {
@@ -227,46 +146,6 @@ fn ensure_dev(mounts: &mut Vec<Mount>) -> Result<(), SpecError> {
     let below = mounts.iter().position(|mount| mount.destination().starts_with(dev)).unwrap_or(mounts.len());
     mounts.insert(below, mount);
     Ok(())
-}
-
-type Words = Vec<(PathBuf, Option<(Propagation, bool)>)>;
-
-fn propagation(linux: &mut Linux, words: Words) -> Result<Vec<MountPropagation>, SpecError> {
-    let given = linux.rootfs_propagation().clone().filter(|word| !word.is_empty());
-    let root = match given.as_deref() {
-        None => Propagation::Slave,
-        Some(word) => {
-            propagation_word(word).map(|(propagation, _)| propagation).ok_or_else(|| SpecError::Invalid {
-                field: "linux.rootfsPropagation",
-                value: word.to_owned(),
-                reason: "it is none of shared, slave, private and unbindable",
-            })?
-        }
-    };
-    let is = |wanted| {
-        move |word: &(PathBuf, Option<(Propagation, bool)>)| word.1.is_some_and(|(p, _)| p == wanted)
-    };
-    let any_shared = words.iter().any(is(Propagation::Shared));
-    let quiet = matches!(root, Propagation::Slave | Propagation::Private);
-    if quiet && words.iter().all(is(Propagation::Private)) {
-        linux.set_rootfs_propagation(Some("private".to_owned()));
-        return Ok(Vec::new());
-    }
-    let root = if any_shared { Propagation::Shared } else { root };
-    let name = match root {
-        Propagation::Shared => "shared",
-        Propagation::Slave => "slave",
-        Propagation::Private => "private",
-        Propagation::Unbindable => "unbindable",
-    };
-    linux.set_rootfs_propagation(Some(name.to_owned()));
-    // Below a shared root a bind mount without a word would be shared as well.
-    let fallback = (root == Propagation::Shared).then_some((Propagation::Private, true));
-    let set = |(destination, word): (PathBuf, Option<_>)| {
-        let (propagation, recursive) = word.or(fallback)?;
-        Some(MountPropagation { destination, propagation, recursive })
-    };
-    Ok(words.into_iter().filter_map(set).collect())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::super::Propagation;
 use super::*;
 
 struct Out {
@@ -78,6 +79,9 @@ fn other_propagation_is_left_for_the_worker() {
     let out = run_with(slave, json!("rslave")).unwrap();
     assert_eq!(out.root, "slave");
     assert_eq!(out.left, [set("/a", Propagation::Slave, true)]);
+
+    let out = run_with(json!([bind("/a", json!(["slave"]))]), json!("rprivate")).unwrap();
+    assert_eq!(out.root, "slave", "below a private root it would be private");
 
     let shared = json!([bind("/a", json!(["rshared"])), bind("/b", json!([])), bind("/c", json!(["slave"]))]);
     let out = run(shared).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! | type    | rule |
 //! |---------|------|
-//! | ipc, uts| the sandbox's where it has one, else a new one; added when missing, and a host's path is replaced |
+//! | ipc, uts| the sandbox's, or a new one where it has none; added when missing; a host's path is replaced |
 //! | pid     | as the sandbox says: a new one, or joined; added when missing |
 //! | mount   | always a new one |
 //! | cgroup  | a new one when asked for, and always on v2, so that a container sees no cgroup but its own |
@@ -11,6 +11,8 @@
 //! | user    | refused: libcontainer's exec would stay outside it, with all of the guest's privileges |
 //!
 //! A path that the host gives is refused in every other place: it could name the agent's own.
+
+use std::path::PathBuf;
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Type};
 
@@ -78,7 +80,7 @@ fn check(given: &[LinuxNamespace]) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn namespace(kind: Type, path: Option<std::path::PathBuf>) -> LinuxNamespace {
+fn namespace(kind: Type, path: Option<PathBuf>) -> LinuxNamespace {
     let mut ns = LinuxNamespace::default();
     ns.set_typ(kind).set_path(path);
     ns

@@ -1,7 +1,8 @@
 //! PCI addresses in a process's environment.
 //!
-//! Kubernetes' SR-IOV device plugins tell a container its devices' addresses in variables `PCIDEVICE_<resource>=<address>[,<address>]`
-//! and, as JSON, in `PCIDEVICE_<resource>_INFO`. The addresses are the host's; the container is in the guest.
+//! Kubernetes' SR-IOV device plugins tell a container its devices' addresses in variables
+//! `PCIDEVICE_<resource>=<address>[,<address>]` and, as JSON, in `PCIDEVICE_<resource>_INFO`. The addresses
+//! are the host's; the container is in the guest.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +37,8 @@ pub(super) fn apply(
     }
 }
 
-/// Replaces the addresses in one pass, so that a guest's address which is also a host's is not replaced again.
+/// Replaces the addresses in one pass, so that a guest's address which is also a host's is not replaced
+/// again.
 fn translate_text(text: &str, host_to_guest: &BTreeMap<String, String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

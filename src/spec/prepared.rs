@@ -7,7 +7,6 @@ use oci_spec::runtime::{Hook, LinuxCapabilities, LinuxSeccomp, PosixRlimit, Proc
 use serde::{Deserialize, Serialize};
 
 use super::{Facts, MountPropagation, Sysctl};
-use crate::ids::ContainerId;
 
 /// A container ready to be launched.
 #[derive(Debug, Clone)]
@@ -24,9 +23,11 @@ pub struct Prepared {
     pub terminal: bool,
     /// The terminal's first size, which libcontainer ignores.
     pub console_size: Option<ConsoleSize>,
-    /// The working directory, absolute: to be made inside the rootfs when it is missing (resolved beneath it).
+    /// The working directory, absolute: to be made inside the rootfs when it is missing (resolved beneath
+    /// it).
     pub create_cwd: PathBuf,
-    /// What libcontainer ignores: to be set in the container's mount namespace between create and start, in order.
+    /// What libcontainer ignores: to be set in the container's mount namespace between create and start, in
+    /// order.
     pub propagation: Vec<MountPropagation>,
     /// To be run in the guest once the container has been started.
     pub poststart: Vec<Hook>,
@@ -53,8 +54,8 @@ pub struct PreparedExec {
     pub warnings: Vec<String>,
 }
 
-/// What the worker's executor does in the container after libcontainer, in the order of the fields. It travels to
-/// the worker as JSON.
+/// What the worker's executor does in the container after libcontainer, in the order of the fields. It
+/// travels to the worker as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LateProcess {
     /// Whose process it is: for the owner of its streams and for the look-up of HOME.
@@ -65,18 +66,20 @@ pub struct LateProcess {
     pub session_keyring: String,
     /// For `/proc/self/attr/exec`, where the guest has SELinux.
     pub selinux_label: Option<String>,
-    /// The limits, complete: libcontainer would set them before it has opened what it needs. The worker raises the hard
-    /// limits beforehand, as the executor may not.
+    /// The limits, complete: libcontainer would set them before it has opened what it needs. The worker
+    /// raises the hard limits beforehand, as the executor may not.
     pub rlimits: Vec<PosixRlimit>,
-    /// Whether the environment's `HOME=/` is a stand-in, to be replaced (by [`super::set_home`]) with what the container's
-    /// `/etc/passwd` says of `uid`. It keeps libcontainer from asking NSS, which would load code from the image.
+    /// Whether the environment's `HOME=/` is a stand-in, to be replaced (by [`super::set_home`]) with what
+    /// the container's `/etc/passwd` says of `uid`. It keeps libcontainer from asking NSS, which would load
+    /// code from the image.
     pub find_home: bool,
     /// Whether libcontainer has set PR_SET_NO_NEW_PRIVS.
     pub no_new_privileges: bool,
     /// The filter to load.
     pub seccomp: Option<LinuxSeccomp>,
-    /// The process's capabilities, to be set after the filter. `None`: libcontainer has set them already. `Some`: it has left
-    /// CAP_SYS_ADMIN and CAP_SETPCAP, which loading a filter without `no_new_privileges` needs.
+    /// The process's capabilities, to be set after the filter. `None`: libcontainer has set them already.
+    /// `Some`: it has left CAP_SYS_ADMIN and CAP_SETPCAP, which loading a filter without `no_new_privileges`
+    /// needs.
     pub capabilities: Option<LinuxCapabilities>,
 }
 
@@ -109,7 +112,7 @@ impl ExecFacts {
     /// What a container's first process finds: the guest, and a seccomp filter.
     pub(super) fn of_guest(facts: &Facts, seccomp: Option<LinuxSeccomp>) -> Self {
         Self {
-            container_id: keyring_id(&facts.container_id),
+            container_id: facts.container_id.as_str().to_owned(),
             capabilities: None,
             rlimits: Vec::new(),
             seccomp,
@@ -140,8 +143,4 @@ impl ExecFacts {
             ..self
         }
     }
-}
-
-fn keyring_id(id: &ContainerId) -> String {
-    id.as_str().to_owned()
 }

@@ -1,5 +1,5 @@
-//! The process of a container, or a further one: checked, completed, and divided between libcontainer and the worker's
-//! executor.
+//! The process of a container, or a further one: checked, completed, and divided between libcontainer and the
+//! worker's executor.
 
 use std::path::PathBuf;
 

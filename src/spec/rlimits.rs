@@ -1,7 +1,7 @@
 //! Resource limits: checked, and taken out of the process.
 //!
-//! libcontainer sets them in its own half-made process, which a low RLIMIT_NOFILE then breaks; the worker's executor sets
-//! them last.
+//! libcontainer sets them in its own half-made process, which a low RLIMIT_NOFILE then breaks; the worker's
+//! executor sets them last.
 
 use oci_spec::runtime::{PosixRlimit, Process};
 

@@ -1,7 +1,7 @@
 //! The seccomp filter: checked, and taken out of the spec.
 //!
-//! libcontainer loads it for a container's first process only, not for a further one, and builds it anew each time. The
-//! worker's executor loads it for both.
+//! libcontainer loads it for a container's first process only, not for a further one, and builds it anew each
+//! time. The worker's executor loads it for both.
 
 use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction as Action};
 

@@ -1,9 +1,9 @@
 //! Which sysctls a container may set, and who writes them.
 //!
 //! `net.*` belongs to the network namespace: the agent writes it in the sandbox's, and libcontainer in the
-//! container's own where there is one. The IPC names and `kernel.domainname` are written by libcontainer from inside
-//! the container (a shared namespace is changed for all who share it). Everything else would change the guest's kernel
-//! for all, and is refused, as runc does.
+//! container's own where there is one. The IPC names and `kernel.domainname` are written by libcontainer from
+//! inside the container (a shared namespace is changed for all who share it). Everything else would change
+//! the guest's kernel for all, and is refused, as runc does.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -35,7 +35,8 @@ pub struct Sysctl {
     pub value: String,
 }
 
-/// Takes the names out of `linux.sysctl` that the agent writes in the sandbox's network namespace; sorted by name.
+/// Takes the names out of `linux.sysctl` that the agent writes in the sandbox's network namespace; sorted by
+/// name.
 pub(super) fn split(linux: &mut Linux, own_network: bool) -> Result<Vec<Sysctl>, SpecError> {
     let mut kept = HashMap::new();
     let mut ours = Vec::new();
@@ -67,8 +68,9 @@ pub(super) fn split(linux: &mut Linux, own_network: bool) -> Result<Vec<Sysctl>,
     Ok(ours)
 }
 
-/// The parts of a name. The first separator, '.' or '/', is the separator; the other one stands for itself or, after a
-/// dot, for a dot, so that `net.ipv4.conf.eth0/100.mtu` and `net/ipv4/conf/eth0.100/mtu` are one (sysctl(8)).
+/// The parts of a name. The first separator, '.' or '/', is the separator; the other one stands for itself
+/// or, after a dot, for a dot, so that `net.ipv4.conf.eth0/100.mtu` and `net/ipv4/conf/eth0.100/mtu` are one
+/// (sysctl(8)).
 fn parts(name: &str) -> Result<Vec<String>, SpecError> {
     let slashes = name.chars().find(|c| matches!(c, '.' | '/')) == Some('/');
     let parts: Vec<String> = if slashes {

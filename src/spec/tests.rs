@@ -105,7 +105,8 @@ fn preparing_what_was_prepared_changes_nothing() {
     facts.shared = SharedNamespaces::default();
     let once = run(pod_container(), &facts).unwrap().spec;
     let mut twice = prepare(once.clone(), &facts).unwrap().spec;
-    // The rules are wrapped again: the same meaning, a longer list. And no filter is left that would need capabilities.
+    // The rules are wrapped again: the same meaning, a longer list. And no filter is left that would need
+    // capabilities.
     let rules = once.linux().as_ref().unwrap().resources().clone();
     twice.linux_mut().as_mut().unwrap().set_resources(rules);
     assert_eq!(serde_json::to_value(twice).unwrap(), serde_json::to_value(once).unwrap());
