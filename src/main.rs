@@ -7,13 +7,15 @@ use std::convert::Infallible;
 use std::process::exit;
 
 use nakai::config::{Command, help, parse_args};
+use nakai::guest::boot::Mode;
 use nakai::guest::{power, root};
 use nakai::observe::console;
 use nakai::server;
 use nakai::supervisor::{Ended, ExitStatus, Supervisor};
 
 fn main() {
-    let is_init = std::process::id() == 1;
+    let mode = Mode::of_this_process();
+    let is_init = mode == Mode::Init;
     let overrides = match parse_args(std::env::args().skip(1), is_init) {
         Ok(Command::Run(overrides)) => overrides,
         Ok(Command::Help) => leave(&help()),
@@ -26,7 +28,7 @@ fn main() {
     if let Err(error) = prepare(is_init) {
         fail(is_init, &error);
     }
-    let server = |channel| -> Infallible { server::run(channel, &overrides, is_init) };
+    let server = |channel| -> Infallible { server::run(channel, &overrides, mode) };
     match Supervisor::start(server).and_then(|supervisor| supervisor.run()) {
         Ok(Ended::ShutDown) if is_init => power::power_off(),
         Ok(Ended::ShutDown) => exit(0),
@@ -56,7 +58,7 @@ fn server_ended(is_init: bool, status: ExitStatus) -> ! {
 
 fn fail(is_init: bool, error: &dyn std::fmt::Display) -> ! {
     if is_init {
-        power::boot_failed(&error.to_string())
+        power::boot_failed(error)
     }
     console::say(format_args!("{error}"));
     exit(1)

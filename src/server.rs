@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use crate::cgroup::Hierarchy;
 use crate::config::{Config, Overrides, Sources};
 use crate::device::Devices;
-use crate::guest::boot;
+use crate::guest::boot::{self, Mode};
 use crate::guest::modules::Modules;
 use crate::observe::{console, log};
 use crate::rpc::{Agent, ServeError, Server};
@@ -59,8 +59,8 @@ fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
 }
 
 /// Runs the server with its end of the supervisor's channel; never comes back.
-pub fn run(channel: Channel, overrides: &Overrides, is_init: bool) -> Infallible {
-    match start(channel, overrides, is_init) {
+pub fn run(channel: Channel, overrides: &Overrides, mode: Mode) -> Infallible {
+    match start(channel, overrides, mode) {
         Ok(()) => exit(0),
         Err(error) => {
             console::say(format_args!("boot failed: {error}"));
@@ -74,8 +74,8 @@ pub fn version() -> String {
     format!("nakai {} (protocol 0.0.1)", env!("CARGO_PKG_VERSION"))
 }
 
-fn start(channel: Channel, overrides: &Overrides, is_init: bool) -> Result<(), StartError> {
-    let kernel = is_init.then(|| std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+fn start(channel: Channel, overrides: &Overrides, mode: Mode) -> Result<(), StartError> {
+    let kernel = (mode == Mode::Init).then(|| std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     let env: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
@@ -94,25 +94,25 @@ fn start(channel: Channel, overrides: &Overrides, is_init: bool) -> Result<(), S
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .map_err(io_error("start the runtime"))?;
-    let result = runtime.block_on(serve(channel, config, is_init, logger));
+    let result = runtime.block_on(serve(channel, config, mode, logger));
     runtime.shutdown_background();
     log.flush(LAST_WORDS);
     result
 }
 
-async fn serve(channel: Channel, config: Arc<Config>, is_init: bool, logger: Logger) -> Result<(), StartError> {
+async fn serve(channel: Channel, config: Arc<Config>, mode: Mode, logger: Logger) -> Result<(), StartError> {
     let boot_logger = logger.new(o!("subsystem" => "boot"));
     let launcher = Launcher::start(channel, logger.new(o!("subsystem" => "supervisor")))
         .map_err(io_error("watch the supervisor's channel"))?;
-    boot::before_listen(&config, is_init, &boot_logger)?;
+    boot::before_listen(mode, &config, &boot_logger)?;
     let (booted, sandbox) = watch::channel(None);
     let destroyed = Arc::new(Notify::new());
     let agent = Agent::new(sandbox, destroyed.clone(), logger.new(o!("subsystem" => "rpc")));
     let server = Server::start(&config.server_addr, agent).await?;
-    console::say(format_args!("serving on {}", config.server_addr));
+    boot::announce(&config.server_addr);
     info!(logger, "serving"; "address" => %config.server_addr, "version" => env!("CARGO_PKG_VERSION"));
 
-    let environment = finish_boot(config, is_init, launcher.clone(), logger.clone(), boot_logger).await?;
+    let environment = finish_boot(config, mode, launcher.clone(), logger.clone(), boot_logger).await?;
     booted.send_replace(Some(Sandbox::new(environment)));
     destroyed.notified().await;
     server.stop().await;
@@ -123,13 +123,13 @@ async fn serve(channel: Channel, config: Arc<Config>, is_init: bool, logger: Log
 /// The rest of the boot, beside the first calls.
 async fn finish_boot(
     config: Arc<Config>,
-    is_init: bool,
+    mode: Mode,
     launcher: Launcher,
     logger: Logger,
     boot_logger: Logger,
 ) -> Result<Environment, StartError> {
     let guest_config = config.clone();
-    tokio::task::spawn_blocking(move || boot::after_listen(&guest_config, is_init, &boot_logger))
+    tokio::task::spawn_blocking(move || boot::after_listen(mode, &guest_config, &boot_logger))
         .await
         .map_err(|_| StartError::Task)??;
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(io_error("read the mounts"))?;

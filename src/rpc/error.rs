@@ -46,7 +46,7 @@ pub enum RpcError {
     Sandbox(#[from] SandboxError),
     /// The guest could not be asked.
     #[error(transparent)]
-    Details(#[from] crate::guest::details::DetailsError),
+    Details(#[from] crate::guest::details::HardwareError),
     /// The guest has not come up.
     #[error("the guest has not booted completely: see its console")]
     BootFailed,
@@ -106,6 +106,10 @@ fn sandbox_code(error: &SandboxError) -> Code {
         | E::TaskEnded(_) => Code::INTERNAL,
     }
 }
+
+fn device_code(_: &DeviceError) -> Code { Code::INTERNAL }
+fn storage_code(_: &StorageError) -> Code { Code::INTERNAL }
+fn cgroup_code(_: &CgroupError) -> Code { Code::INTERNAL }
 
 fn stdio_code(error: &StdioError) -> Code {
     match error {

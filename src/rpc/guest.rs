@@ -3,19 +3,20 @@
 use nakai_protocols::agent::{AgentDetails, GuestDetailsRequest, GuestDetailsResponse};
 
 use super::{Answer, RpcError};
-use crate::guest::details;
+use crate::guest::details::Hardware;
 
 pub(super) async fn details(request: GuestDetailsRequest) -> Answer<GuestDetailsResponse> {
     tokio::task::spawn_blocking(move || gather(&request)).await.map_err(|_| RpcError::Task("asking the guest"))?
 }
 
 fn gather(request: &GuestDetailsRequest) -> Answer<GuestDetailsResponse> {
+    let hardware = Hardware::default();
     let mut response = GuestDetailsResponse::new();
     if request.mem_block_size {
-        response.mem_block_size_bytes = details::memory_block_size()?;
+        response.mem_block_size_bytes = hardware.memory_block_size()?;
     }
     if request.mem_hotplug_probe {
-        response.support_mem_hotplug_probe = details::memory_hotplug_probe();
+        response.support_mem_hotplug_probe = hardware.has_memory_probe();
     }
     let mut agent = AgentDetails::new();
     agent.version = env!("CARGO_PKG_VERSION").to_owned();

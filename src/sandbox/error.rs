@@ -115,7 +115,7 @@ pub enum SandboxError {
     Dns(#[from] super::dns::DnsError),
     /// The guest could not be asked about itself.
     #[error(transparent)]
-    Guest(#[from] crate::guest::details::DetailsError),
+    Guest(#[from] crate::guest::details::HardwareError),
     /// A kernel module could not be loaded.
     #[error(transparent)]
     Module(#[from] crate::guest::modules::ModuleError),

@@ -10,7 +10,7 @@ use super::Environment;
 use super::error::SandboxError;
 use crate::cgroup::Hierarchy;
 use crate::device::{DeviceKind as FoundKind, FoundDevice};
-use crate::guest::details;
+use crate::guest::details::Hardware;
 use crate::ids::ContainerId;
 use crate::spec::{CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, SharedNamespaces};
 
@@ -23,8 +23,9 @@ pub(super) fn gather(
     devices: Vec<FoundDevice>,
     hooks: Option<Hooks>,
 ) -> Result<Facts, SandboxError> {
-    let online_cpus = cpu_set("online CPUs", &details::online_cpus()?)?;
-    let online_mems = match details::online_memory_nodes()? {
+    let hardware = Hardware::default();
+    let online_cpus = cpu_set("online CPUs", &hardware.online_cpus()?)?;
+    let online_mems = match hardware.online_memory_nodes()? {
         Some(text) => Some(cpu_set("online memory nodes", &text)?),
         None => None,
     };

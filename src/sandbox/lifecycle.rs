@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use nix::mount::{MntFlags, umount2};
-use slog::{Logger, info, o, warn};
+use slog::{info, o, warn};
 
 use super::create::blocking;
 use super::error::SandboxError;
@@ -118,7 +118,7 @@ async fn steps(
         let handle = environment.storages.attach(storage, None).await?;
         undo.push(name, || async move { handle.release().await.map_err(|error| error.to_string()) });
     }
-    set_dns(environment, request.dns, undo, &environment.logger).await?;
+    set_dns(environment, request.dns, undo).await?;
     Ok(Running { hooks, ..running })
 }
 
@@ -175,19 +175,12 @@ fn unpin(path: &Path) -> Result<(), String> {
     std::fs::remove_file(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-async fn set_dns(
-    environment: &Environment,
-    lines: Vec<String>,
-    undo: &mut Undo,
-    logger: &Logger,
-) -> Result<(), SandboxError> {
-    if lines.is_empty() {
-        return Ok(());
-    }
-    let (kata_dir, logger) = (environment.config.kata_dir.clone(), logger.clone());
-    let handle = blocking(move || Ok(dns::set(&kata_dir, &lines, &logger)?)).await?;
-    if let Some(handle) = handle {
-        undo.push_blocking("take the name servers back", move || handle.undo().map_err(|error| error.to_string()));
+async fn set_dns(environment: &Environment, lines: Vec<String>, undo: &mut Undo) -> Result<(), SandboxError> {
+    let kata_dir = environment.config.kata_dir.clone();
+    let target = Path::new(dns::RESOLV_CONF);
+    let set = blocking(move || Ok(dns::apply(&lines, &kata_dir, target)?)).await?;
+    if let Some(set) = set {
+        undo.push_blocking("take the name servers back", move || set.close().map_err(|error| error.to_string()));
     }
     Ok(())
 }

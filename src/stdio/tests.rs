@@ -33,7 +33,7 @@ fn terminal() -> (File, Streams) {
     (File::from(pty.slave), Streams::terminal(pty.master).unwrap())
 }
 
-async fn read_to_end(stream: &OutputStream, len: u32, exited: &watch::Receiver<bool>) -> Vec<u8> {
+async fn read_to_end(stream: &OutputStream, len: u32, exited: &watch::Receiver<Option<()>>) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
         match stream.read(len, exited, QUIET).await.unwrap() {
@@ -81,7 +81,7 @@ proptest! {
             }
         });
         let got = block_on(async {
-            let (_exit, exited) = watch::channel(false);
+            let (_exit, exited) = watch::channel(None::<()>);
             let mut got = Vec::new();
             let mut turns = reads.iter().cycle().zip(cancels.iter().cycle());
             loop {
@@ -112,7 +112,7 @@ async fn output_waits_for_a_late_reader_and_the_end_is_final() {
     let (_, mut stdout, streams) = process();
     stdout.write_all(b"last words").unwrap();
     drop(stdout);
-    let (_exit, exited) = watch::channel(true);
+    let (_exit, exited) = watch::channel(Some(()));
     assert_eq!(streams.stdout.read(100, &exited, QUIET).await.unwrap(), b"last words");
     for _ in 0..3 {
         assert_eq!(streams.stdout.read(100, &exited, QUIET).await.unwrap(), b"");
@@ -126,7 +126,7 @@ async fn concurrent_readers_share_the_bytes_and_both_see_the_end() {
     let sent = numbered(1_000_000);
     let expected = sent.clone();
     let writer = thread::spawn(move || sent.chunks(4096).for_each(|chunk| stdout.write_all(chunk).unwrap()));
-    let (_exit, exited) = watch::channel(false);
+    let (_exit, exited) = watch::channel(None::<()>);
     let (one, other) = tokio::join!(
         read_to_end(&streams.stdout, 1000, &exited),
         read_to_end(&streams.stdout, 3000, &exited)
@@ -144,11 +144,11 @@ async fn concurrent_readers_share_the_bytes_and_both_see_the_end() {
 #[tokio::test]
 async fn a_silent_holder_ends_the_stream_only_after_the_exit() {
     let (_, mut background, streams) = process();
-    let (exit, exited) = watch::channel(false);
+    let (exit, exited) = watch::channel(None::<()>);
     let waiting = tokio::time::timeout(QUIET * 3, streams.stdout.read(10, &exited, QUIET));
     assert!(waiting.await.is_err(), "ended although the process lives");
 
-    exit.send(true).unwrap();
+    exit.send(Some(())).unwrap();
     background.write_all(b"still here").unwrap();
     assert_eq!(read_to_end(&streams.stdout, 4, &exited).await, b"still here");
 
@@ -160,11 +160,11 @@ async fn a_silent_holder_ends_the_stream_only_after_the_exit() {
 async fn a_waiting_read_learns_of_the_exit_or_of_its_teller_going_away() {
     for tell in [true, false] {
         let (_stdin, _holder, streams) = process();
-        let (exit, exited) = watch::channel(false);
+        let (exit, exited) = watch::channel(None::<()>);
         let mut read = pin!(streams.stdout.read(10, &exited, QUIET));
         assert!(poll_times(&mut read, 3).await.is_none());
         if tell {
-            exit.send(true).unwrap();
+            exit.send(Some(())).unwrap();
         }
         drop(exit);
         assert_eq!(read.await.unwrap(), b"");
@@ -174,7 +174,7 @@ async fn a_waiting_read_learns_of_the_exit_or_of_its_teller_going_away() {
 #[tokio::test]
 async fn the_length_asked_for_is_a_limit_and_no_allocation() {
     let (_, mut stdout, streams) = process();
-    let (_exit, exited) = watch::channel(false);
+    let (_exit, exited) = watch::channel(None::<()>);
     stdout.write_all(b"0123456789").unwrap();
     let zero = streams.stdout.read(0, &exited, QUIET).await;
     assert!(matches!(zero, Err(StdioError::ZeroLength)), "{zero:?}");
@@ -187,7 +187,7 @@ async fn the_length_asked_for_is_a_limit_and_no_allocation() {
 #[tokio::test]
 async fn a_big_reader_gets_a_big_pipe_and_one_big_answer() {
     let (_, mut stdout, streams) = process();
-    let (_exit, exited) = watch::channel(false);
+    let (_exit, exited) = watch::channel(None::<()>);
     stdout.write_all(b"x").unwrap();
     assert_eq!(streams.stdout.read(1 << 20, &exited, QUIET).await.unwrap(), b"x");
     let size = fcntl(&stdout, FcntlArg::F_GETPIPE_SZ).unwrap();
@@ -215,11 +215,11 @@ fn pipes_take_a_size_hint_and_only_the_servers_ends_do_not_block() {
 #[tokio::test]
 async fn a_terminal_ends_when_the_process_has_exited_and_all_was_read() {
     let (mut slave, streams) = terminal();
-    let (exit, exited) = watch::channel(false);
+    let (exit, exited) = watch::channel(None::<()>);
     slave.write_all(b"bye").unwrap();
     drop(slave);
     assert_eq!(streams.stdout.read(10, &exited, QUIET).await.unwrap(), b"bye");
-    exit.send(true).unwrap();
+    exit.send(Some(())).unwrap();
     assert_eq!(streams.stdout.read(10, &exited, QUIET).await.unwrap(), b"");
     assert_eq!(streams.stderr.read(10, &exited, QUIET).await.unwrap(), b"");
 }
@@ -228,7 +228,7 @@ async fn a_terminal_ends_when_the_process_has_exited_and_all_was_read() {
 async fn a_terminal_that_is_closed_and_reopened_goes_on() {
     let (slave, streams) = terminal();
     let path = nix::unistd::ttyname(&slave).unwrap();
-    let (exit, exited) = watch::channel(false);
+    let (exit, exited) = watch::channel(None::<()>);
     let mut read = pin!(streams.stdout.read(10, &exited, QUIET));
     assert!(poll_times(&mut read, 3).await.is_none());
     drop(slave);
@@ -242,7 +242,7 @@ async fn a_terminal_that_is_closed_and_reopened_goes_on() {
     slave.write_all(b"again").unwrap();
     assert_eq!(read.await.unwrap(), b"again");
     drop(slave);
-    exit.send(true).unwrap();
+    exit.send(Some(())).unwrap();
     assert_eq!(streams.stdout.read(10, &exited, QUIET).await.unwrap(), b"");
 }
 
@@ -270,7 +270,7 @@ async fn a_terminal_passes_more_than_it_holds_both_ways() {
             got += n;
         }
     });
-    let (exit, exited) = watch::channel(false);
+    let (exit, exited) = watch::channel(None::<()>);
     let read = async {
         let mut got = Vec::new();
         while got.len() < expected.len() {
@@ -282,7 +282,7 @@ async fn a_terminal_passes_more_than_it_holds_both_ways() {
     assert_eq!(written.unwrap(), 300_000);
     assert!(got == expected);
     echo.join().unwrap();
-    exit.send(true).unwrap();
+    exit.send(Some(())).unwrap();
     assert_eq!(streams.stdout.read(10, &exited, QUIET).await.unwrap(), b"");
 }
 
@@ -352,7 +352,7 @@ async fn a_process_that_reads_no_more_is_a_typed_error() {
 #[tokio::test]
 async fn a_stuck_write_does_not_hold_up_a_read_and_ends_when_abandoned() {
     let (mut stdin, mut stdout, streams) = process();
-    let (_exit, exited) = watch::channel(false);
+    let (_exit, exited) = watch::channel(None::<()>);
     assert!(poll_times(streams.stdin.write(vec![7; 200_000]), 5).await.is_none());
     stdout.write_all(b"alive").unwrap();
     assert_eq!(streams.stdout.read(10, &exited, QUIET).await.unwrap(), b"alive");
@@ -382,7 +382,7 @@ async fn a_terminal_nobody_reads_lets_its_writer_go_when_abandoned() {
 #[tokio::test]
 async fn another_server_takes_over_without_loss() {
     let (mut stdin, mut stdout, first) = process();
-    let (_exit, exited) = watch::channel(false);
+    let (_exit, exited) = watch::channel(None::<()>);
     first.stdin.write(b"one,".to_vec()).await.unwrap();
     stdout.write_all(b"abcdef").unwrap();
     assert_eq!(first.stdout.read(3, &exited, QUIET).await.unwrap(), b"abc");

@@ -71,7 +71,8 @@ impl Supervisor {
                 drop(ours);
                 let unblocked = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&mask), None);
                 unblocked.map_err(SupervisorError::Signals)?;
-                match server(theirs) {}
+                let never = server(theirs);
+                match never {}
             }
             Forked::Parent(pid) => {
                 drop(theirs);

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::AccessFlags;
-use oci_spec::runtime::{PosixRlimit, Process, Spec};
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, PosixRlimit, Process, Spec};
 
 use super::job::{Failure, FailureKind};
 use super::{limits, passwd, report, sys};
@@ -100,7 +100,7 @@ impl ContainerExecutor {
             set_limit(limit)?;
         }
         if let Some(profile) = &self.late.seccomp {
-            libcontainer::seccomp::initialize_seccomp(profile)
+            libcontainer::seccomp::initialize_seccomp(&mend_masked_comparisons(profile))
                 .map_err(|error| invalid(format!("load the seccomp filter: {}", super::chain(&error))))?;
         }
         if let Some(capabilities) = &self.late.capabilities {
@@ -142,6 +142,30 @@ impl Executor for ContainerExecutor {
         // The process's own environment is never used: execve gets the ordered list of the specification.
         Ok(())
     }
+}
+
+/// libcontainer 0.7 takes the mask of `SCMP_CMP_MASKED_EQ` for the value and the value for the mask, which turns
+/// docker's rule against new namespaces into one that always matches. Given the other way round, it is right.
+fn mend_masked_comparisons(profile: &LinuxSeccomp) -> LinuxSeccomp {
+    let mut profile = profile.clone();
+    let mut syscalls = profile.syscalls().clone().unwrap_or_default();
+    for call in &mut syscalls {
+        if let Some(args) = call.args() {
+            let mended = args.iter().map(mend_masked_comparison).collect();
+            call.set_args(Some(mended));
+        }
+    }
+    profile.set_syscalls(Some(syscalls));
+    profile
+}
+
+fn mend_masked_comparison(arg: &LinuxSeccompArg) -> LinuxSeccompArg {
+    if arg.op() != LinuxSeccompOperator::ScmpCmpMaskedEq {
+        return *arg;
+    }
+    let builder = LinuxSeccompArgBuilder::default().index(arg.index()).op(arg.op());
+    let swapped = builder.value(arg.value_two().unwrap_or(0)).value_two(arg.value()).build();
+    swapped.unwrap_or(*arg)
 }
 
 fn invalid(message: String) -> Failure {
