@@ -29,8 +29,8 @@ pub struct Overrides {
 
 /// Reads the arguments, without the program's name.
 ///
-/// With `lenient`, unknown arguments are kept for a warning: the kernel hands to PID 1 whatever stands on its own
-/// command line that nothing else took.
+/// With `lenient`, unknown arguments are kept for a warning: the kernel hands to PID 1 whatever stands on its
+/// own command line that nothing else took.
 ///
 /// # Errors
 ///

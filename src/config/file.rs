@@ -7,7 +7,8 @@ use toml::Value;
 use super::table::{self, OPTIONS};
 use super::{Config, ConfigError, ReadFile, Source, Warning};
 
-/// Reads the file and applies it. Keys that are not known are warnings; everything else that is wrong is an error.
+/// Reads the file and applies it. Keys that are not known are warnings; everything else that is wrong is an
+/// error.
 pub(super) fn apply(
     path: &Path,
     read: ReadFile<'_>,

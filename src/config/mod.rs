@@ -1,6 +1,6 @@
 //! What the operator can set, and where it is read from.
 //!
-//! One [table](table::OPTIONS) holds every option: its name in each source, its parser, its default and a
+//! One table (`table.rs`) holds every option: its name in each source, its parser, its default and a
 //! line about it. The defaults, the `--help` text and `docs/configuration.md` are made from that table, so
 //! they can't disagree with what the agent does.
 //!
@@ -14,8 +14,9 @@
 //! 5. the command line.
 //!
 //! Failure behaviour: what the operator asked for by hand (command line, `--config` file) is refused with an
-//! error when it is wrong. What reaches a booting guest from afar (kernel parameters, environment, a file that a
-//! kernel parameter names) only yields a [`Warning`], and the value before it stays: a typo must not cost a VM.
+//! error when it is wrong. What reaches a booting guest from afar (kernel parameters, environment, a file
+//! that a kernel parameter names) only yields a [`Warning`], and the value before it stays: a typo must not
+//! cost a VM.
 //!
 //! Nothing here does I/O or keeps state: [`Sources`] brings the texts and the function that reads the file.
 
@@ -85,7 +86,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where bundles, shared directories and sandbox files live: the places that shims know.
     pub kata_dir: PathBuf,
-    /// How long the output of an ended process stays open with nothing to read, because another process holds it.
+    /// How long the output of an ended process stays open with nothing to read, because another process holds
+    /// it.
     pub stream_quiet_time: Duration,
 }
 

@@ -1,4 +1,5 @@
-//! From an option's text to its value. Each parser says what it expected, for the person who reads the message.
+//! From an option's text to its value. Each parser says what it expected, for the person who reads the
+//! message.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The table of options: the one place that knows their names, parsers, defaults and meanings.
 //!
-//! Invariant: every default is taken by its own parser (a unit test walks the table), so [`defaults`] can't leave
-//! a field at its placeholder.
+//! Invariant: every default is taken by its own parser (a unit test walks the table), so [`defaults`] can't
+//! leave a field at its placeholder.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! Paths that somebody else chose, resolved beneath a root.
 //!
-//! A share of the host or a container's root file system can hold a symbolic link at any place and any time. So such a path
-//! is never handed to the kernel as text: it is opened with openat2(2), which resolves links as if the root were `/`
-//! (`RESOLVE_IN_ROOT`) and follows no magic link, and what follows works on the descriptor.
+//! A share of the host or a container's root file system can hold a symbolic link at any place and any time.
+//! So such a path is never handed to the kernel as text: it is opened with openat2(2), which resolves links
+//! as if the root were `/` (`RESOLVE_IN_ROOT`) and follows no magic link, and what follows works on the
+//! descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -132,8 +133,8 @@ impl Root {
         let mut parent = stand(&so_far).map_err(|errno| self.step("open", &so_far, errno))?;
         for name in relative {
             so_far.push(name);
-            // Opened from the root each time: a link in `so_far` is resolved within it. Somebody else may make the
-            // directory first; a dangling link stays an error.
+            // Opened from the root each time: a link in `so_far` is resolved within it. Somebody else may
+            // make the directory first; a dangling link stays an error.
             parent = match stand(&so_far) {
                 Err(Errno::ENOENT) => match mkdirat(&parent, name, Mode::from_bits_truncate(mode & 0o7777)) {
                     Ok(()) | Err(Errno::EEXIST) => stand(&so_far),
@@ -190,8 +191,8 @@ pub fn create_file_beneath(root: &Path, relative: &Path, mode: u32) -> Result<Ow
     Root::open(root)?.create_file(relative, mode)
 }
 
-/// A path by which system calls that take no descriptor (mount(2)) reach exactly what `fd` stands on. `/proc` must be
-/// mounted. Valid as long as `fd` is open.
+/// A path by which system calls that take no descriptor (mount(2)) reach exactly what `fd` stands on. `/proc`
+/// must be mounted. Valid as long as `fd` is open.
 pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

@@ -8,8 +8,8 @@
 //!                            loopback, hostname
 //! ```
 //!
-//! Each step is timed and logged. A step without which no container can run ends the boot; what only some containers
-//! miss (loopback, hostname, open files) is logged as an error, and the guest serves.
+//! Each step is timed and logged. A step without which no container can run ends the boot; what only some
+//! containers miss (loopback, hostname, open files) is logged as an error, and the guest serves.
 //!
 //! All of this blocks, a few milliseconds in all but for modules under emulation. Not on an async thread.
 
@@ -66,7 +66,8 @@ pub fn before_listen(mode: Mode, config: &Config, logger: &Logger) -> Result<(),
     Ok(())
 }
 
-/// Tells whoever watches the console that the agent serves. The line is exactly `nakai: serving on <address>`.
+/// Tells whoever watches the console that the agent serves, exactly:
+/// `nakai: serving on <address>`.
 pub fn announce(address: &ServerAddress) {
     console::say(format_args!("serving on {address}"));
 }

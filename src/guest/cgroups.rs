@@ -1,11 +1,11 @@
 //! The cgroup file systems of a guest whose first process we are.
 //!
 //! v2: the unified hierarchy, with every controller it has handed down from its root.
-//! v1: a tmpfs with one hierarchy for each controller. One each, because a container's cgroup namespace can't mount
-//! two controllers together.
+//! v1: a tmpfs with one hierarchy for each controller. One each, because a container's cgroup namespace can't
+//! mount two controllers together.
 //!
-//! A controller that the kernel lacks, or will not hand out, is reported and left out: containers that need it are
-//! refused later, by name.
+//! A controller that the kernel lacks, or will not hand out, is reported and left out: containers that need
+//! it are refused later, by name.
 
 use std::fs;
 use std::io;
@@ -79,8 +79,8 @@ fn options(flags: MsFlags, data: &str) -> MountOptions {
     MountOptions { flags, data: data.to_owned(), ..MountOptions::default() }
 }
 
-/// Hands every controller down to the children of the root, one by one, so that one that refuses (cpu, while there are
-/// real-time processes) takes no other with it.
+/// Hands every controller down to the children of the root, one by one, so that one that refuses (cpu, while
+/// there are real-time processes) takes no other with it.
 fn enable_controllers(root: &Path) -> Result<Vec<Missing>, CgroupError> {
     let path = root.join("cgroup.controllers");
     let found =
@@ -129,7 +129,8 @@ fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
     fs::write(path, text).map_err(|source| CgroupError::File { step: "write", path: path.to_owned(), source })
 }
 
-/// The controllers that `/proc/cgroups` shows as enabled: name, hierarchy, number of cgroups, enabled (cgroups(7)).
+/// The controllers that `/proc/cgroups` shows as enabled: name, hierarchy, number of cgroups, enabled
+/// (cgroups(7)).
 fn enabled_controllers(table: &str) -> Vec<&str> {
     let rows = table.lines().filter(|line| !line.starts_with('#'));
     rows.filter_map(|row| match row.split_whitespace().collect::<Vec<_>>().as_slice() {

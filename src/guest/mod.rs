@@ -1,14 +1,14 @@
 //! The VM as a place to live: what the agent does to its guest's kernel and file system, sandboxes apart.
 //!
-//! - [`root`] and [`power`]: the first and the last thing of PID 1, for the supervisor: no threads, no logger;
+//! - [`root`] and [`power`]: the first and the last thing of PID 1, for the supervisor (no threads, no logger);
 //! - [`boot`]: the rest of the boot, in the server, as timed steps;
 //! - [`mount`], [`mountinfo`], [`beneath`]: the one place where mounts are made, listed, and given a target;
 //! - [`modules`]: kernel modules, loaded without a helper program;
 //! - [`details`]: what the host asks about the guest's hardware;
 //! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`]: one step each.
 //!
-//! Lowest floor: imports nothing of the crate but `config` and `observe`. Everything here blocks for the time of a
-//! few system calls; async code calls it by `spawn_blocking`.
+//! Lowest floor: imports nothing of the crate but `config` and `observe`. Everything here blocks for the time
+//! of a few system calls; async code calls it by `spawn_blocking`.
 
 pub mod beneath;
 pub mod boot;

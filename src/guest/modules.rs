@@ -1,11 +1,11 @@
 //! Kernel modules, loaded by finit_module(2) with what they depend on: a guest image needs no modprobe.
 //!
-//! What depends on what stands in `modules.dep`, which depmod(8) made when the image was built. It is read for each load
-//! rather than kept: loads are few, and on a full distribution's image the file is large.
+//! What depends on what stands in `modules.dep`, which depmod(8) made when the image was built. It is read
+//! for each load rather than kept: loads are few, and on a full distribution's image the file is large.
 //!
-//! Invariants: a name is a single path component (it may come from the host), and only files that `modules.dep` lists
-//! are loaded. One load at a time, so that two callers who need the same module both find it ready when their call is
-//! over. Built in, loaded before, or loaded meanwhile by somebody else: all fine.
+//! Invariants: a name is a single path component (it may come from the host), and only files that
+//! `modules.dep` lists are loaded. One load at a time, so that two callers who need the same module both find
+//! it ready when their call is over. Built in, loaded before, or loaded meanwhile by somebody else: all fine.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -120,8 +120,8 @@ impl Modules {
 
     /// Loads `name` with `params` (each `key=value` or `key`), after what it depends on.
     ///
-    /// A module that is there already keeps the parameters it has. `-` and `_` in names are the same. An alias of the
-    /// module does as well, if it has no wildcards.
+    /// A module that is there already keeps the parameters it has. `-` and `_` in names are the same. An
+    /// alias of the module does as well, if it has no wildcards.
     ///
     /// # Errors
     ///
@@ -144,8 +144,8 @@ impl Modules {
         Ok(())
     }
 
-    /// Makes sure that the kernel knows the file system `fstype`, if need be by loading the module of that name or
-    /// alias.
+    /// Makes sure that the kernel knows the file system `fstype`, if need be by loading the module of that
+    /// name or alias.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! `/proc/self/mountinfo`, parsed (proc_pid_mountinfo(5)).
 //!
-//! Total: a line that does not have the documented form is left out, and nothing panics. Blanks in paths, which the
-//! kernel writes as octal escapes, are decoded.
+//! Total: a line that does not have the documented form is left out, and nothing panics. Blanks in paths,
+//! which the kernel writes as octal escapes, are decoded.
 
 use std::ffi::OsString;
 use std::io;

@@ -9,13 +9,14 @@ use crate::observe::console;
 
 /// Writes what is not yet written to disks, and powers the virtual machine off.
 ///
-/// Only PID 1 does that. Any other process just ends: on a developer's host the machine is not ours to switch off.
+/// Only PID 1 does that. Any other process just ends: on a developer's host the machine is not ours to switch
+/// off.
 pub fn power_off() -> ! {
     end(0)
 }
 
-/// Says on the console why the guest can't boot, and powers it off: a host that waits for the agent sees the machine
-/// end instead of a time-out. Any process but PID 1 just ends, with status 1.
+/// Says on the console why the guest can't boot, and powers it off: a host that waits for the agent sees the
+/// machine end instead of a time-out. Any process but PID 1 just ends, with status 1.
 pub fn boot_failed(reason: &dyn fmt::Display) -> ! {
     console::say(format_args!("boot failed: {reason}"));
     end(1)

@@ -1,8 +1,8 @@
 //! The number of files that this process may have open.
 //!
-//! A server holds a few descriptors for each process of each container; the kernel's default of 1024 would end
-//! at about two hundred. Children inherit the limit, so whoever raises it before a fork gives the children's programs
-//! their [`OpenFiles`] back.
+//! A server holds a few descriptors for each process of each container; the kernel's default of 1024 would
+//! end at about two hundred. Children inherit the limit, so whoever raises it before a fork gives the
+//! children's programs their [`OpenFiles`] back.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -66,7 +66,8 @@ impl OpenFiles {
     }
 }
 
-/// Raises the limit to what the kernel allows, or without privilege to what the process may; returns what it was.
+/// Raises the limit to what the kernel allows, or without privilege to what the process may; returns what it
+/// was.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
-//! The first thing PID 1 does: a root that containers can be made in, and the file systems every program expects.
+//! The first thing PID 1 does: a root that containers can be made in, and the file systems every program
+//! expects.
 //!
-//! Called by the supervisor, which has one thread and no logger, before anything is mounted. Safe to call when somebody
-//! mounted a part of it before. An error names the step; there is no way on then but
+//! Called by the supervisor, which has one thread and no logger, before anything is mounted. Safe to call
+//! when somebody mounted a part of it before. An error names the step; there is no way on then but
 //! [`boot_failed`](super::power::boot_failed).
 
 use std::fs;
@@ -77,9 +78,9 @@ pub fn prepare() -> Result<(), RootError> {
 
 /// Puts the root on a mount of its own.
 ///
-/// The initramfs lies on the kernel's first mount, which has no parent: pivot_root(2), by which a container gets
-/// its root, fails there. A bind mount of `/`, moved over `/`, has a parent; nothing is copied. On a disk's root
-/// nothing is done.
+/// The initramfs lies on the kernel's first mount, which has no parent: pivot_root(2), by which a container
+/// gets its root, fails there. A bind mount of `/`, moved over `/`, has a parent; nothing is copied. On a
+/// disk's root nothing is done.
 fn leave_initramfs() -> Result<(), RootError> {
     let kind = statfs("/").map_err(failed("statfs", "/"))?.filesystem_type();
     if kind != RAMFS_MAGIC && kind != TMPFS_MAGIC {
@@ -116,7 +117,8 @@ fn create_dir(path: &Path) -> Result<(), RootError> {
     made.map_err(|source| RootError { step: "create directory", path: path.to_owned(), source })
 }
 
-/// Whether something is mounted on a directory, told without `/proc`: it is on another device than its parent.
+/// Whether something is mounted on a directory, told without `/proc`: it is on another device than its
+/// parent.
 fn is_mounted(path: &Path) -> Result<bool, RootError> {
     let device = |path: &Path| {
         let found = fs::metadata(path).map(|metadata| metadata.dev());
@@ -125,8 +127,8 @@ fn is_mounted(path: &Path) -> Result<bool, RootError> {
     Ok(device(path)? != device(path.parent().unwrap_or(path))?)
 }
 
-/// Makes the links in `/dev`. What is there stays, but for `ptmx`: the node that devtmpfs has opens terminals of the
-/// first devpts, the link those of the one that is mounted.
+/// Makes the links in `/dev`. What is there stays, but for `ptmx`: the node that devtmpfs has opens terminals
+/// of the first devpts, the link those of the one that is mounted.
 fn make_links(dev: &Path) -> Result<(), RootError> {
     for (name, target) in LINKS {
         link(target, &dev.join(name))?;

@@ -1,7 +1,7 @@
 //! Plain lines on the console, for a person and for tests that watch a guest boot.
 //!
-//! One line is one write(2), with no buffer, lock or thread: the supervisor may use it at any time. A console that
-//! takes nothing now is not waited for; the line is lost then.
+//! One line is one write(2), with no buffer, lock or thread: the supervisor may use it at any time. A console
+//! that takes nothing now is not waited for; the line is lost then.
 
 #![expect(unsafe_code, reason = "ioctl(2) takes a pointer")]
 
@@ -37,8 +37,8 @@ mod ioctls {
 const DRAIN_STEP: u8 = 10;
 const DRAIN_STEPS: u8 = 100;
 
-/// As PID 1, waits until the console has sent what was written, for a second at most. A machine that is switched off
-/// takes unsent lines with it.
+/// As PID 1, waits until the console has sent what was written, for a second at most. A machine that is
+/// switched off takes unsent lines with it.
 pub fn drain() {
     let Some(console) = device() else { return };
     for _ in 0..DRAIN_STEPS {

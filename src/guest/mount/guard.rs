@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{MountError, unmount};
 
-/// Unmounts its target when dropped, lazily: so that a call that fails halfway leaves no mount behind, whoever uses it.
+/// Unmounts its target when dropped, lazily: so that a call that fails halfway leaves no mount behind,
+/// whoever uses it.
 #[derive(Debug)]
 #[must_use = "dropping the guard unmounts"]
 pub struct MountGuard {

@@ -1,9 +1,9 @@
 //! Mounts: the one place where mount options are parsed and where the server mounts and unmounts.
 //!
-//! mount(2) does one thing at a time; what callers ask for at once (a bind mount that is read-only and a slave) takes
-//! up to three calls. If a later one fails the mount is taken away again, so a failed mount leaves nothing behind.
-//! Errors name the source, the target, the type, the flags and the cause; never the file system's data, which may hold
-//! secrets.
+//! mount(2) does one thing at a time; what callers ask for at once (a bind mount that is read-only and a
+//! slave) takes up to three calls. If a later one fails the mount is taken away again, so a failed mount
+//! leaves nothing behind. Errors name the source, the target, the type, the flags and the cause; never the
+//! file system's data, which may hold secrets.
 //!
 //! Targets that somebody else chose go through [`mount_beneath`], which no symbolic link can lead astray.
 
@@ -127,8 +127,8 @@ impl<'a> Place<'a> {
 
 /// Mounts `origin` (a device, a tag, a directory to bind, or any word) on `target`, which exists.
 ///
-/// A bind mount keeps the flags that its source has, but for those that `options` set or clear by name. `fstype` is not
-/// looked at for bind mounts. `options` with `remount` change what is mounted on `target`.
+/// A bind mount keeps the flags that its source has, but for those that `options` set or clear by name.
+/// `fstype` is not looked at for bind mounts. `options` with `remount` change what is mounted on `target`.
 ///
 /// # Errors
 ///
@@ -154,7 +154,8 @@ pub fn mount_beneath(
 
 /// Unmounts what is mounted on `target` last. A symbolic link is not followed (in the last component).
 ///
-/// With `lazy` it leaves the tree at once and ends with its last user; else it fails with EBUSY if there is one.
+/// With `lazy` it leaves the tree at once and ends with its last user; else it fails with EBUSY if there is
+/// one.
 ///
 /// # Errors
 ///

@@ -92,7 +92,8 @@ pub enum OptionsError {
 pub struct MountOptions {
     /// The flags to set, `MS_BIND`, `MS_REC` and `MS_REMOUNT` among them.
     pub flags: MsFlags,
-    /// The flags that a word clears by name (`rw`, `exec`, ...). A bind mount keeps its source's flags but for these.
+    /// The flags that a word clears by name (`rw`, `exec`, ...). A bind mount keeps its source's flags but
+    /// for these.
     pub cleared: MsFlags,
     /// How the mount passes others on; set after the mount. Empty: as the kernel has it.
     pub propagation: MsFlags,

@@ -1,6 +1,7 @@
 //! One record as one line of JSON.
 //!
-//! Bounded: a value longer than [`MAX_VALUE`] is cut, because messages carry texts that the host or a container chose.
+//! Bounded: a value longer than [`MAX_VALUE`] is cut, because messages carry texts that the host or a
+//! container chose.
 
 use std::fmt::{self, Write as _};
 
@@ -26,7 +27,8 @@ impl Line {
     /// The line of a record, its end of line included.
     pub(super) fn of_record(record: &Record<'_>, values: &OwnedKVList) -> Vec<u8> {
         let mut line = Self::begin(record.level(), record.msg());
-        // Neither can fail: our serializer only fails if a value's own Display does, and then the value is cut.
+        // Neither can fail: our serializer only fails if a value's own Display does, and then the value is
+        // cut.
         let _ = record.kv().serialize(record, &mut line);
         let _ = values.serialize(record, &mut line);
         line.end()

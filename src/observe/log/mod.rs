@@ -1,16 +1,17 @@
 //! The log: JSON lines with the fields that shims know.
 //!
-//! A caller formats its line and puts it in a bounded queue; one thread writes the queue out. So a log call never
-//! waits for a console or for the host, whatever their speed. What doesn't fit is dropped, counted, and told about in a
-//! line of its own as soon as there is room.
+//! A caller formats its line and puts it in a bounded queue; one thread writes the queue out. So a log call
+//! never waits for a console or for the host, whatever their speed. What doesn't fit is dropped, counted, and
+//! told about in a line of its own as soon as there is room.
 //!
 //! Owns: the queue, the thread, the place that is written to. Starts a thread, so it belongs in the server,
 //! after the fork from the supervisor.
 //!
-//! Each line has `msg`, `level` (slog's short names: CRIT, ERRO, WARN, INFO, DEBG, TRCE), `ts` (RFC 3339, UTC,
-//! nanoseconds), `name`, `source`, `version`, `pid`, `subsystem`, and the key-value pairs of the call and of its
-//! logger. If a key is there twice, the one closest to the call counts; a pair that takes the name of one of the first
-//! seven gets an underscore at its end. `subsystem` is `agent` unless a logger says otherwise.
+//! Each line has `msg`, `level` (slog's short names: CRIT, ERRO, WARN, INFO, DEBG, TRCE), `ts` (RFC 3339,
+//! UTC, nanoseconds), `name`, `source`, `version`, `pid`, `subsystem`, and the key-value pairs of the call
+//! and of its logger. If a key is there twice, the one closest to the call counts; a pair that takes the name
+//! of one of the first seven gets an underscore at its end. `subsystem` is `agent` unless a logger says
+//! otherwise.
 
 mod line;
 mod output;

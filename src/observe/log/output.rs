@@ -1,5 +1,5 @@
-//! Where log lines are written to. Only the writing thread calls [`Output::write_lines`], which may block as long
-//! as the other side pleases.
+//! Where log lines are written to. Only the writing thread calls [`Output::write_lines`], which may block as
+//! long as the other side pleases.
 
 #![expect(unsafe_code, reason = "accept4(2) hands out a raw descriptor")]
 

@@ -1,7 +1,7 @@
 //! The bounded queue between those who log and the thread that writes.
 //!
-//! Lines lie end to end in one buffer. The writer takes the whole buffer and leaves an empty one, so the lock is
-//! held for the time of a copy and never during a write. Invariant: the buffer has whole lines and at most
+//! Lines lie end to end in one buffer. The writer takes the whole buffer and leaves an empty one, so the lock
+//! is held for the time of a copy and never during a write. Invariant: the buffer has whole lines and at most
 //! [`LIMIT`] bytes.
 
 use std::io;
