@@ -61,4 +61,3 @@ lint:
 
 clean:
 	cargo clean
-	rm -rf $(IMAGE)
