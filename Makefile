@@ -19,7 +19,7 @@ SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # The vhost-user vsock device that scripts/install-deps builds.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: build deps agent ctl rootfs image run debian test lint deny clean
+.PHONY: build deps agent ctl rootfs image run debian test lint clean
 
 build: agent ctl rootfs
 
@@ -51,14 +51,13 @@ test: deps
 	NAKAI_AGENT=$(AGENT) NAKAI_KERNEL=$(IMAGE)/vmlinuz NAKAI_INITRD=$(IMAGE)/initrd \
 		NAKAI_BUSYBOX_ROOT=$(IMAGE)/busybox cargo test --locked --workspace
 
-lint: deny
+lint:
 	cargo fmt --all --check
+	cargo fetch --locked --target x86_64-unknown-linux-gnu
+	cargo xtask deny
+	cargo xtask lines
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
-deny:
-	cargo xtask deny
-
 clean:
 	cargo clean
-	rm -rf $(IMAGE)
