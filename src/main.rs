@@ -3,7 +3,6 @@
 //! The process that starts is the supervisor. It prepares the root when it is PID 1, forks the server, and
 //! supervises until the server ends or the sandbox is gone; then the guest powers off, or the service exits.
 
-use std::convert::Infallible;
 use std::process::exit;
 
 use nakai::config::{Command, help, parse_args};
@@ -28,7 +27,7 @@ fn main() {
     if let Err(error) = prepare(is_init) {
         fail(is_init, &error);
     }
-    let server = |channel| -> Infallible { server::run(channel, &overrides, mode) };
+    let server = |channel| server::run(channel, &overrides, mode);
     match Supervisor::start(server).and_then(|supervisor| supervisor.run()) {
         Ok(Ended::ShutDown) if is_init => power::power_off(),
         Ok(Ended::ShutDown) => exit(0),

@@ -4,9 +4,7 @@
 //! modules, the socket (Health answers from here on), then the rest of the guest and the sandbox. A failure of
 //! any step ends the process with a line on the console; the supervisor then powers off, or exits.
 
-use std::convert::Infallible;
 use std::io;
-use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,13 +56,14 @@ fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Io { step, source }
 }
 
-/// Runs the server with its end of the supervisor's channel; never comes back.
-pub fn run(channel: Channel, overrides: &Overrides, mode: Mode) -> Infallible {
+/// Runs the server with its end of the supervisor's channel until the sandbox has been destroyed; returns the
+/// exit code of the process.
+pub fn run(channel: Channel, overrides: &Overrides, mode: Mode) -> i32 {
     match start(channel, overrides, mode) {
-        Ok(()) => exit(0),
+        Ok(()) => 0,
         Err(error) => {
             console::say(format_args!("boot failed: {error}"));
-            exit(1)
+            1
         }
     }
 }
@@ -136,7 +135,11 @@ async fn finish_boot(
     let hierarchy = Arc::new(Hierarchy::detect(&mountinfo)?);
     let modules = Arc::new(Modules::of_this_kernel());
     let devices = Devices::start(config.hotplug_timeout, logger.new(o!("subsystem" => "device")));
-    let storages =
-        Storages::new(&config.kata_dir, modules.clone(), devices.clone(), logger.new(o!("subsystem" => "storage")));
+    let storages = Storages::new(
+        &config.kata_dir,
+        modules.clone(),
+        devices.clone(),
+        logger.new(o!("subsystem" => "storage")),
+    );
     Ok(Environment { config, logger, launcher, hierarchy, modules, storages, devices })
 }

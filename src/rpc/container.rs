@@ -37,7 +37,9 @@ pub(super) fn refuse_ports(ports: [u32; 3]) -> Answer<()> {
     if ports == [0; 3] {
         return Ok(());
     }
-    Err(RpcError::UnimplementedPart { what: "streams over vsock ports (stdin_port, stdout_port, stderr_port)" })
+    Err(RpcError::UnimplementedPart {
+        what: "streams over vsock ports (stdin_port, stdout_port, stderr_port)",
+    })
 }
 
 pub(super) async fn start(agent: &Agent, request: StartContainerRequest) -> Answer<Empty> {

@@ -107,9 +107,15 @@ fn sandbox_code(error: &SandboxError) -> Code {
     }
 }
 
-fn device_code(_: &DeviceError) -> Code { Code::INTERNAL }
-fn storage_code(_: &StorageError) -> Code { Code::INTERNAL }
-fn cgroup_code(_: &CgroupError) -> Code { Code::INTERNAL }
+fn device_code(_: &DeviceError) -> Code {
+    Code::INTERNAL
+}
+fn storage_code(_: &StorageError) -> Code {
+    Code::INTERNAL
+}
+fn cgroup_code(_: &CgroupError) -> Code {
+    Code::INTERNAL
+}
 
 fn stdio_code(error: &StdioError) -> Code {
     match error {

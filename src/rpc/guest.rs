@@ -6,7 +6,9 @@ use super::{Answer, RpcError};
 use crate::guest::details::Hardware;
 
 pub(super) async fn details(request: GuestDetailsRequest) -> Answer<GuestDetailsResponse> {
-    tokio::task::spawn_blocking(move || gather(&request)).await.map_err(|_| RpcError::Task("asking the guest"))?
+    tokio::task::spawn_blocking(move || gather(&request))
+        .await
+        .map_err(|_| RpcError::Task("asking the guest"))?
 }
 
 fn gather(request: &GuestDetailsRequest) -> Answer<GuestDetailsResponse> {

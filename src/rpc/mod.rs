@@ -90,7 +90,11 @@ impl AgentService for Agent {
         self.call("RemoveContainer", container::remove(self, r)).await
     }
 
-    async fn stats_container(&self, _: &Context, r: StatsContainerRequest) -> ttrpc::Result<StatsContainerResponse> {
+    async fn stats_container(
+        &self,
+        _: &Context,
+        r: StatsContainerRequest,
+    ) -> ttrpc::Result<StatsContainerResponse> {
         self.call("StatsContainer", container::stats(self, r)).await
     }
 
@@ -134,7 +138,11 @@ impl AgentService for Agent {
         self.call("DestroySandbox", sandbox::destroy(self)).await
     }
 
-    async fn get_guest_details(&self, _: &Context, r: GuestDetailsRequest) -> ttrpc::Result<GuestDetailsResponse> {
+    async fn get_guest_details(
+        &self,
+        _: &Context,
+        r: GuestDetailsRequest,
+    ) -> ttrpc::Result<GuestDetailsResponse> {
         self.call("GetGuestDetails", guest::details(r)).await
     }
 
@@ -142,7 +150,11 @@ impl AgentService for Agent {
         self.missing("UpdateContainer").await
     }
 
-    async fn update_ephemeral_mounts(&self, _: &Context, _: UpdateEphemeralMountsRequest) -> ttrpc::Result<Empty> {
+    async fn update_ephemeral_mounts(
+        &self,
+        _: &Context,
+        _: UpdateEphemeralMountsRequest,
+    ) -> ttrpc::Result<Empty> {
         self.missing("UpdateEphemeralMounts").await
     }
 
@@ -242,7 +254,11 @@ impl AgentService for Agent {
         self.missing("AddSwapPath").await
     }
 
-    async fn get_volume_stats(&self, _: &Context, _: VolumeStatsRequest) -> ttrpc::Result<VolumeStatsResponse> {
+    async fn get_volume_stats(
+        &self,
+        _: &Context,
+        _: VolumeStatsRequest,
+    ) -> ttrpc::Result<VolumeStatsResponse> {
         self.missing("GetVolumeStats").await
     }
 

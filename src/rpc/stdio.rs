@@ -17,7 +17,11 @@ pub(super) async fn write(agent: &Agent, request: WriteStreamRequest) -> Answer<
 }
 
 /// The end of a stream is an answer without data.
-pub(super) async fn read(agent: &Agent, request: ReadStreamRequest, output: Output) -> Answer<ReadStreamResponse> {
+pub(super) async fn read(
+    agent: &Agent,
+    request: ReadStreamRequest,
+    output: Output,
+) -> Answer<ReadStreamResponse> {
     let sandbox = agent.sandbox().await?;
     let quiet = sandbox.environment().config.stream_quiet_time;
     let container = sandbox.container(&request.container_id)?;

@@ -16,8 +16,8 @@ use super::process::Process;
 use super::undo::Undo;
 use super::{Environment, ExecRequest};
 use crate::spec;
-use oci_spec::runtime::Hook;
 use crate::worker::job::{ExecJob, Job, RunHooksJob};
+use oci_spec::runtime::Hook;
 
 pub(super) type Answer = oneshot::Sender<Result<(), SandboxError>>;
 
@@ -114,7 +114,9 @@ impl Actor {
             return Err(SandboxError::ProcessExists { container, exec });
         }
         match self.container.execs().entry(exec.clone()) {
-            std::collections::hash_map::Entry::Occupied(_) => Err(SandboxError::ProcessExists { container, exec }),
+            std::collections::hash_map::Entry::Occupied(_) => {
+                Err(SandboxError::ProcessExists { container, exec })
+            }
             std::collections::hash_map::Entry::Vacant(place) => {
                 place.insert(Slot::Launching);
                 Ok(())
@@ -156,7 +158,10 @@ async fn release_init(state: &Path) -> Result<(), SandboxError> {
     let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
     let connected = UnixStream::connect(format!("/proc/self/fd/{fd}/notify.sock")).await;
     let mut socket = connected.map_err(SandboxError::file("connect to the init that waits in", state))?;
-    socket.write_all(b"start container").await.map_err(SandboxError::file("release the init that waits in", state))
+    socket
+        .write_all(b"start container")
+        .await
+        .map_err(SandboxError::file("release the init that waits in", state))
 }
 
 /// Runs poststart or poststop hooks. Their failure is logged and changes nothing else (runtime-spec, "Lifecycle").

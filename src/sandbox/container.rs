@@ -243,7 +243,8 @@ impl Container {
             self.execs().remove(exec_id);
             return;
         }
-        let (container, exec_id, process) = (Arc::downgrade(self), exec_id.to_owned(), Arc::downgrade(process));
+        let (container, exec_id, process) =
+            (Arc::downgrade(self), exec_id.to_owned(), Arc::downgrade(process));
         tokio::spawn(async move {
             tokio::time::sleep(linger).await;
             if let (Some(container), Some(process)) = (container.upgrade(), process.upgrade()) {
@@ -261,7 +262,13 @@ impl Container {
     }
 
     /// Reads from a stream of a process: see [`crate::stdio::OutputStream::read`].
-    pub async fn read(&self, exec_id: &str, output: Output, len: u32, quiet: Duration) -> Result<Vec<u8>, SandboxError> {
+    pub async fn read(
+        &self,
+        exec_id: &str,
+        output: Output,
+        len: u32,
+        quiet: Duration,
+    ) -> Result<Vec<u8>, SandboxError> {
         let process = self.process(exec_id)?;
         let (stream, name) = match output {
             Output::Stdout => (&process.streams().stdout, "stdout"),
@@ -311,7 +318,8 @@ impl Container {
             return Err(self.no_process(exec_id));
         }
         let is_init = Arc::ptr_eq(&process, &self.init);
-        let signal = if is_init && signal == libc::SIGTERM as u32 { self.term_or_kill(&process) } else { signal };
+        let signal =
+            if is_init && signal == libc::SIGTERM as u32 { self.term_or_kill(&process) } else { signal };
         process.signal(signal).map_err(|source| SandboxError::Signal {
             container: self.id().clone(),
             process: exec_id.to_owned(),

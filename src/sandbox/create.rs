@@ -26,7 +26,8 @@ pub(super) async fn create(
     request: CreateContainer,
     mut undo: Undo,
 ) -> Result<Arc<Container>, SandboxError> {
-    let logger = environment.logger.new(o!("container" => request.id.to_string(), "sandbox" => running.id.clone()));
+    let logger =
+        environment.logger.new(o!("container" => request.id.to_string(), "sandbox" => running.id.clone()));
     match steps(environment, running, request, &mut undo, &logger).await {
         Ok(made) => {
             let (commands, mailbox) = mpsc::unbounded_channel();
@@ -68,7 +69,9 @@ async fn steps(
     })
     .await?;
     let annotations = request.spec.annotations().clone().unwrap_or_default();
-    let prepared = prepare(environment, running, &id, request.spec, rootfs.clone(), devices, request.sandbox_pidns).await?;
+    let prepared =
+        prepare(environment, running, &id, request.spec, rootfs.clone(), devices, request.sandbox_pidns)
+            .await?;
     for warning in &prepared.warnings {
         warn!(logger, "specification"; "warning" => warning);
     }

@@ -56,9 +56,7 @@ pub(super) async fn start_process(
     };
     let streams = match (wiring.streams, fds.next()) {
         (Some(pipes), _) => pipes,
-        (None, Some(master)) => {
-            Streams::terminal(master).map_err(|source| SandboxError::Pipes { source })?
-        }
+        (None, Some(master)) => Streams::terminal(master).map_err(|source| SandboxError::Pipes { source })?,
         (None, None) => return Err(failed(LaunchError::SupervisorGone)),
     };
     Ok(Process::new(started, pidfd, streams))

@@ -103,16 +103,16 @@ async fn steps(
 ) -> Result<Running, SandboxError> {
     let modules = environment.modules.clone();
     let wanted = request.kernel_modules;
-    blocking(move || {
-        wanted.iter().try_for_each(|(name, parameters)| Ok(modules.load(name, parameters)?))
-    })
-    .await?;
+    blocking(move || wanted.iter().try_for_each(|(name, parameters)| Ok(modules.load(name, parameters)?)))
+        .await?;
     let logger = environment.logger.clone();
     let hooks = match request.hook_directory {
         Some(directory) => blocking(move || Ok(hooks::scan(directory.as_path(), &logger))).await?,
         None => None,
     };
-    let running = share_namespaces(environment, request.id, request.hostname, request.shared_pid_namespace, undo).await?;
+    let running =
+        share_namespaces(environment, request.id, request.hostname, request.shared_pid_namespace, undo)
+            .await?;
     for storage in request.storages {
         let name = format!("release the storage {}", storage.mount_point);
         let handle = environment.storages.attach(storage, None).await?;
@@ -148,8 +148,8 @@ async fn share_namespaces(
     }
     let (uts, ipc, pid) = (job.uts.clone(), job.ipc.clone(), job.pid.clone());
     let launched = environment.launcher.launch(&Job::ShareNamespaces(job), Vec::new()).await;
-    let launched = launched
-        .map_err(|source| SandboxError::Launch { what: "share namespaces".to_owned(), source })?;
+    let launched =
+        launched.map_err(|source| SandboxError::Launch { what: "share namespaces".to_owned(), source })?;
     if let Some(pause) = launched.process {
         undo.push("end the pause process", move || async move {
             let _ = nix::sys::signal::kill(pause.pid, nix::sys::signal::Signal::SIGKILL);
@@ -180,7 +180,9 @@ async fn set_dns(environment: &Environment, lines: Vec<String>, undo: &mut Undo)
     let target = Path::new(dns::RESOLV_CONF);
     let set = blocking(move || Ok(dns::apply(&lines, &kata_dir, target)?)).await?;
     if let Some(set) = set {
-        undo.push_blocking("take the name servers back", move || set.close().map_err(|error| error.to_string()));
+        undo.push_blocking("take the name servers back", move || {
+            set.close().map_err(|error| error.to_string())
+        });
     }
     Ok(())
 }

@@ -250,10 +250,7 @@ impl Sandbox {
 
 /// Runs `work` in a task of its own. If the caller is gone when it has succeeded, `take_back` follows: a call
 /// has its full effect, or none.
-async fn owned<T, W, B>(
-    work: W,
-    take_back: impl FnOnce(T) -> B + Send + 'static,
-) -> Result<(), SandboxError>
+async fn owned<T, W, B>(work: W, take_back: impl FnOnce(T) -> B + Send + 'static) -> Result<(), SandboxError>
 where
     T: Send + 'static,
     W: Future<Output = Result<T, SandboxError>> + Send + 'static,

@@ -100,7 +100,9 @@ mod tests {
 
     #[test]
     fn sigterm_is_handled_when_any_mask_has_it() {
-        let status = |blk, ign, cgt| format!("Name:\tx\nSigBlk:\t{blk:016x}\nSigIgn:\t{ign:016x}\nSigCgt:\t{cgt:016x}\n");
+        let status = |blk, ign, cgt| {
+            format!("Name:\tx\nSigBlk:\t{blk:016x}\nSigIgn:\t{ign:016x}\nSigCgt:\t{cgt:016x}\n")
+        };
         for (text, handled) in [
             (status(0, 0, 0), false),
             (status(1 << 14, 0, 0), true),

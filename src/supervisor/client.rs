@@ -141,7 +141,8 @@ impl Launcher {
 fn job_file(job: &Job) -> Result<OwnedFd, LaunchError> {
     let step = |step| move |source: std::io::Error| LaunchError::HandOver { step, source };
     let bytes = serde_json::to_vec(job).map_err(|e| step("encode it")(e.into()))?;
-    let file = memfd_create("nakai-job", MFdFlags::MFD_CLOEXEC).map_err(|e| step("memfd_create")(e.into()))?;
+    let file =
+        memfd_create("nakai-job", MFdFlags::MFD_CLOEXEC).map_err(|e| step("memfd_create")(e.into()))?;
     let mut file = std::fs::File::from(file);
     file.write_all(&bytes).map_err(step("write it"))?;
     Ok(file.into())

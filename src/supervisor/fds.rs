@@ -1,7 +1,10 @@
 //! Descriptors that come from the kernel as bare numbers become owned here, and nowhere else; and the channel's
 //! own descriptor is made known to the runtime.
 
-#![expect(unsafe_code, reason = "taking ownership of a raw number, and AsyncFd's constructor, are unsafe by definition")]
+#![expect(
+    unsafe_code,
+    reason = "taking ownership of a raw number, and AsyncFd's constructor, are unsafe by definition"
+)]
 
 use std::io;
 

@@ -1,6 +1,9 @@
 //! Waiting for children: look at the next dead one, report it, and only then let its pid go.
 
-#![expect(unsafe_code, reason = "nix turns a real-time signal in a wait status into an error, so libc is asked")]
+#![expect(
+    unsafe_code,
+    reason = "nix turns a real-time signal in a wait status into an error, so libc is asked"
+)]
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -66,7 +69,8 @@ pub(super) fn next_dead_child() -> Result<Option<(Pid, ExitStatus)>, Errno> {
     }
     // SAFETY: as above.
     let value = unsafe { info.si_status() };
-    let status = if info.si_code == libc::CLD_EXITED { ExitStatus::Code(value) } else { ExitStatus::Signal(value) };
+    let status =
+        if info.si_code == libc::CLD_EXITED { ExitStatus::Code(value) } else { ExitStatus::Signal(value) };
     Ok(Some((Pid::from_raw(pid), status)))
 }
 

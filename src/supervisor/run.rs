@@ -56,13 +56,13 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Forks the server, which runs `server` with its end of the channel and never comes back.
+    /// Forks the server, which runs `server` with its end of the channel and exits with what that returns.
     ///
     /// The calling process must be single-threaded.
     ///
     /// # Errors
     /// When the kernel has no descriptors or processes left.
-    pub fn start(server: impl FnOnce(Channel) -> std::convert::Infallible) -> Result<Self, SupervisorError> {
+    pub fn start(server: impl FnOnce(Channel) -> i32) -> Result<Self, SupervisorError> {
         let (ours, theirs) = Channel::pair()?;
         let mask = watched_signals();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None).map_err(SupervisorError::Signals)?;
@@ -71,8 +71,7 @@ impl Supervisor {
                 drop(ours);
                 let unblocked = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&mask), None);
                 unblocked.map_err(SupervisorError::Signals)?;
-                let never = server(theirs);
-                match never {}
+                std::process::exit(server(theirs))
             }
             Forked::Parent(pid) => {
                 drop(theirs);

@@ -34,7 +34,8 @@ struct Wiring {
 pub(super) fn create(job: CreateJob, stdio: Vec<OwnedFd>, report: &Report) -> Result<Started, Failure> {
     make_working_directory(&job.rootfs, &job.cwd)?;
     let state = job.state_root.join(&job.id);
-    let wiring = wire(&job.id, &job.state_root, &job.bundle, &job.io, stdio, job.late, report, OnFailure::Exit)?;
+    let wiring =
+        wire(&job.id, &job.state_root, &job.bundle, &job.io, stdio, job.late, report, OnFailure::Exit)?;
     let mut container = wiring
         .builder
         .as_init(&job.bundle)
@@ -160,7 +161,9 @@ fn make_working_directory(rootfs: &Path, cwd: &Path) -> Result<(), Failure> {
 fn kind_of(error: &libcontainer::error::LibcontainerError) -> FailureKind {
     use libcontainer::error::LibcontainerError as E;
     match error {
-        E::InvalidID(_) | E::MissingSpec(_) | E::InvalidSpec(_) | E::InvalidInput(_) => FailureKind::InvalidSpec,
+        E::InvalidID(_) | E::MissingSpec(_) | E::InvalidSpec(_) | E::InvalidInput(_) => {
+            FailureKind::InvalidSpec
+        }
         E::IncorrectStatus(_) | E::NoDirectory => FailureKind::ContainerState,
         _ => FailureKind::Internal,
     }

@@ -15,7 +15,9 @@ use std::rc::Rc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::AccessFlags;
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, PosixRlimit, Process, Spec};
+use oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, PosixRlimit, Process, Spec,
+};
 
 use super::job::{Failure, FailureKind};
 use super::{limits, passwd, report, sys};
@@ -191,7 +193,9 @@ fn program(process: &Process) -> Result<CString, Failure> {
         let directory = if directory.is_empty() { "." } else { directory };
         match check_program(&format!("{directory}/{name}")) {
             Ok(program) => return Ok(program),
-            Err(failure) if failure.kind == FailureKind::ProgramNotExecutable => best = best.or(Some(failure)),
+            Err(failure) if failure.kind == FailureKind::ProgramNotExecutable => {
+                best = best.or(Some(failure))
+            }
             Err(_) => {}
         }
     }
@@ -210,7 +214,8 @@ fn check_program(path: &str) -> Result<CString, Failure> {
         return Err(cannot(if metadata.is_dir() { Errno::EISDIR } else { Errno::EACCES }));
     }
     let flags = nix::fcntl::AtFlags::AT_EACCESS;
-    nix::unistd::faccessat(nix::fcntl::AT_FDCWD, program.as_c_str(), AccessFlags::X_OK, flags).map_err(cannot)?;
+    nix::unistd::faccessat(nix::fcntl::AT_FDCWD, program.as_c_str(), AccessFlags::X_OK, flags)
+        .map_err(cannot)?;
     Ok(program)
 }
 
@@ -251,10 +256,18 @@ mod tests {
 
         assert_eq!(kind(&["tool"]), Err(FailureKind::ProgramNotExecutable), "a file without x");
         std::fs::set_permissions(&bin, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-        assert_eq!(kind(&["tool"]), Ok(CString::new(bin.to_str().unwrap()).unwrap()), "0700 is enough for its owner");
+        assert_eq!(
+            kind(&["tool"]),
+            Ok(CString::new(bin.to_str().unwrap()).unwrap()),
+            "0700 is enough for its owner"
+        );
         assert_eq!(kind(&["other"]), Err(FailureKind::ProgramNotFound));
         assert_eq!(kind(&["/no/such/file"]), Err(FailureKind::ProgramNotFound));
-        assert_eq!(kind(&[dir.path().to_str().unwrap()]), Err(FailureKind::ProgramNotExecutable), "a directory");
+        assert_eq!(
+            kind(&[dir.path().to_str().unwrap()]),
+            Err(FailureKind::ProgramNotExecutable),
+            "a directory"
+        );
         assert_eq!(kind(&[""]), Err(FailureKind::InvalidSpec));
         assert_eq!(kind(&[]), Err(FailureKind::InvalidSpec));
     }

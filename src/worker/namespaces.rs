@@ -20,7 +20,8 @@ use crate::supervisor::{Forked, fork};
 
 /// Makes the namespaces; the pid is that of the pause process, if one was wanted.
 pub(super) fn share(job: &ShareNamespacesJob) -> Result<Option<Pid>, Failure> {
-    unshare(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC).map_err(|e| failed("unshare uts and ipc", e))?;
+    unshare(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
+        .map_err(|e| failed("unshare uts and ipc", e))?;
     if !job.hostname.is_empty() {
         nix::unistd::sethostname(&job.hostname).map_err(|e| failed("set the host name", e))?;
     }
@@ -108,7 +109,10 @@ fn isolate() -> Result<(), nix::Error> {
 }
 
 /// The life of the init of a PID namespace: to take the orphans of it away.
-#[expect(clippy::disallowed_methods, reason = "an init reaps its own namespace; the supervisor can't see these")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an init reaps its own namespace; the supervisor can't see these"
+)]
 fn hold() -> ! {
     let signals: SigSet = [Signal::SIGCHLD].into_iter().collect();
     let _ = signals.thread_block();
