@@ -11,11 +11,11 @@
 //!
 //! A reader that asks for more than a pipe holds gets a bigger pipe (see [`OutputStream::read`]).
 //!
-//! Owns the server's ends of the streams; all of them are non-blocking and close-on-exec. A process
-//! that is removed calls [`InputStream::abandon`] and drops its [`Streams`], and with it the fds. Failures are values of [`StdioError`];
-//! that a process has closed its end is not one for a reader (the stream has ended), and
-//! [`StdioError::Closed`] for a writer. Called by the process actors of `sandbox`; `worker` uses
-//! [`set_window_size`].
+//! Owns the server's ends of the streams; all of them are non-blocking and close-on-exec. A process that is
+//! removed calls [`InputStream::abandon`] and drops its [`Streams`], and with it the fds. Failures are
+//! values of [`StdioError`]. That a process has closed its end is not one for a reader (the stream has
+//! ended), and [`StdioError::Closed`] for a writer. Called by the process actors of `sandbox`; `worker`
+//! uses [`set_window_size`].
 
 mod input;
 mod output;
