@@ -1,1 +1,29 @@
-//! To be written.
+//! Storages: what the host lends the sandbox to mount. Shares, block devices, layers, memory, directories.
+//!
+//! [`Storages`] is the sandbox's set of them. A request ([`StorageRequest`], from the wire's `Storage`) goes to the
+//! [driver](driver) it names, which finds the source and mounts it; every step is on record, so it can be taken
+//! back whatever happens. Whoever needs the storage gets a [`StorageHandle`].
+//!
+//! Who trusts whom: the host says what is mounted and where, but only beneath one directory of the guest, and it can't
+//! be led out of there by links that a container planted. Errors name the mount point and the step.
+//!
+//! Everything here that touches the kernel goes through [`MountOps`] and [`BlockLookup`].
+
+mod attachment;
+mod driver;
+mod error;
+mod ops;
+mod ownership;
+mod places;
+mod registry;
+mod request;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+pub use error::{Cause, StorageError};
+pub use ops::{BlockLookup, KernelMounts, MountOps, MountOrder, Target};
+pub use registry::{StorageHandle, Storages};
+pub use request::{FsGroup, FsGroupPolicy, StorageRequest};

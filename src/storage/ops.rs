@@ -1,0 +1,125 @@
+//! The side effects of attaching a storage, each behind a trait, so that everything above them is tested without
+//! privileges; and what stands behind the traits in a real guest.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::stat::stat;
+
+use super::error::Cause;
+use crate::guest::beneath::Root;
+use crate::guest::modules::Modules;
+use crate::guest::mount::{self, MountError, MountOptions};
+use crate::guest::mountinfo;
+
+/// What is mounted and how.
+#[derive(Debug)]
+pub struct MountOrder<'a> {
+    /// The source as the host named it, for messages.
+    pub from: &'a str,
+    /// The source for mount(2): the same, or a `/proc/self/fd/` link to what is open.
+    pub link: &'a str,
+    /// The filesystem's type, or `bind`.
+    pub fstype: &'a str,
+    /// Options as in fstab(5), one in each. Flags are told from data here.
+    pub options: &'a [String],
+}
+
+/// Where it is mounted.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// A name in an open directory: `/proc/self/fd/N/name`.
+    pub link: &'a Path,
+    /// The path as a person knows it, for messages.
+    pub path: &'a Path,
+}
+
+/// What the drivers need of the kernel. All of it may block.
+pub trait MountOps: Send + Sync {
+    /// Makes sure that the kernel knows the filesystem, loading its module if it doesn't.
+    fn load_filesystem(&self, fstype: &str) -> Result<(), Cause>;
+
+    /// Mounts (mount(2)), or, with the option `remount`, changes a mount. Errors name source and target.
+    fn mount(&self, order: &MountOrder<'_>, target: &Target<'_>) -> Result<(), Cause>;
+
+    /// Takes down the topmost mount at the target (umount2(2) with `UMOUNT_NOFOLLOW`). Fails if it is in use. Errors name
+    /// the target.
+    fn unmount(&self, target: &Target<'_>) -> Result<(), Cause>;
+
+    /// Whether something is mounted at `path`. A path that isn't there is no mount point.
+    fn is_mount_point(&self, path: &Path) -> Result<bool, Cause>;
+
+    /// The type bits of the mode of what `path` leads to (inode(7)).
+    fn file_type(&self, path: &Path) -> Result<libc::mode_t, Errno> {
+        stat(path).map(|stat| stat.st_mode & libc::S_IFMT)
+    }
+}
+
+/// Finds the block devices that the host plugs.
+#[async_trait::async_trait]
+pub trait BlockLookup: Send + Sync {
+    /// The path of the device node in `/dev`, waited for if it is not there yet. `driver` is one of `blk` (the address
+    /// is a PCI path), `scsi` (`ID:LUN`), `mmioblk` and `nvdimm` (a device path).
+    async fn find_block(&self, driver: &'static str, address: &str) -> Result<PathBuf, Cause>;
+}
+
+/// The guest's own kernel.
+pub struct KernelMounts {
+    modules: Arc<Modules>,
+}
+
+impl fmt::Debug for KernelMounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelMounts").finish_non_exhaustive()
+    }
+}
+
+impl KernelMounts {
+    /// Mounts, with filesystems from these modules.
+    pub fn new(modules: Arc<Modules>) -> Self {
+        Self { modules }
+    }
+}
+
+fn cause(error: impl std::error::Error + Send + Sync + 'static) -> Cause {
+    Arc::new(error)
+}
+
+impl MountOps for KernelMounts {
+    fn load_filesystem(&self, fstype: &str) -> Result<(), Cause> {
+        self.modules.load_filesystem(fstype).map_err(cause)
+    }
+
+    fn mount(&self, order: &MountOrder<'_>, target: &Target<'_>) -> Result<(), Cause> {
+        let options = MountOptions::parse(order.options).map_err(cause)?;
+        let (Some(directory), Some(name)) = (target.link.parent(), target.link.file_name()) else {
+            return Err(cause(Errno::EINVAL));
+        };
+        // Looked up in its directory for each call: after the first one, the mount itself is what has to be changed.
+        let directory = Root::open(directory).map_err(cause)?;
+        let mounted = mount::mount_beneath(order.link, &directory, Path::new(name), order.fstype, &options);
+        mounted.map_err(|mut error| {
+            if let MountError::Mount { origin, target: shown, .. } = &mut error {
+                order.from.clone_into(origin);
+                target.path.clone_into(shown);
+            }
+            cause(error)
+        })
+    }
+
+    fn unmount(&self, target: &Target<'_>) -> Result<(), Cause> {
+        mount::unmount(target.link, false).map_err(|mut error| {
+            if let MountError::Unmount { target: shown, .. } = &mut error {
+                target.path.clone_into(shown);
+            }
+            cause(error)
+        })
+    }
+
+    fn is_mount_point(&self, path: &Path) -> Result<bool, Cause> {
+        mountinfo::is_mount_point(path).map_err(cause)
+    }
+}

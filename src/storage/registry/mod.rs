@@ -1,0 +1,223 @@
+//! Which storages the sandbox holds, and for how many users.
+//!
+//! A storage is named by its mount point. Its states, and what a request finds in each:
+//!
+//! ```text
+//!              attach: the first user's task mounts                     last user gone, or release_all
+//!    (absent) ------------------------------------> mounting -> ready -----------------------> detaching -> (absent)
+//!        ^                                              |         ^                                |
+//!        +----------------------------------------------+         +--------------------------------+
+//!           failed: all who waited get the same error               busy: stays, with no users
+//!
+//!    attach:   absent: mounts.  mounting: waits for the outcome.  ready: counts.  detaching: waits, then starts anew.
+//! ```
+//!
+//! Invariants: the lock is held for look-ups in the map only; mounting and unmounting run in tasks of their own, so a
+//! caller that goes away leaves no storage half-way: the task finishes, sees that nobody wants the result, and takes it
+//! down. A failed attach leaves no mount, no directory and no entry.
+
+mod handle;
+mod work;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use slog::Logger;
+use tokio::sync::watch;
+
+pub use self::handle::StorageHandle;
+use self::work::{Job, blocking};
+use super::attachment::{Attachment, mount_at};
+use super::driver;
+use super::ops::{BlockLookup, MountOps, MountOrder};
+use super::places::Places;
+use super::{StorageError, StorageRequest};
+use crate::ids::{ContainerId, GuestPath};
+
+#[derive(Debug, Clone)]
+enum Phase {
+    Mounting,
+    Ready,
+    Failed(StorageError),
+    Detaching,
+    Gone,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Tells this storage from a later one with the same mount point; also the order in which they came.
+    serial: u64,
+    driver: String,
+    source: String,
+    users: usize,
+    /// It goes with the sandbox, not with its last user.
+    outlives_users: bool,
+    /// A user had it and let go of it in the ordinary way: there may be data in it.
+    was_used: bool,
+    phase: watch::Sender<Phase>,
+    /// The way back. Here while the storage is ready.
+    attachment: Attachment,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    entries: HashMap<GuestPath, Entry>,
+    next_serial: u64,
+}
+
+struct Inner {
+    places: Places,
+    ops: Arc<dyn MountOps>,
+    lookup: Arc<dyn BlockLookup>,
+    table: Mutex<Table>,
+    log: Logger,
+}
+
+/// The storages of a sandbox. Clones are the same set.
+#[derive(Clone)]
+pub struct Storages {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Storages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Storages").field("table", &self.inner.table).finish_non_exhaustive()
+    }
+}
+
+/// How a user lets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LetGo {
+    /// It had its use of it.
+    Release,
+    /// It never came to use it.
+    Undo,
+}
+
+enum Claim {
+    /// The entry is new: the caller mounts it.
+    First(StorageHandle),
+    /// The entry was there.
+    Joined(StorageHandle),
+    /// A storage is just leaving this place.
+    Wait(watch::Receiver<Phase>),
+}
+
+/// What evicting a storage takes.
+enum Eviction {
+    /// Nothing: it is not there.
+    Gone,
+    /// This has to be taken down.
+    Detach(Attachment),
+    /// Waiting: it is being mounted or taken down.
+    Busy(watch::Receiver<Phase>),
+}
+
+impl Storages {
+    /// A sandbox's set of storages, empty. They may be mounted beneath `base` (`/run/kata-containers`), nowhere else.
+    pub fn new(base: &Path, ops: Arc<dyn MountOps>, lookup: Arc<dyn BlockLookup>, log: Logger) -> Self {
+        let table = Mutex::default();
+        Self { inner: Arc::new(Inner { places: Places::new(base), ops, lookup, table, log }) }
+    }
+
+    /// The names of all drivers, for `GetGuestDetails`.
+    pub fn drivers() -> Vec<&'static str> {
+        driver::names()
+    }
+
+    /// The mount points in use, in no order.
+    pub fn mount_points(&self) -> Vec<PathBuf> {
+        self.inner.table().entries.keys().map(|point| point.as_path().to_owned()).collect()
+    }
+
+    /// Makes the storage there for one more user. The first one mounts it; who asks for the same mount point meanwhile
+    /// waits for the outcome and shares it. `container` is whom it is for, unless it is for the sandbox.
+    ///
+    /// # Errors
+    ///
+    /// What failed, by step. Then nothing is left of the attempt. A mount point that holds a storage with another
+    /// driver or source is a [`Conflict`](StorageError::Conflict).
+    pub async fn attach(
+        &self,
+        request: StorageRequest,
+        container: Option<&ContainerId>,
+    ) -> Result<StorageHandle, StorageError> {
+        let driver = driver::find(&request.driver)?;
+        let place = self.inner.places.locate(request.mount_point.as_path())?;
+        loop {
+            match self.inner.claim(&request, driver)? {
+                Claim::First(handle) => {
+                    let inner = Arc::clone(&self.inner);
+                    let job =
+                        Job { serial: handle.serial, driver, request, container: container.cloned(), place };
+                    tokio::spawn(inner.mount(job));
+                    return handle.ready().await;
+                }
+                Claim::Joined(handle) => return handle.ready().await,
+                Claim::Wait(mut phase) => {
+                    // An error means that the entry is gone altogether, which is as good.
+                    let _gone = phase.wait_for(|phase| !matches!(phase, Phase::Detaching)).await;
+                }
+            }
+        }
+    }
+
+    /// Changes the options of an `ephemeral` storage that is attached, usually `remount,size=...`. Without options
+    /// there is nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// It is not ephemeral, not attached, or the kernel refuses the options.
+    pub async fn remount_ephemeral(&self, request: StorageRequest) -> Result<(), StorageError> {
+        let place = self.inner.places.locate(request.mount_point.as_path())?;
+        if request.driver != "ephemeral" {
+            return Err(request.refuse("driver", format!("{:?} is not ephemeral", request.driver)));
+        }
+        let mut options = request.options_without(|option| option.starts_with("fsgid="));
+        if options.is_empty() {
+            return Ok(());
+        }
+        if !options.iter().any(|option| option == "remount") {
+            options.insert(0, "remount".to_owned());
+        }
+        let attached = {
+            let table = self.inner.table();
+            let entry = table.entries.get(&request.mount_point);
+            entry.is_some_and(|e| e.driver == "ephemeral" && matches!(*e.phase.borrow(), Phase::Ready))
+        };
+        if !attached {
+            return Err(StorageError::NotAttached { mount_point: request.target() });
+        }
+        let ops = Arc::clone(&self.inner.ops);
+        let mount_point = request.target();
+        blocking(mount_point, move || {
+            let from = request.source.as_str();
+            let order = MountOrder { from, link: from, fstype: "tmpfs", options: &options };
+            mount_at(&place, &order, &*ops)
+        })
+        .await?
+    }
+
+    /// Takes down all storages, the last one first, whoever still uses them: the sandbox goes. May be called again to
+    /// retry what could not be released.
+    ///
+    /// # Errors
+    ///
+    /// [`Leftovers`](StorageError::Leftovers) with what stays behind, after everything else was released.
+    pub async fn release_all(&self) -> Result<(), StorageError> {
+        let mut all: Vec<(u64, GuestPath)> = {
+            let table = self.inner.table();
+            table.entries.iter().map(|(point, entry)| (entry.serial, point.clone())).collect()
+        };
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        let mut errors = Vec::new();
+        for (serial, point) in all {
+            if let Err(error) = Arc::clone(&self.inner).evict(&point, serial).await {
+                errors.push(error);
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(StorageError::Leftovers { errors }) }
+    }
+}

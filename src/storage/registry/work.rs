@@ -1,0 +1,236 @@
+//! The work on the table of storages: claiming, mounting, counting off, taking down.
+
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use slog::{debug, info, warn};
+use tokio::sync::watch;
+
+use super::super::attachment::{Attachment, Work};
+use super::super::driver::Driver;
+use super::super::places::Place;
+use super::{
+    Claim, Entry, Eviction, Inner, LetGo, Phase, StorageError, StorageHandle, StorageRequest, Table,
+};
+use crate::ids::{ContainerId, GuestPath};
+
+/// Runs blocking work off the runtime.
+pub(super) async fn blocking<T: Send + 'static>(
+    mount_point: PathBuf,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StorageError> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|error| StorageError::CutShort { mount_point, reason: error.to_string() })
+}
+
+/// What the mounting task needs.
+pub(super) struct Job {
+    pub(super) serial: u64,
+    pub(super) driver: &'static dyn Driver,
+    pub(super) request: StorageRequest,
+    pub(super) container: Option<ContainerId>,
+    pub(super) place: Place,
+}
+
+impl Inner {
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing that runs under the lock can leave the table half-changed.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn claim(
+        self: &Arc<Self>,
+        request: &StorageRequest,
+        driver: &dyn Driver,
+    ) -> Result<Claim, StorageError> {
+        let mut table = self.table();
+        let Table { entries, next_serial } = &mut *table;
+        if let Some(entry) = entries.get_mut(&request.mount_point) {
+            if matches!(*entry.phase.borrow(), Phase::Detaching) {
+                return Ok(Claim::Wait(entry.phase.subscribe()));
+            }
+            if entry.driver != request.driver || entry.source != request.source {
+                return Err(StorageError::Conflict {
+                    mount_point: request.target(),
+                    driver: request.driver.clone(),
+                    wanted: request.source.clone(),
+                    held_driver: entry.driver.clone(),
+                    held: entry.source.clone(),
+                });
+            }
+            entry.users = entry.users.saturating_add(1);
+            return Ok(Claim::Joined(self.handle(&request.mount_point, entry)));
+        }
+        let entry = Entry {
+            serial: *next_serial,
+            driver: request.driver.clone(),
+            source: request.source.clone(),
+            users: 1,
+            outlives_users: request.shared || driver.outlives_users(),
+            was_used: false,
+            phase: watch::Sender::new(Phase::Mounting),
+            attachment: Attachment::default(),
+        };
+        *next_serial = next_serial.wrapping_add(1);
+        let handle = self.handle(&request.mount_point, &entry);
+        entries.insert(request.mount_point.clone(), entry);
+        Ok(Claim::First(handle))
+    }
+
+    fn handle(self: &Arc<Self>, mount_point: &GuestPath, entry: &Entry) -> StorageHandle {
+        StorageHandle {
+            inner: Arc::clone(self),
+            mount_point: mount_point.clone(),
+            serial: entry.serial,
+            phase: entry.phase.subscribe(),
+            held: true,
+        }
+    }
+
+    /// The first user's task.
+    pub(super) async fn mount(self: Arc<Self>, job: Job) {
+        let (point, serial) = (job.request.mount_point.clone(), job.serial);
+        let outcome = self.run_driver(job).await;
+        let unwanted = {
+            let mut table = self.table();
+            let Some(entry) = table.entries.get_mut(&point).filter(|entry| entry.serial == serial) else {
+                return;
+            };
+            match outcome {
+                Ok(attachment) if entry.users == 0 => {
+                    entry.phase.send_replace(Phase::Detaching);
+                    Some(attachment)
+                }
+                Ok(attachment) => {
+                    entry.attachment = attachment;
+                    entry.phase.send_replace(Phase::Ready);
+                    info!(self.log, "storage attached"; "mount_point" => %point, "driver" => &entry.driver);
+                    None
+                }
+                Err(error) => {
+                    debug!(self.log, "storage not attached"; "mount_point" => %point, "cause" => %error);
+                    entry.phase.send_replace(Phase::Failed(error));
+                    table.entries.remove(&point);
+                    None
+                }
+            }
+        };
+        if let Some(attachment) = unwanted
+            && let Err(error) = self.detach(&point, serial, attachment).await
+        {
+            warn!(self.log, "an unwanted storage stays"; "mount_point" => %point, "cause" => %error);
+        }
+    }
+
+    async fn run_driver(&self, job: Job) -> Result<Attachment, StorageError> {
+        let source = job.driver.find_source(&job.request, &*self.lookup).await?;
+        let (ops, places, log) = (Arc::clone(&self.ops), self.places.clone(), self.log.clone());
+        blocking(job.request.target(), move || {
+            let mut attachment = Attachment::default();
+            let mut work = Work {
+                request: &job.request,
+                source: &source,
+                container: job.container.as_ref(),
+                place: &job.place,
+                ops: &*ops,
+                attachment: &mut attachment,
+            };
+            match job.driver.attach(&mut work, &places) {
+                Ok(()) => Ok(attachment),
+                Err(error) => {
+                    if let Err(undo) = attachment.take_down(&*ops) {
+                        warn!(log, "part of a failed storage stays"; "mount_point" => %job.request.mount_point,
+                            "cause" => %undo);
+                    }
+                    Err(error)
+                }
+            }
+        })
+        .await?
+    }
+
+    /// Counts a user off. Returns what has to be taken down, if that was the last one.
+    pub(super) fn let_go(&self, point: &GuestPath, serial: u64, how: LetGo) -> Option<Attachment> {
+        let mut table = self.table();
+        let entry = table.entries.get_mut(point).filter(|entry| entry.serial == serial)?;
+        entry.users = entry.users.saturating_sub(1);
+        entry.was_used |= how == LetGo::Release;
+        let stays = entry.outlives_users && entry.was_used;
+        // While it is being mounted, the mounting task looks at the count when it is done.
+        if entry.users > 0 || stays || !matches!(*entry.phase.borrow(), Phase::Ready) {
+            return None;
+        }
+        entry.phase.send_replace(Phase::Detaching);
+        Some(std::mem::take(&mut entry.attachment))
+    }
+
+    /// Takes the storage down, whatever its count.
+    pub(super) async fn evict(self: Arc<Self>, point: &GuestPath, serial: u64) -> Result<(), StorageError> {
+        loop {
+            let mut busy = match self.try_evict(point, serial) {
+                Eviction::Gone => return Ok(()),
+                Eviction::Detach(attachment) => {
+                    return self.detach_in_task(point.clone(), serial, attachment).await;
+                }
+                Eviction::Busy(phase) => phase,
+            };
+            let _gone = busy.wait_for(|phase| !matches!(phase, Phase::Mounting | Phase::Detaching)).await;
+        }
+    }
+
+    fn try_evict(&self, point: &GuestPath, serial: u64) -> Eviction {
+        let mut table = self.table();
+        let Some(entry) = table.entries.get_mut(point).filter(|entry| entry.serial == serial) else {
+            return Eviction::Gone;
+        };
+        if !matches!(*entry.phase.borrow(), Phase::Ready) {
+            return Eviction::Busy(entry.phase.subscribe());
+        }
+        entry.users = 0;
+        entry.phase.send_replace(Phase::Detaching);
+        Eviction::Detach(std::mem::take(&mut entry.attachment))
+    }
+
+    /// [`detach`](Self::detach), to the end even if the caller goes away.
+    pub(super) async fn detach_in_task(
+        self: Arc<Self>,
+        point: GuestPath,
+        serial: u64,
+        attachment: Attachment,
+    ) -> Result<(), StorageError> {
+        let mount_point = point.as_path().to_owned();
+        let task = tokio::spawn(async move { self.detach(&point, serial, attachment).await });
+        task.await.map_err(|error| StorageError::CutShort { mount_point, reason: error.to_string() })?
+    }
+
+    /// Takes down a storage whose phase is `Detaching`.
+    pub(super) async fn detach(
+        &self,
+        point: &GuestPath,
+        serial: u64,
+        mut attachment: Attachment,
+    ) -> Result<(), StorageError> {
+        let ops = Arc::clone(&self.ops);
+        let taken_down = blocking(point.as_path().to_owned(), move || {
+            let outcome = attachment.take_down(&*ops);
+            (attachment, outcome)
+        });
+        let (attachment, outcome) = match taken_down.await {
+            Ok((attachment, outcome)) => (attachment, outcome),
+            Err(error) => (Attachment::default(), Err(error)),
+        };
+        let mut table = self.table();
+        let Some(entry) = table.entries.get_mut(point).filter(|entry| entry.serial == serial) else {
+            return outcome;
+        };
+        if attachment.is_empty() {
+            entry.phase.send_replace(Phase::Gone);
+            table.entries.remove(point);
+            info!(self.log, "storage detached"; "mount_point" => %point);
+        } else {
+            entry.attachment = attachment;
+            entry.phase.send_replace(Phase::Ready);
+        }
+        outcome
+    }
+}

@@ -1,0 +1,162 @@
+//! A guest whose mounts exist on paper only, and which notes every call.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use nakai_protocols::agent;
+use nix::errno::Errno;
+use nix::libc;
+use slog::{Discard, Logger, o};
+use tokio::sync::Semaphore;
+
+use super::*;
+
+#[derive(Debug, Default)]
+struct State {
+    calls: Vec<String>,
+    mounted: Vec<PathBuf>,
+    /// What the calls to this function fail with.
+    failing: HashMap<&'static str, &'static str>,
+}
+
+/// The recording double of [`MountOps`] and [`BlockLookup`].
+#[derive(Debug)]
+pub(super) struct FakeGuest {
+    pub(super) dir: tempfile::TempDir,
+    state: Mutex<State>,
+    /// A device is found for each permit.
+    pub(super) devices: Semaphore,
+}
+
+fn real(path: &Path) -> PathBuf {
+    match (fs::read_link(path), path.parent(), path.file_name()) {
+        (Ok(target), _, _) => target,
+        (Err(_), Some(parent), Some(name)) => fs::canonicalize(parent).unwrap().join(name),
+        _ => path.to_owned(),
+    }
+}
+
+impl FakeGuest {
+    pub(super) fn new() -> Arc<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        Arc::new(Self { dir, state: Mutex::default(), devices: Semaphore::new(0) })
+    }
+
+    pub(super) fn storages(self: &Arc<Self>) -> Storages {
+        Storages::new(self.dir.path(), self.clone(), self.clone(), Logger::root(Discard, o!()))
+    }
+
+    pub(super) fn path(&self, relative: &str) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    pub(super) fn request(&self, driver: &str, source: &str, mount_point: &str) -> agent::Storage {
+        let fstype = match driver {
+            "ephemeral" => "tmpfs",
+            "virtio-fs" => "virtiofs",
+            "overlayfs" => "overlay",
+            _ => "ext4",
+        };
+        agent::Storage {
+            driver: driver.to_owned(),
+            source: source.to_owned(),
+            fstype: fstype.to_owned(),
+            mount_point: self.path(mount_point).to_str().unwrap().to_owned(),
+            ..Default::default()
+        }
+    }
+
+    pub(super) fn fail(&self, call: &'static str, with: &'static str) {
+        self.state.lock().unwrap().failing.insert(call, with);
+    }
+
+    pub(super) fn succeed(&self, call: &'static str) {
+        self.state.lock().unwrap().failing.remove(call);
+    }
+
+    pub(super) fn pretend_mounted(&self, relative: &str) {
+        self.state.lock().unwrap().mounted.push(self.path(relative));
+    }
+
+    /// The calls so far, with paths relative to the base.
+    pub(super) fn calls(&self) -> Vec<String> {
+        let base = format!("{}/", self.dir.path().display());
+        self.state.lock().unwrap().calls.iter().map(|call| call.replace(&base, "")).collect()
+    }
+
+    pub(super) fn mounted(&self) -> Vec<PathBuf> {
+        let base = self.dir.path();
+        let state = self.state.lock().unwrap();
+        state.mounted.iter().map(|path| path.strip_prefix(base).unwrap().to_owned()).collect()
+    }
+
+    /// Nothing is left: no mount and no file.
+    pub(super) fn assert_clean(&self) {
+        assert_eq!(self.mounted(), Vec::<PathBuf>::new());
+        let left: Vec<_> = fs::read_dir(self.dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+    }
+
+    fn note(&self, name: &'static str, call: String) -> Result<(), Cause> {
+        let mut state = self.state.lock().unwrap();
+        state.calls.push(call);
+        match state.failing.get(name) {
+            Some(error) => Err(Arc::new(std::io::Error::other(*error))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl MountOps for FakeGuest {
+    fn load_filesystem(&self, fstype: &str) -> Result<(), Cause> {
+        self.note("load", format!("load {fstype}"))
+    }
+
+    fn mount(&self, order: &MountOrder<'_>, target: &Target<'_>) -> Result<(), Cause> {
+        let from =
+            if order.link.starts_with("/proc/") { real(Path::new(order.link)) } else { order.link.into() };
+        let at = real(target.link);
+        assert_eq!(at, target.path);
+        let call =
+            format!("mount {} {} {} {}", from.display(), at.display(), order.fstype, order.options.join(","));
+        self.note("mount", call)?;
+        if !order.options.iter().any(|option| option == "remount") {
+            self.state.lock().unwrap().mounted.push(at);
+        }
+        Ok(())
+    }
+
+    fn unmount(&self, target: &Target<'_>) -> Result<(), Cause> {
+        let at = real(target.link);
+        assert_eq!(at, target.path);
+        self.note("unmount", format!("unmount {}", at.display()))?;
+        let mut state = self.state.lock().unwrap();
+        let found = state.mounted.iter().rposition(|path| *path == at).expect("nothing is mounted there");
+        state.mounted.remove(found);
+        Ok(())
+    }
+
+    fn is_mount_point(&self, path: &Path) -> Result<bool, Cause> {
+        Ok(self.state.lock().unwrap().mounted.iter().any(|mounted| mounted == path))
+    }
+
+    fn file_type(&self, path: &Path) -> Result<libc::mode_t, Errno> {
+        match path.to_str() {
+            Some(path) if path.starts_with("/dev/vd") => Ok(libc::S_IFBLK),
+            Some("/dev/null") => Ok(libc::S_IFCHR),
+            Some("/dev/shm") => Ok(libc::S_IFDIR),
+            _ => Err(Errno::ENOENT),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl BlockLookup for FakeGuest {
+    async fn find_block(&self, driver: &'static str, address: &str) -> Result<PathBuf, Cause> {
+        self.note("find", format!("find {driver} {address}"))?;
+        self.devices.acquire().await.unwrap().forget();
+        Ok(PathBuf::from(format!("/dev/vd-{}", address.replace(['/', ':'], "-"))))
+    }
+}

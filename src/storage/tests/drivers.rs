@@ -1,0 +1,240 @@
+//! Each driver: what it mounts, what it refuses, what it leaves.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use nix::unistd::getgid;
+
+use super::*;
+
+fn options(wire: &mut agent::Storage, options: &[&str]) {
+    wire.options = options.iter().map(|&option| option.to_owned()).collect();
+}
+
+fn has(calls: &[String], call: &str) -> bool {
+    calls.iter().any(|c| c == call)
+}
+
+#[test]
+fn a_share_is_mounted_by_its_tag() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("virtio-fs", "kataShared", "shared/containers");
+        options(&mut wire, &["nodev", "dax"]);
+        let handle = attach(&storages, &wire).await.unwrap();
+        assert_eq!(guest.calls(), ["load virtiofs", "mount kataShared shared/containers virtiofs nodev,dax"]);
+        handle.release().await.unwrap();
+        guest.assert_clean();
+    });
+}
+
+#[test]
+fn a_share_that_the_image_has_mounted_is_left_alone() {
+    run(async |guest, storages| {
+        fs::create_dir_all(guest.path("shared")).unwrap();
+        guest.pretend_mounted("shared");
+        let handle = attach(&storages, &guest.request("virtio-fs", "kataShared", "shared")).await.unwrap();
+        handle.release().await.unwrap();
+        assert_eq!(guest.calls(), [""; 0]);
+        assert_eq!(guest.mounted().len(), 1);
+    });
+}
+
+#[test]
+fn memory_gets_all_the_options_it_was_asked_for() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("ephemeral", "shm", "sandbox/shm");
+        let gid = getgid();
+        options(&mut wire, &["noexec", "mode=1777", "size=1m", &format!("fsgid={gid}")]);
+        let _handle = attach(&storages, &wire).await.unwrap();
+        assert!(has(&guest.calls(), "mount shm sandbox/shm tmpfs noexec,mode=1777,size=1m"));
+        let root = fs::metadata(guest.path("sandbox/shm")).unwrap();
+        assert_eq!((root.gid(), root.mode() & 0o2000), (gid.as_raw(), 0o2000));
+    });
+}
+
+#[test]
+fn memory_can_be_resized_only_while_it_is_there() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("ephemeral", "tmpfs", "sandbox/ephemeral/v");
+        let mut resize = wire.clone();
+        options(&mut resize, &["remount", "size=2m", "fsgid=5"]);
+        let resize = StorageRequest::try_from(&resize).unwrap();
+        let error = storages.remount_ephemeral(resize.clone()).await.unwrap_err();
+        assert!(matches!(error, StorageError::NotAttached { .. }), "{error}");
+        options(&mut wire, &["size=1m"]);
+        let _handle = attach(&storages, &wire).await.unwrap();
+        storages.remount_ephemeral(resize).await.unwrap();
+        assert!(has(&guest.calls(), "mount tmpfs sandbox/ephemeral/v tmpfs remount,size=2m"));
+    });
+}
+
+#[test]
+fn a_local_directory_has_mode_and_group_and_goes_with_the_sandbox() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("local", "local", "shared/local/v");
+        options(&mut wire, &["mode=0777", &format!("fsgid={}", getgid())]);
+        let handle = attach(&storages, &wire).await.unwrap();
+        let mode = fs::metadata(guest.path("shared/local/v")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o2777);
+        fs::write(guest.path("shared/local/v/data"), "x").unwrap();
+        handle.release().await.unwrap();
+        assert!(guest.path("shared/local/v/data").exists(), "its data did not survive its container");
+        storages.release_all().await.unwrap();
+        guest.assert_clean();
+    });
+}
+
+#[test]
+fn a_local_directory_that_was_there_stays() {
+    run(async |guest, storages| {
+        fs::create_dir_all(guest.path("v/inner")).unwrap();
+        let _handle = attach(&storages, &guest.request("local", "", "v")).await.unwrap();
+        storages.release_all().await.unwrap();
+        assert!(guest.path("v/inner").exists());
+    });
+}
+
+#[test]
+fn a_device_is_waited_for_and_mounted() {
+    run(async |guest, storages| {
+        guest.devices.add_permits(2);
+        let mut wire = guest.request("blk", "02/03", "sandbox/storage/v");
+        options(&mut wire, &["ro"]);
+        let _first = attach(&storages, &wire).await.unwrap();
+        let _second = attach(&storages, &guest.request("scsi", "0:1", "s")).await.unwrap();
+        let _third = attach(&storages, &guest.request("blk", "/dev/vda", "t")).await.unwrap();
+        assert_eq!(
+            guest.calls(),
+            [
+                "find blk 02/03",
+                "load ext4",
+                "mount /dev/vd-02-03 sandbox/storage/v ext4 ro",
+                "find scsi 0:1",
+                "load ext4",
+                "mount /dev/vd-0-1 s ext4 ",
+                "load ext4",
+                "mount /dev/vda t ext4 ",
+            ]
+        );
+    });
+}
+
+#[test]
+fn only_block_devices_are_block_devices() {
+    run(async |guest, storages| {
+        let cases = [
+            ("/dev/null", "/dev/null is a character device, not a block device"),
+            ("/dev/shm", "/dev/shm is a directory, not a block device"),
+            ("/dev/nowhere", "looking at /dev/nowhere: ENOENT"),
+            ("/dev/../etc/passwd", "is not a path in /dev"),
+        ];
+        for (source, expected) in cases {
+            let message = refused(&storages, &guest.request("blk", source, "v")).await;
+            assert!(message.contains(expected), "{message:?}");
+        }
+        guest.assert_clean();
+    });
+}
+
+#[test]
+fn what_a_block_driver_cannot_do_is_refused_by_name() {
+    run(async |guest, storages| {
+        for option in ["encryption_key=ephemeral", "create_filesystem"] {
+            let mut wire = guest.request("blk", "/dev/vda", "v");
+            wire.driver_options = vec![option.to_owned()];
+            let message = refused(&storages, &wire).await;
+            assert!(message.contains(option.split('=').next().unwrap()), "{message:?}");
+        }
+        let message = refused(
+            &storages,
+            &agent::Storage { fstype: "hugetlbfs".to_owned(), ..guest.request("ephemeral", "nodev", "h") },
+        )
+        .await;
+        assert!(message.contains("huge pages"), "{message:?}");
+        assert_eq!(guest.calls(), [""; 0]);
+    });
+}
+
+#[test]
+fn layers_are_stacked_in_directories_made_for_them() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("overlayfs", "overlay", "shared/c1/rootfs");
+        let upper = guest.path("shared/c1/up");
+        options(&mut wire, &["lowerdir=/a:/b", &format!("upperdir={}", upper.display())]);
+        wire.driver_options =
+            vec![format!("io.katacontainers.volume.overlayfs.create_directory={}", upper.display())];
+        let handle = attach(&storages, &wire).await.unwrap();
+        assert!(has(
+            &guest.calls(),
+            "mount overlay shared/c1/rootfs overlay lowerdir=/a:/b,upperdir=shared/c1/up"
+        ));
+        fs::write(upper.join("written"), "").unwrap();
+        handle.release().await.unwrap();
+        guest.assert_clean();
+    });
+}
+
+#[test]
+fn a_container_can_have_an_upper_layer_of_its_own() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("overlayfs", "overlay", "c1/rootfs");
+        options(&mut wire, &["io.katacontainers.fs-opt.overlay-rw", "lowerdir=/a"]);
+        let handle = attach(&storages, &wire).await.unwrap();
+        assert!(has(
+            &guest.calls(),
+            "mount overlay c1/rootfs overlay lowerdir=/a,upperdir=c1/upper,workdir=c1/work"
+        ));
+        assert!(guest.path("c1/upper").is_dir());
+        handle.release().await.unwrap();
+        guest.assert_clean();
+        let request = StorageRequest::try_from(&wire).unwrap();
+        let error = storages.attach(request, None).await.unwrap_err();
+        assert!(error.to_string().contains("container's storage only"), "{error}");
+    });
+}
+
+#[test]
+fn layers_elsewhere_are_refused() {
+    run(async |guest, storages| {
+        for option in ["upperdir=/etc", "workdir=/", "lowerdir=/a:relative", "lowerdir=/a/../b"] {
+            let mut wire = guest.request("overlayfs", "overlay", "o");
+            options(&mut wire, &[option]);
+            refused(&storages, &wire).await;
+        }
+        let mut wire = guest.request("overlayfs", "overlay", "o");
+        wire.driver_options = vec!["io.katacontainers.volume.overlayfs.create_directory=/etc/x".to_owned()];
+        refused(&storages, &wire).await;
+        assert_eq!(guest.calls(), [""; 0]);
+        guest.assert_clean();
+    });
+}
+
+#[test]
+fn a_bind_shows_a_directory_or_a_file_of_the_sandbox() {
+    run(async |guest, storages| {
+        fs::create_dir(guest.path("dir")).unwrap();
+        fs::write(guest.path("file"), "").unwrap();
+        let from = |name: &str| guest.path(name).to_str().unwrap().to_owned();
+        let dir = attach(&storages, &guest.request("bind", &from("dir"), "to/dir")).await.unwrap();
+        let mut wire = guest.request("bind", &from("file"), "to/file");
+        options(&mut wire, &["rbind", "ro"]);
+        let file = attach(&storages, &wire).await.unwrap();
+        assert_eq!(guest.calls(), ["mount dir to/dir bind bind", "mount file to/file bind rbind,ro"]);
+        assert!(guest.path("to/file").is_file());
+        dir.release().await.unwrap();
+        file.release().await.unwrap();
+        assert!(!guest.path("to").exists());
+        refused(&storages, &guest.request("bind", "/etc", "to/etc")).await;
+    });
+}
+
+#[test]
+fn a_volume_is_given_to_its_group_once_mounted() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("blk", "/dev/vda", "v");
+        let group = agent::FSGroup { group_id: getgid().as_raw(), ..Default::default() };
+        wire.fs_group = protobuf::MessageField::some(group);
+        let _handle = attach(&storages, &wire).await.unwrap();
+        assert_eq!(fs::metadata(guest.path("v")).unwrap().mode() & 0o7777, 0o2775);
+    });
+}
