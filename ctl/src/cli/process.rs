@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _};
 
 use nakai_ctl::{Client, stdio, tty};
+use tokio::io::AsyncRead;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -27,7 +28,12 @@ pub(crate) async fn attend(
         None
     };
     let streams = async {
-        let stdin = interactive.then(tokio::io::stdin);
+        // Without input the process reads the end at once, as from /dev/null. A terminal has no end.
+        let stdin: Option<Box<dyn AsyncRead + Unpin>> = match (interactive, terminal) {
+            (true, _) => Some(Box::new(tokio::io::stdin())),
+            (false, false) => Some(Box::new(tokio::io::empty())),
+            (false, true) => None,
+        };
         let stderr = (!terminal).then(tokio::io::stderr);
         Ok(stdio::attach(client, container, exec, stdin, tokio::io::stdout(), stderr).await?)
     };
