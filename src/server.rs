@@ -19,7 +19,7 @@ use crate::guest::modules::Modules;
 use crate::observe::{console, log};
 use crate::rpc::{Agent, ServeError, Server};
 use crate::sandbox::{Environment, Sandbox};
-use crate::storage::Storages;
+use crate::storage::{KernelMounts, Storages};
 use crate::supervisor::channel::Channel;
 use crate::supervisor::client::Launcher;
 
@@ -135,11 +135,8 @@ async fn finish_boot(
     let hierarchy = Arc::new(Hierarchy::detect(&mountinfo)?);
     let modules = Arc::new(Modules::of_this_kernel());
     let devices = Devices::start(config.hotplug_timeout, logger.new(o!("subsystem" => "device")));
-    let storages = Storages::new(
-        &config.kata_dir,
-        modules.clone(),
-        devices.clone(),
-        logger.new(o!("subsystem" => "storage")),
-    );
+    let mounts = Arc::new(KernelMounts::new(modules.clone()));
+    let log = logger.new(o!("subsystem" => "storage"));
+    let storages = Storages::new(&config.kata_dir, mounts, Arc::new(devices.clone()), log);
     Ok(Environment { config, logger, launcher, hierarchy, modules, storages, devices })
 }

@@ -110,11 +110,26 @@ fn sandbox_code(error: &SandboxError) -> Code {
 fn device_code(_: &DeviceError) -> Code {
     Code::INTERNAL
 }
-fn storage_code(_: &StorageError) -> Code {
-    Code::INTERNAL
+
+fn storage_code(error: &StorageError) -> Code {
+    use StorageError as E;
+    match error {
+        E::MountPoint { .. } | E::Field { .. } | E::Outside { .. } | E::UnknownDriver { .. } => {
+            Code::INVALID_ARGUMENT
+        }
+        E::NotBlockDevice { .. } => Code::INVALID_ARGUMENT,
+        E::Unsupported { .. } => Code::UNIMPLEMENTED,
+        E::Conflict { .. } => Code::FAILED_PRECONDITION,
+        _ => Code::INTERNAL,
+    }
 }
-fn cgroup_code(_: &CgroupError) -> Code {
-    Code::INTERNAL
+
+fn cgroup_code(error: &CgroupError) -> Code {
+    match error {
+        CgroupError::BadPath { .. } => Code::INVALID_ARGUMENT,
+        CgroupError::NotFound { .. } => Code::NOT_FOUND,
+        _ => Code::INTERNAL,
+    }
 }
 
 fn stdio_code(error: &StdioError) -> Code {

@@ -25,7 +25,7 @@ fn gather(request: &GuestDetailsRequest) -> Answer<GuestDetailsResponse> {
     // The server is never PID 1 itself: the supervisor, its parent, may be.
     agent.init_daemon = nix::unistd::getppid().as_raw() == 1;
     agent.supports_seccomp = true;
-    agent.storage_handlers = crate::storage::DRIVERS.iter().map(|name| (*name).to_owned()).collect();
+    agent.storage_handlers = crate::storage::Storages::drivers().into_iter().map(str::to_owned).collect();
     agent.device_handlers = crate::device::TYPES.iter().map(|name| (*name).to_owned()).collect();
     agent.extra_features = vec!["seccomp".to_owned()];
     response.agent_details = Some(agent).into();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use slog::{info, warn};
 use tokio::io::AsyncWriteExt;
@@ -13,7 +14,7 @@ use super::container::{Container, Slot, Status};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
 use super::process::Process;
-use super::undo::Undo;
+use super::undo::{Undo, Why};
 use super::{Environment, ExecRequest};
 use crate::spec;
 use crate::worker::job::{ExecJob, Job, RunHooksJob};
@@ -135,12 +136,30 @@ impl Actor {
         }
         for process in container.processes() {
             process.wait().await;
+            process.streams().stdin.abandon();
         }
+        wait_until_empty(&container).await;
         run_hooks(&self.environment, &container, &container.description.poststop, false).await;
-        let leftovers = self.undo.run(&container.logger).await;
+        let leftovers = self.undo.run(Why::Removed, &container.logger).await;
         container.execs().clear();
         info!(container.logger, "container removed");
         container.removal.send_replace(Some(leftovers));
+    }
+}
+
+/// Waits for whoever is still in the cgroup: children that nobody tracks. The removal is over when all are gone.
+async fn wait_until_empty(container: &Arc<Container>) {
+    const ROUND: Duration = Duration::from_secs(1);
+    loop {
+        let waiting = container.clone();
+        let empty = tokio::task::spawn_blocking(move || waiting.cgroup().wait_empty(ROUND)).await;
+        match empty {
+            Ok(Ok(false)) => {
+                warn!(container.logger, "killed processes are not gone yet");
+                let _ = container.kill_all().await;
+            }
+            Ok(Ok(true) | Err(_)) | Err(_) => return,
+        }
     }
 }
 

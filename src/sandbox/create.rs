@@ -11,7 +11,7 @@ use super::actor;
 use super::container::{Container, Description};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
-use super::undo::Undo;
+use super::undo::{Undo, Why};
 use super::{CreateContainer, Environment, Running, facts, sysctl};
 use crate::cgroup::Cgroup;
 use crate::device::FoundDevice;
@@ -39,7 +39,7 @@ pub(super) async fn create(
         }
         Err(error) => {
             warn!(logger, "container not created"; "error" => %error);
-            undo.run(&logger).await;
+            undo.run(Why::Failed, &logger).await;
             Err(error)
         }
     }
@@ -77,7 +77,8 @@ async fn steps(
     }
     sysctl::write(&prepared.sandbox_sysctls).await?;
     write_config(&bundle, &prepared.spec, undo).await?;
-    let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone());
+    let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
+        .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
     push_launch_undo(&id, &state_root, &cgroup, undo);
     let init = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared).await?;
     running.publish_pid_namespace(init.pid());
@@ -125,10 +126,27 @@ async fn attach_storages(
     undo: &mut Undo,
 ) -> Result<(), SandboxError> {
     for storage in storages {
-        let name = format!("release the storage {}", storage.mount_point);
-        let handle = environment.storages.attach(storage, Some(id)).await?;
-        undo.push(name, || async move { handle.release().await.map_err(|error| error.to_string()) });
+        attach_storage(environment, Some(id), storage, undo).await?;
     }
+    Ok(())
+}
+
+/// Attaches one storage, for a container or for the sandbox.
+pub(super) async fn attach_storage(
+    environment: &Environment,
+    container: Option<&ContainerId>,
+    storage: crate::storage::StorageRequest,
+    undo: &mut Undo,
+) -> Result<(), SandboxError> {
+    let name = format!("release the storage {}", storage.mount_point);
+    let handle = environment.storages.attach(storage, container).await?;
+    undo.push(name, |why| async move {
+        let released = match why {
+            Why::Failed => handle.undo().await,
+            Why::Removed => handle.release().await,
+        };
+        released.map_err(|error| error.to_string())
+    });
     Ok(())
 }
 

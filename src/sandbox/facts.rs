@@ -33,11 +33,8 @@ pub(super) fn gather(
         container_id,
         rootfs,
         shared,
-        cgroup_version: match &*environment.hierarchy {
-            Hierarchy::V1 { .. } => CgroupVersion::V1,
-            Hierarchy::V2 { .. } => CgroupVersion::V2,
-        },
-        swap_accounting: environment.hierarchy.has_swap_accounting(),
+        cgroup_version: if environment.hierarchy.is_v2() { CgroupVersion::V2 } else { CgroupVersion::V1 },
+        swap_accounting: has_swap_accounting(&environment.hierarchy),
         online_cpus,
         online_mems,
         hooks,
@@ -48,6 +45,17 @@ pub(super) fn gather(
         apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
             .is_ok_and(|enabled| enabled.starts_with('Y')),
     })
+}
+
+/// Whether cgroups limit swap: a kernel option, and on v1 a boot parameter, too. On v2 the root has no such file,
+/// but the kernel's own view tells.
+fn has_swap_accounting(hierarchy: &Hierarchy) -> bool {
+    match hierarchy {
+        Hierarchy::V1 { controllers } => controllers
+            .get("memory")
+            .is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists()),
+        Hierarchy::V2 { .. } => Path::new("/proc/swaps").exists(),
+    }
 }
 
 fn cpu_set(what: &'static str, text: &str) -> Result<CpuSet, SandboxError> {

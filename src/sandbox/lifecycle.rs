@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use nix::mount::{MntFlags, umount2};
 use slog::{info, o, warn};
 
-use super::create::blocking;
+use super::create::{attach_storage, blocking};
 use super::error::SandboxError;
 use super::running::Running;
-use super::undo::Undo;
+use super::undo::{Undo, Why};
 use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned};
 use crate::worker::job::{Job, ShareNamespacesJob};
 
@@ -43,7 +43,7 @@ impl Sandbox {
                     }
                     Err(error) => {
                         warn!(logger, "sandbox not created"; "error" => %error);
-                        undo.run(&logger).await;
+                        undo.run(Why::Failed, &logger).await;
                         *lock(&sandbox.inner.state) = State::None;
                         Err(error)
                     }
@@ -88,8 +88,10 @@ impl Sandbox {
         lock(&running.pid).take();
         let undo = lock(&running.undo).take();
         if let Some(undo) = undo {
-            leftovers.extend(undo.run(&logger).await);
+            leftovers.extend(undo.run(Why::Removed, &logger).await);
         }
+        leftovers
+            .extend(self.environment().storages.release_all().await.err().map(|error| error.to_string()));
         *lock(&self.inner.state) = State::None;
         info!(logger, "sandbox destroyed"; "leftovers" => leftovers.len());
         if leftovers.is_empty() { Ok(()) } else { Err(SandboxError::SandboxLeftovers(leftovers.join("; "))) }
@@ -114,9 +116,7 @@ async fn steps(
         share_namespaces(environment, request.id, request.hostname, request.shared_pid_namespace, undo)
             .await?;
     for storage in request.storages {
-        let name = format!("release the storage {}", storage.mount_point);
-        let handle = environment.storages.attach(storage, None).await?;
-        undo.push(name, || async move { handle.release().await.map_err(|error| error.to_string()) });
+        attach_storage(environment, None, storage, undo).await?;
     }
     set_dns(environment, request.dns, undo).await?;
     Ok(Running { hooks, ..running })
@@ -151,7 +151,7 @@ async fn share_namespaces(
     let launched =
         launched.map_err(|source| SandboxError::Launch { what: "share namespaces".to_owned(), source })?;
     if let Some(pause) = launched.process {
-        undo.push("end the pause process", move || async move {
+        undo.push("end the pause process", move |_| async move {
             let _ = nix::sys::signal::kill(pause.pid, nix::sys::signal::Signal::SIGKILL);
             let mut exit = pause.exit;
             exit.wait_for(Option::is_some).await.map(drop).map_err(|error| error.to_string())

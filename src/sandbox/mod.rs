@@ -198,7 +198,7 @@ impl Sandbox {
                 let directory = Arc::downgrade(&sandbox.inner);
                 undo.push("free the id", {
                     let id = id.clone();
-                    || async move {
+                    |_| async move {
                         if let Some(inner) = directory.upgrade() {
                             lock(&inner.containers).remove(&id);
                         }

@@ -9,7 +9,16 @@ use std::pin::Pin;
 
 use slog::{Logger, warn};
 
-type Step = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send>;
+/// Why the stack is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// What was being made has failed: nothing of it may stay.
+    Failed,
+    /// What was made has had its life; what outlives it by design stays.
+    Removed,
+}
+
+type Step = Box<dyn FnOnce(Why) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send>;
 
 /// Ways back, the newest on top.
 #[derive(Default)]
@@ -21,10 +30,10 @@ impl Undo {
     /// Pushes the way back of the step called `name`, as async work.
     pub(super) fn push<F, Fut>(&mut self, name: impl Into<String>, back: F)
     where
-        F: FnOnce() -> Fut + Send + 'static,
+        F: FnOnce(Why) -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), String>> + Send + 'static,
     {
-        self.steps.push((name.into(), Box::new(|| Box::pin(back()))));
+        self.steps.push((name.into(), Box::new(|why| Box::pin(back(why)))));
     }
 
     /// Pushes a way back that blocks; it will run on the blocking pool.
@@ -33,16 +42,16 @@ impl Undo {
         name: impl Into<String>,
         back: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) {
-        self.push(name, || async {
+        self.push(name, |_| async {
             tokio::task::spawn_blocking(back).await.unwrap_or_else(|error| Err(error.to_string()))
         });
     }
 
     /// Runs all ways back, the newest first. What could not be taken back is logged and returned.
-    pub(super) async fn run(mut self, logger: &Logger) -> Vec<String> {
+    pub(super) async fn run(mut self, why: Why, logger: &Logger) -> Vec<String> {
         let mut leftovers = Vec::new();
         while let Some((name, step)) = self.steps.pop() {
-            if let Err(error) = step().await {
+            if let Err(error) = step(why).await {
                 warn!(logger, "not undone"; "step" => &name, "error" => &error);
                 leftovers.push(format!("{name}: {error}"));
             }
@@ -74,7 +83,7 @@ mod tests {
             });
         }
         let logger = Logger::root(slog::Discard, slog::o!());
-        assert_eq!(undo.run(&logger).await, ["b: stuck"]);
+        assert_eq!(undo.run(Why::Removed, &logger).await, ["b: stuck"]);
         assert_eq!(*order.lock().unwrap(), ["c", "b", "a"]);
     }
 }
