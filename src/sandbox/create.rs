@@ -79,6 +79,7 @@ async fn steps(
     write_config(&bundle, &prepared.spec, undo).await?;
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
+    super::lock(&running.cgroup_parents).extend(cgroup.missing_ancestors());
     push_launch_undo(&id, &state_root, &cgroup, undo);
     let init = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared).await?;
     running.publish_pid_namespace(init.pid());

@@ -86,6 +86,8 @@ impl Sandbox {
         }
         let mut leftovers: Vec<String> = removals.join_all().await.into_iter().flatten().collect();
         lock(&running.pid).take();
+        let parents = std::mem::take(&mut *lock(&running.cgroup_parents));
+        let _ = tokio::task::spawn_blocking(move || crate::cgroup::remove_empty(&parents)).await;
         let undo = lock(&running.undo).take();
         if let Some(undo) = undo {
             leftovers.extend(undo.run(Why::Removed, &logger).await);
@@ -164,7 +166,15 @@ async fn share_namespaces(
         }
         None => None,
     };
-    Ok(Running { id, uts, ipc, hooks: None, pid: Mutex::new(pid), undo: Mutex::new(None) })
+    Ok(Running {
+        id,
+        uts,
+        ipc,
+        hooks: None,
+        pid: Mutex::new(pid),
+        cgroup_parents: Mutex::default(),
+        undo: Mutex::new(None),
+    })
 }
 
 fn unpin(path: &Path) -> Result<(), String> {

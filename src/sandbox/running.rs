@@ -1,5 +1,6 @@
 //! What the containers of a running sandbox share.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -20,6 +21,8 @@ pub struct Running {
     pub(super) hooks: Option<Hooks>,
     /// The PID namespace that containers can share: of the pause process, else of the first container.
     pub(super) pid: Mutex<Option<OwnedFd>>,
+    /// Cgroups above the containers' that the guest did not have before.
+    pub(super) cgroup_parents: Mutex<BTreeSet<PathBuf>>,
     /// Gives all of it back.
     pub(super) undo: Mutex<Option<Undo>>,
 }
