@@ -306,7 +306,7 @@ fn a_cgroup_that_is_gone_has_no_statistics_and_needs_no_clean_up() {
             matches!(cgroup.stats(), Err(CgroupError::NotFound { path }) if path == Path::new("pod/one"))
         );
         assert!(matches!(cgroup.freeze(Duration::ZERO), Err(CgroupError::NotFound { .. })));
-        assert_eq!(cgroup.pids().unwrap(), []);
+        assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
         assert!(!cgroup.is_populated().unwrap());
         assert!(cgroup.wait_empty(Duration::MAX).unwrap());
         cgroup.kill_all().unwrap();

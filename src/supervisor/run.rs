@@ -134,14 +134,12 @@ impl Supervisor {
 
     /// Takes one message, if there is one; true when it is the end.
     fn serve_message(&self) -> bool {
-        match self.channel.receive(0, MsgFlags::MSG_DONTWAIT) {
-            Ok(message) => match message.header.kind {
-                Kind::Launch => self.launch(message.header.request, message.fds),
-                Kind::ShutDown => return true,
-                Kind::Forked | Kind::ForkFailed | Kind::Exited | Kind::Reply => {}
-            },
-            // A closed channel is a dead server, and SIGCHLD tells of that.
-            Err(_) => {}
+        // A closed channel is a dead server, and SIGCHLD tells of that.
+        let Ok(message) = self.channel.receive(0, MsgFlags::MSG_DONTWAIT) else { return false };
+        match message.header.kind {
+            Kind::Launch => self.launch(message.header.request, message.fds),
+            Kind::ShutDown => return true,
+            Kind::Forked | Kind::ForkFailed | Kind::Exited | Kind::Reply => {}
         }
         false
     }

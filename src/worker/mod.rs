@@ -60,10 +60,7 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
     let started = match job {
         Job::Create(job) => Some(create::create(*job, fds, &report)?),
         Job::Exec(job) => Some(create::exec(*job, fds, &report)?),
-        Job::ShareNamespaces(job) => match namespaces::share(&job)? {
-            Some(pid) => Some(Started { pid, fds: Vec::new() }),
-            None => None,
-        },
+        Job::ShareNamespaces(job) => namespaces::share(&job)?.map(|pid| Started { pid, fds: Vec::new() }),
         Job::RunHooks(job) => {
             hooks::run(&job, &report)?;
             None
