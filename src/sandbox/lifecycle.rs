@@ -105,6 +105,13 @@ async fn steps(
     request: CreateSandbox,
     undo: &mut Undo,
 ) -> Result<Running, SandboxError> {
+    let config = environment.config.clone();
+    blocking(move || {
+        [&config.kata_dir, &config.state_dir].into_iter().try_for_each(|directory| {
+            std::fs::create_dir_all(directory).map_err(SandboxError::file("make directory", directory))
+        })
+    })
+    .await?;
     let modules = environment.modules.clone();
     let wanted = request.kernel_modules;
     blocking(move || wanted.iter().try_for_each(|(name, parameters)| Ok(modules.load(name, parameters)?)))
