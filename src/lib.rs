@@ -12,6 +12,7 @@ pub mod ids;
 pub mod observe;
 pub mod rpc;
 pub mod sandbox;
+pub mod server;
 pub mod spec;
 pub mod stdio;
 pub mod storage;

@@ -1,1 +1,28 @@
-//! Host client of the agent.
+//! Host client of the agent: connect, call, build container specs, pump stdio, and launch the
+//! virtual machine that the agent lives in.
+//!
+//! Start with [`Address`] and [`Client`] to talk to an agent that runs already, or with
+//! [`vm::Vm::start`] to boot one. [`SpecBuilder`] gives the specification of an ordinary container,
+//! [`rootfs::SharedRootfs`] puts its files where the guest sees them, and [`stdio::attach`] carries
+//! its streams.
+//!
+//! This crate plays the part of the shim. It trusts neither the guest's answers (sizes and text are
+//! bounded by the wire) nor the archives it is given ([`unpack`]).
+
+pub mod address;
+pub mod client;
+pub mod connect;
+pub mod error;
+pub mod qmp;
+pub mod rootfs;
+pub mod sandbox;
+pub mod spec;
+pub mod stdio;
+pub mod tty;
+pub mod unpack;
+pub mod vm;
+
+pub use address::Address;
+pub use client::Client;
+pub use error::CallError;
+pub use spec::SpecBuilder;

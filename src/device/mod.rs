@@ -28,7 +28,7 @@ use std::time::Duration;
 use slog::{Logger, info, warn};
 
 pub use self::error::DeviceError;
-pub use self::request::{Address, DeviceRequest, ScsiAddress};
+pub use self::request::{Address, DeviceRequest, ScsiAddress, TYPES};
 pub use self::rescan::Drivers;
 pub use self::sysfs::{DeviceKind, DeviceNodes, Node, Nodes};
 use self::sysfs::{Found, Tree};

@@ -10,8 +10,8 @@ use super::DeviceError;
 use super::pci::PciPath;
 use crate::ids::GuestPath;
 
-/// The types that can be found.
-const KNOWN: &[&str] = &["blk", "mmioblk", "nvdimm", "scsi"];
+/// The device types that can be found, for `GetGuestDetails`.
+pub const TYPES: &[&str] = &["blk", "mmioblk", "nvdimm", "scsi"];
 
 /// A disk of some SCSI host: which host it is depends on the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,7 +81,7 @@ impl Address {
             "vfio-pci" | "vfio-pci-gk" => {
                 Err(unsupported(kind, "VFIO devices can't be passed to containers"))
             }
-            _ => Err(DeviceError::UnknownType { kind: kind.to_owned(), known: KNOWN }),
+            _ => Err(DeviceError::UnknownType { kind: kind.to_owned(), known: TYPES }),
         }
     }
 }

@@ -72,6 +72,19 @@ impl Hardware {
         self.read(self.system.join("cpu/online"))
     }
 
+    /// The memory nodes that are there, as a list like `0-1`; `None` where the kernel knows no NUMA.
+    ///
+    /// # Errors
+    ///
+    /// [`HardwareError::Read`], but not if the file is absent.
+    pub fn online_memory_nodes(&self) -> Result<Option<String>, HardwareError> {
+        match self.read(self.system.join("node/online")) {
+            Ok(nodes) => Ok(Some(nodes)),
+            Err(HardwareError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn read(&self, path: PathBuf) -> Result<String, HardwareError> {
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(text.trim().to_owned()),

@@ -1,7 +1,6 @@
 //! The VM as a place to live: what the agent does to its guest's kernel and file system, sandboxes apart.
 //!
-//! - [`root`] and [`power`]: the first and the last thing of PID 1, for the supervisor: no threads, no
-//! logger;
+//! - [`root`] and [`power`]: the first and the last thing of PID 1, for the supervisor (no threads, no logger);
 //! - [`boot`]: the rest of the boot, in the server, as timed steps;
 //! - [`mount`], [`mountinfo`], [`beneath`]: the one place where mounts are made, listed, and given a target;
 //! - [`modules`]: kernel modules, loaded without a helper program;

@@ -1,8 +1,7 @@
 //! What the agent lets others see of itself.
 //!
-//! - [`log`]: structured lines for machines, one JSON object each, written by a thread of their own so that a
-//! slow
-//!   console never holds up a request;
+//! - [`log`]: structured lines for machines, one JSON object each, written by a thread of their own, so that
+//!   a slow console never holds up a request;
 //! - [`console`]: the few plain lines for a person, usable where no thread may exist (the supervisor).
 
 pub mod console;

@@ -1,1 +1,271 @@
-//! To be written.
+//! The sandbox: what one VM holds.
+//!
+//! ```text
+//! none -> starting -> running -> stopping -> none
+//! ```
+//!
+//! - *none*: only CreateSandbox is allowed; DestroySandbox has nothing to do.
+//! - *starting*: CreateSandbox is at work; everything else gets FAILED_PRECONDITION with the state's name.
+//! - *running*: containers may be made. [`Running`] holds what they share.
+//! - *stopping*: DestroySandbox removes the containers and gives back what is shared.
+//!
+//! The sandbox owns the directory of containers and the things that containers share. The life of a
+//! container is its actor's ([`container`]). Work that changes something runs in a task of its own, so a
+//! caller that goes away never stops it half-way; what nobody waits for any more is taken back.
+
+mod actor;
+pub mod container;
+mod create;
+pub mod dns;
+mod error;
+mod facts;
+pub mod hooks;
+mod launch;
+mod lifecycle;
+mod pidfd;
+mod process;
+mod running;
+mod sysctl;
+mod undo;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use oci_spec::runtime;
+use slog::Logger;
+use tokio::sync::oneshot;
+
+pub use container::{Container, Output, Status};
+pub use error::SandboxError;
+pub use running::Running;
+
+use self::undo::Undo;
+use crate::cgroup::Hierarchy;
+use crate::config::Config;
+use crate::device::{DeviceRequest, Devices};
+use crate::guest::modules::Modules;
+use crate::ids::{ContainerId, ExecId, GuestPath};
+use crate::storage::{StorageRequest, Storages};
+use crate::supervisor::client::Launcher;
+
+/// What the sandbox works with; made once at boot.
+#[derive(Debug)]
+pub struct Environment {
+    /// The operator's settings.
+    pub config: Arc<Config>,
+    /// Where to log.
+    pub logger: Logger,
+    /// Launches workers.
+    pub launcher: Launcher,
+    /// The mounted cgroup hierarchies.
+    pub hierarchy: Arc<Hierarchy>,
+    /// The guest's kernel modules.
+    pub modules: Arc<Modules>,
+    /// The storages in use.
+    pub storages: Storages,
+    /// Finds devices.
+    pub devices: Devices,
+}
+
+/// CreateSandbox, checked.
+#[derive(Debug)]
+pub struct CreateSandbox {
+    /// Names the sandbox in every log line; may be empty.
+    pub id: String,
+    /// The host name of the shared UTS namespace; may be empty.
+    pub hostname: String,
+    /// Lines of resolv.conf.
+    pub dns: Vec<String>,
+    /// Mounted for all containers.
+    pub storages: Vec<StorageRequest>,
+    /// Whether containers that want it share a PID namespace that a pause process holds.
+    pub shared_pid_namespace: bool,
+    /// Where guest hooks are looked for.
+    pub hook_directory: Option<GuestPath>,
+    /// Modules to load, with parameters.
+    pub kernel_modules: Vec<(String, Vec<String>)>,
+}
+
+/// CreateContainer, checked.
+#[derive(Debug)]
+pub struct CreateContainer {
+    /// Its id.
+    pub id: ContainerId,
+    /// As the host sent it.
+    pub spec: runtime::Spec,
+    /// Devices to find first.
+    pub devices: Vec<DeviceRequest>,
+    /// Storages to attach first.
+    pub storages: Vec<StorageRequest>,
+    /// Whether it joins the sandbox's PID namespace.
+    pub sandbox_pidns: bool,
+}
+
+/// ExecProcess, checked.
+#[derive(Debug)]
+pub struct ExecRequest {
+    /// The new process's id.
+    pub exec_id: ExecId,
+    /// As the host sent it.
+    pub process: runtime::Process,
+}
+
+/// A place in the directory of containers.
+#[derive(Debug)]
+enum Place {
+    Creating,
+    Container(Arc<Container>),
+}
+
+#[derive(Debug)]
+enum State {
+    None,
+    Starting,
+    Running(Arc<Running>),
+    Stopping,
+}
+
+impl State {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::None => "not created",
+            Self::Starting => "starting",
+            Self::Running(_) => "running",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// The sandbox; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    environment: Arc<Environment>,
+    /// Both are held for single operations only, never across an await.
+    state: Mutex<State>,
+    containers: Mutex<HashMap<ContainerId, Place>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The data is whole after every single operation, also if a thread should ever die in between.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sandbox {
+    /// A guest without a sandbox.
+    pub fn new(environment: Environment) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                environment: Arc::new(environment),
+                state: Mutex::new(State::None),
+                containers: Mutex::default(),
+            }),
+        }
+    }
+
+    /// What it works with.
+    pub fn environment(&self) -> &Environment {
+        &self.inner.environment
+    }
+
+    /// Finds a container.
+    ///
+    /// # Errors
+    /// [`SandboxError::NoContainer`], also while it is being created.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, SandboxError> {
+        match lock(&self.inner.containers).get(id) {
+            Some(Place::Container(container)) => Ok(container.clone()),
+            Some(Place::Creating) | None => Err(SandboxError::NoContainer(id.to_owned())),
+        }
+    }
+
+    /// Makes a container whose init waits for [`Container::start`].
+    ///
+    /// # Errors
+    /// Whatever step failed; everything before it has been taken back then.
+    pub async fn create_container(&self, request: CreateContainer) -> Result<(), SandboxError> {
+        let running = self.running()?;
+        self.reserve(&request.id)?;
+        let sandbox = self.clone();
+        owned(
+            async move {
+                let id = request.id.clone();
+                let mut undo = Undo::default();
+                let directory = Arc::downgrade(&sandbox.inner);
+                undo.push("free the id", {
+                    let id = id.clone();
+                    |_| async move {
+                        if let Some(inner) = directory.upgrade() {
+                            lock(&inner.containers).remove(&id);
+                        }
+                        Ok(())
+                    }
+                });
+                let container = create::create(&sandbox.inner.environment, &running, request, undo).await?;
+                lock(&sandbox.inner.containers).insert(id, Place::Container(container.clone()));
+                // The sandbox may have been destroyed meanwhile, without this container.
+                if let Err(error) = sandbox.running() {
+                    let _ = container.remove(None).await;
+                    return Err(error);
+                }
+                Ok(container)
+            },
+            |container| async move { container.remove(None).await },
+        )
+        .await
+        .map(drop)
+    }
+
+    /// All containers that have been created.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        let places = lock(&self.inner.containers);
+        let found = places.values().filter_map(|place| match place {
+            Place::Container(container) => Some(container.clone()),
+            Place::Creating => None,
+        });
+        found.collect()
+    }
+
+    fn reserve(&self, id: &ContainerId) -> Result<(), SandboxError> {
+        match lock(&self.inner.containers).entry(id.clone()) {
+            std::collections::hash_map::Entry::Occupied(_) => Err(SandboxError::ContainerExists(id.clone())),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(Place::Creating);
+                Ok(())
+            }
+        }
+    }
+
+    fn running(&self) -> Result<Arc<Running>, SandboxError> {
+        match &*lock(&self.inner.state) {
+            State::Running(running) => Ok(running.clone()),
+            other => Err(SandboxError::SandboxState { state: other.name(), needed: "running" }),
+        }
+    }
+}
+
+/// Runs `work` in a task of its own. If the caller is gone when it has succeeded, `take_back` follows: a call
+/// has its full effect, or none.
+async fn owned<T, W, B>(work: W, take_back: impl FnOnce(T) -> B + Send + 'static) -> Result<(), SandboxError>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T, SandboxError>> + Send + 'static,
+    B: Future<Output = Result<(), SandboxError>> + Send,
+{
+    let (answer, answered) = oneshot::channel();
+    tokio::spawn(async move {
+        match work.await {
+            Ok(made) => {
+                if answer.send(Ok(())).is_err() {
+                    let _ = take_back(made).await;
+                }
+            }
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    });
+    answered.await.unwrap_or(Err(SandboxError::TaskEnded("the task of the call")))
+}

@@ -1,1 +1,137 @@
-//! To be written.
+//! Pure edits of an OCI runtime spec: what the host asks for becomes what libcontainer can carry out.
+//!
+//! Two entries, [`prepare`] for a container and [`prepare_exec`] for a further process in one. Each takes
+//! the wire's spec and what is known of the guest ([`Facts`]), and returns the spec for libcontainer and,
+//! beside it, everything that libcontainer can't do or does wrong, for others to carry out. One file per
+//! subject, one function per edit.
+//!
+//! Invariants:
+//! - no I/O: every rule is a table test;
+//! - what leaves here passes libcontainer's own validator;
+//! - no namespace, cgroup or sysctl path of the host's making reaches the kernel unchecked;
+//! - what can't be done is refused by name ([`SpecError`]). What is left out because it has no meaning in
+//!   this guest is told in `warnings`. Nothing is dropped in silence.
+//!
+//! Sources: the OCI runtime specification 1.2 (`config.md`, `config-linux.md`); runc where that is vague.
+
+mod capabilities;
+mod cgroups_path;
+mod cpuset;
+mod device_rules;
+mod devices;
+mod error;
+mod facts;
+mod hooks;
+mod labels;
+mod memory;
+mod mounts;
+mod namespaces;
+mod pci_env;
+mod prepared;
+mod process;
+mod propagation;
+mod rlimits;
+mod seccomp;
+mod sysctl;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use libcontainer::validator::Validator;
+use oci_spec::runtime::{Linux, Process, Root, Spec};
+
+pub use cpuset::{CpuSet, CpuSetError};
+pub use device_rules::default_rules;
+pub use devices::{DeviceKind, DeviceNumber, DeviceUpdate};
+pub use error::SpecError;
+pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
+pub use prepared::{ConsoleSize, ExecFacts, LateProcess, Prepared, PreparedExec};
+pub use process::set_home;
+pub use propagation::{MountPropagation, Propagation};
+pub use sysctl::Sysctl;
+
+/// Turns the spec of a CreateContainer request into a launch that libcontainer and the worker can do.
+///
+/// # Errors
+/// [`SpecError`], naming the field and its value, for what is malformed, forbidden or can't be done here.
+pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
+    let mut spec = spec;
+    let mut warnings = Vec::new();
+    validate::spec(&mut spec)?;
+    let mut linux: Linux = spec.linux_mut().take().ok_or(SpecError::Missing { field: "linux" })?;
+    let process: Process = spec.process_mut().take().ok_or(SpecError::Missing { field: "process" })?;
+    set_rootfs(&mut spec, &facts.rootfs)?;
+
+    let layout = namespaces::apply(&mut linux, &facts.shared, facts.cgroup_version)?;
+    if !layout.own_uts {
+        // Joined by path: libcontainer sets the names of a new namespace only, and these are the sandbox's.
+        spec.set_hostname(None).set_domainname(None);
+    }
+    let sandbox_sysctls = sysctl::split(&mut linux, layout.own_network)?;
+    let cgroup_path = cgroups_path::resolve(linux.cgroups_path().as_deref(), &facts.container_id)?;
+    linux.set_cgroups_path(Some(cgroup_path.clone()));
+    devices::apply(&mut linux, facts)?;
+    cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
+    memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting)?;
+    let propagation = mounts::apply(&mut spec, &mut linux, &mut warnings)?;
+    labels::mount_label(&mut linux, facts.selinux, &mut warnings);
+    let mut hooks = spec.hooks_mut().take().unwrap_or_default();
+    let (poststart, poststop) = hooks::apply(&mut hooks, facts.hooks.as_ref())?;
+    spec.set_hooks(hooks::or_none(hooks));
+
+    let seccomp = seccomp::take(&mut linux)?;
+    let inherited = ExecFacts::of_guest(facts, seccomp);
+    let edited = process::prepare(process, &inherited, &mut warnings)?;
+    spec.set_linux(Some(linux)).set_process(Some(edited.process));
+    Validator::validate_spec(&spec).map_err(|source| SpecError::Validator { source: Box::new(source) })?;
+    Ok(Prepared {
+        create_cwd: edited.cwd,
+        exec: inherited.with_container(&edited.late, edited.capabilities, spec.process().as_ref()),
+        spec,
+        late: edited.late,
+        sandbox_sysctls,
+        cgroup_path,
+        terminal: edited.terminal,
+        console_size: edited.console_size,
+        propagation,
+        poststart,
+        poststop,
+        warnings,
+    })
+}
+
+/// Turns the process of an ExecProcess request into one that libcontainer and the worker can launch in the
+/// container that `container` (from [`Prepared::exec`]) describes.
+///
+/// The process brings its own user, arguments, environment and working directory. What it leaves out is the
+/// container's: capabilities, rlimits, oom_score_adj, AppArmor profile, SELinux label. The container's
+/// seccomp filter always holds, and so does its `noNewPrivileges`.
+///
+/// # Errors
+/// [`SpecError`], naming the field and its value.
+pub fn prepare_exec(process: Process, container: &ExecFacts) -> Result<PreparedExec, SpecError> {
+    let mut warnings = Vec::new();
+    let edited = process::prepare(process, container, &mut warnings)?;
+    Ok(PreparedExec {
+        process: edited.process,
+        late: edited.late,
+        terminal: edited.terminal,
+        console_size: edited.console_size,
+        warnings,
+    })
+}
+
+/// The root is where the agent assembled it, not where the host thought.
+fn set_rootfs(spec: &mut Spec, rootfs: &Path) -> Result<(), SpecError> {
+    if !rootfs.is_absolute() {
+        return Err(SpecError::RelativePath { field: "root.path", path: rootfs.to_owned() });
+    }
+    let readonly = spec.root().as_ref().and_then(Root::readonly);
+    let mut root = Root::default();
+    root.set_path(rootfs.to_owned()).set_readonly(Some(readonly.unwrap_or(false)));
+    spec.set_root(Some(root));
+    Ok(())
+}

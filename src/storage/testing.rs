@@ -45,7 +45,7 @@ impl FakeGuest {
     }
 
     pub(super) fn storages(self: &Arc<Self>) -> Storages {
-        Storages::with_ops(self.dir.path(), self.clone(), self.clone(), Logger::root(Discard, o!()))
+        Storages::new(self.dir.path(), self.clone(), self.clone(), Logger::root(Discard, o!()))
     }
 
     pub(super) fn path(&self, relative: &str) -> PathBuf {

@@ -1,1 +1,115 @@
-//! To be written.
+//! The worker: one short-lived process for each piece of work that needs a process of its own.
+//!
+//! libcontainer forks with a raw clone and changes the working directory, so it may only run in a process
+//! with one thread. The supervisor forks a worker for each launch; the worker takes the [`job`] from the
+//! first descriptor it is given, does it, sends one reply to the server, and ends. Its children (the
+//! container's init, an exec'd process) are then the supervisor's.
+//!
+//! Failure behaviour: every failure comes back as one [`job::Failure`] that names the true cause, which
+//! libcontainer's forks only log ([`report`]).
+
+mod console;
+mod create;
+mod executor;
+mod hooks;
+pub mod job;
+mod limits;
+mod namespaces;
+mod passwd;
+mod propagation;
+mod report;
+mod sys;
+
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::socket::MsgFlags;
+
+use self::create::Started;
+use self::job::{Failure, Job, Outcome};
+use self::report::Report;
+use crate::supervisor::channel::{Channel, Header, Kind};
+
+/// Does the job behind the first of `fds` and ends. Called by the supervisor in the child it forked.
+pub fn run(channel: &Channel, request: u64, fds: Vec<OwnedFd>) -> ! {
+    let result = work(fds);
+    let (pid, fds, result) = match result {
+        Ok(Done { outcome, started: Some(started) }) => (started.pid.as_raw(), started.fds, Ok(outcome)),
+        Ok(Done { outcome, started: None }) => (0, Vec::new(), Ok(outcome)),
+        Err(failure) => (0, Vec::new(), Err(failure)),
+    };
+    let header = Header { kind: Kind::Reply, request, pid, status: 0 };
+    let payload = serde_json::to_vec::<Result<Outcome, Failure>>(&result).unwrap_or_default();
+    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    let _ = channel.send(header, &payload, &borrowed, MsgFlags::empty());
+    sys::exit_now(0)
+}
+
+struct Done {
+    outcome: Outcome,
+    started: Option<Started>,
+}
+
+fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
+    let report = Report::install()?;
+    settle(&report)?;
+    let mut fds = fds.into_iter();
+    let job = read_job(fds.next())?;
+    let fds = fds.collect();
+    let started = match job {
+        Job::Create(job) => Some(create::create(*job, fds, &report)?),
+        Job::Exec(job) => Some(create::exec(*job, fds, &report)?),
+        Job::ShareNamespaces(job) => namespaces::share(&job)?.map(|pid| Started { pid, fds: Vec::new() }),
+        Job::RunHooks(job) => {
+            hooks::run(&job, &report)?;
+            None
+        }
+    };
+    let outcome = if started.is_some() { Outcome::Started } else { Outcome::Done };
+    Ok(Done { outcome, started })
+}
+
+fn read_job(file: Option<OwnedFd>) -> Result<Job, Failure> {
+    let mut file = std::fs::File::from(file.ok_or_else(|| Failure::internal("a launch without a job"))?);
+    let mut bytes = Vec::new();
+    std::io::Seek::rewind(&mut file)
+        .and_then(|()| file.read_to_end(&mut bytes))
+        .map_err(|error| Failure::internal(format!("read the job: {error}")))?;
+    serde_json::from_slice(&bytes).map_err(|error| Failure::internal(format!("decode the job: {error}")))
+}
+
+/// Makes a fresh start of what the supervisor's process hands down, so that nothing of it reaches a container.
+fn settle(report: &Report) -> Result<(), Failure> {
+    let failed = |step: &str, cause: &dyn std::fmt::Display| Failure::internal(format!("{step}: {cause}"));
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|e| failed("open /dev/null", &e))?;
+    nix::unistd::dup2_stdin(&null).map_err(|e| failed("replace stdin", &e))?;
+    nix::unistd::dup2_stdout(&null).map_err(|e| failed("replace stdout", &e))?;
+    // Hooks write here; what they say then explains why they failed.
+    nix::unistd::dup2_stderr(report).map_err(|e| failed("replace stderr", &e))?;
+    sys::restrict_name_service_to_files();
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    nix::unistd::setgroups(&[]).map_err(|e| failed("drop the supplementary groups", &e))?;
+    set_default(Signal::SIGPIPE);
+    Ok(())
+}
+
+fn set_default(signal: Signal) {
+    sys::set_signal(signal, SigHandler::SigDfl);
+}
+
+/// An error with all its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        source = cause.source();
+    }
+    line.replace('\n', " ")
+}

@@ -31,11 +31,9 @@ pub use self::handle::StorageHandle;
 use self::work::{Job, blocking};
 use super::attachment::{Attachment, mount_at};
 use super::driver;
-use super::ops::{BlockLookup, KernelMounts, MountOps, MountOrder};
+use super::ops::{BlockLookup, MountOps, MountOrder};
 use super::places::Places;
 use super::{StorageError, StorageRequest};
-use crate::device::Devices;
-use crate::guest::modules::Modules;
 use crate::ids::{ContainerId, GuestPath};
 
 #[derive(Debug, Clone)]
@@ -120,14 +118,9 @@ enum Eviction {
 }
 
 impl Storages {
-    /// A sandbox's set of storages in this guest, empty. They may be mounted beneath `base`
-    /// (`/run/kata-containers`), nowhere else.
-    pub fn new(base: &Path, modules: Arc<Modules>, devices: Devices, log: Logger) -> Self {
-        Self::with_ops(base, Arc::new(KernelMounts::new(modules)), Arc::new(devices), log)
-    }
-
-    /// The same, with other hands.
-    pub fn with_ops(base: &Path, ops: Arc<dyn MountOps>, lookup: Arc<dyn BlockLookup>, log: Logger) -> Self {
+    /// A sandbox's set of storages, empty. They may be mounted beneath `base` (`/run/kata-containers`), nowhere
+    /// else.
+    pub fn new(base: &Path, ops: Arc<dyn MountOps>, lookup: Arc<dyn BlockLookup>, log: Logger) -> Self {
         let table = Mutex::default();
         Self { inner: Arc::new(Inner { places: Places::new(base), ops, lookup, table, log }) }
     }

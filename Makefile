@@ -1,0 +1,63 @@
+# Each target brings what it needs: on a Debian or Ubuntu machine with cargo, `make run` is enough.
+#
+#   make run     boot the guest and show what the agent does
+#   make test    unit tests, and black-box tests on this host and in a VM
+#   make lint    formatting, clippy, documentation, licences and advisories
+#   make image   the guest's kernel, initrd and a container's root file system
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+CACHE      := $(abspath .cache)
+IMAGE      := $(TARGET_DIR)/image
+AGENT      := $(TARGET_DIR)/x86_64-unknown-linux-gnu/release/nakai
+CTL        := $(TARGET_DIR)/release/nakai-ctl
+ROOTFS     := $(TARGET_DIR)/release/nakai-rootfs --cache $(CACHE)
+SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# The vhost-user vsock device that scripts/install-deps builds.
+export PATH := $(CACHE)/tools/bin:$(PATH)
+
+.PHONY: build deps agent ctl rootfs image run debian test lint clean
+
+build: agent ctl rootfs
+
+deps:
+	scripts/install-deps
+
+agent:
+	cargo build-agent --locked
+
+ctl rootfs:
+	cargo build --locked --release --package nakai-$@
+
+image: agent rootfs
+	$(ROOTFS) kernel --output $(IMAGE)/vmlinuz
+	$(ROOTFS) initrd --agent $(AGENT) --output $(IMAGE)/initrd
+	$(ROOTFS) busybox --output $(IMAGE)/busybox
+
+# Building a Debian root makes device nodes and enters it: only root can.
+debian: rootfs
+	$(SUDO) $(ROOTFS) debian --output $(IMAGE)/debian
+
+run: deps
+	$(MAKE) build image debian
+	$(CTL) demo --kernel $(IMAGE)/vmlinuz --initrd $(IMAGE)/initrd \
+		--busybox $(IMAGE)/busybox --debian $(IMAGE)/debian
+
+test: deps
+	$(MAKE) image
+	NAKAI_AGENT=$(AGENT) NAKAI_KERNEL=$(IMAGE)/vmlinuz NAKAI_INITRD=$(IMAGE)/initrd \
+		NAKAI_BUSYBOX_ROOT=$(IMAGE)/busybox cargo test --locked --workspace
+
+lint:
+	cargo fmt --all --check
+	cargo fetch --locked --target x86_64-unknown-linux-gnu
+	cargo xtask deny
+	cargo xtask lines
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+clean:
+	cargo clean

@@ -1,0 +1,307 @@
+//! The arguments of every command.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use nakai_ctl::Address;
+use nix::sys::signal::Signal;
+
+/// Talks to a nakai guest agent: runs containers in it, or boots the VM that it lives in.
+#[derive(Debug, Parser)]
+#[command(name = "nakai-ctl", version)]
+pub(crate) struct Cli {
+    /// The agent: unix://PATH, unix://@NAME, vsock://CID:PORT or hvsock://PATH:PORT
+    #[arg(long, env = "NAKAI_ADDRESS", global = true)]
+    pub(crate) address: Option<Address>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Virtual machines
+    Vm {
+        #[command(subcommand)]
+        command: VmCommand,
+    },
+    /// Run a container and exit with its status
+    Run(RunOptions),
+    /// Run a further process in a container and exit with its status
+    Exec(ExecOptions),
+    /// List the containers that this client has started at the address
+    Ps,
+    /// Show what a container uses
+    Stats {
+        /// The container
+        id: String,
+    },
+    /// Send a signal to a container's init process
+    Kill {
+        /// The container
+        id: String,
+        /// The signal, by name or number
+        #[arg(default_value = "TERM", value_parser = parse_signal)]
+        signal: i32,
+        /// Kill every process of the container (SIGKILL only)
+        #[arg(long)]
+        all: bool,
+    },
+    /// Remove a container, killing what still runs in it
+    Rm {
+        /// The container
+        id: String,
+    },
+    /// Tell whether the agent answers
+    Check,
+    /// Print the agent's and the protocol's version
+    Version,
+    /// Print what the guest can do
+    Details,
+    /// Boot a VM, run two containers in it and say what happens
+    Demo(DemoOptions),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Boot a VM, print its agent's address and stay until ^C
+    Start(VmOptions),
+}
+
+/// What a VM boots.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct VmOptions {
+    /// The kernel image
+    #[arg(long, env = "NAKAI_KERNEL")]
+    pub(crate) kernel: PathBuf,
+    /// The initramfs with the agent
+    #[arg(long, env = "NAKAI_INITRD")]
+    pub(crate) initrd: PathBuf,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 512)]
+    pub(crate) memory: u32,
+    /// CPUs
+    #[arg(long, default_value_t = 1)]
+    pub(crate) cpus: u32,
+    /// The directory that is shared with the guest [default: one that goes with the VM]
+    #[arg(long)]
+    pub(crate) share: Option<PathBuf>,
+    /// Where the console's text goes [default: the VM's run directory]
+    #[arg(long)]
+    pub(crate) console: Option<PathBuf>,
+    /// A word for the kernel's command line, such as agent.log=debug
+    #[arg(long = "append", value_name = "WORD")]
+    pub(crate) append: Vec<String>,
+}
+
+/// How a process runs, the same for a container's first and any further one.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ProcessOptions {
+    /// Give it standard input
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// A variable of its environment; without a value, this client's
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Its working directory
+    #[arg(short, long, default_value = "/")]
+    pub(crate) workdir: String,
+    /// Its user and group
+    #[arg(short, long, default_value = "0:0", value_name = "UID[:GID]")]
+    pub(crate) user: User,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RunOptions {
+    #[command(flatten)]
+    pub(crate) process: ProcessOptions,
+    /// The root filesystem: a directory (what the container writes is written there) or a tar file
+    #[arg(long, value_name = "DIR|TAR")]
+    pub(crate) rootfs: PathBuf,
+    /// The container's name [default: one made up]
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// Its host name
+    #[arg(long)]
+    pub(crate) hostname: Option<String>,
+    /// Its memory limit in bytes, or with a suffix K, M or G
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub(crate) memory: Option<i64>,
+    /// Its CPU limit, such as 0.5
+    #[arg(long, value_parser = parse_cpus)]
+    pub(crate) cpus: Option<f64>,
+    /// Its limit of processes
+    #[arg(long)]
+    pub(crate) pids: Option<i64>,
+    /// Make its root filesystem read-only
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Remove it when it has ended; this is the default
+    #[arg(long, overrides_with = "keep")]
+    pub(crate) rm: bool,
+    /// Don't remove it when it has ended
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Start it, print its name and leave it running
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub(crate) detach: bool,
+    /// The host's side of the directory shared with the guest [default: what `vm start` noted]
+    #[arg(long)]
+    pub(crate) share: Option<PathBuf>,
+    /// The kernel of a VM of its own
+    #[arg(long, env = "NAKAI_KERNEL", requires = "initrd")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The initramfs of a VM of its own
+    #[arg(long, env = "NAKAI_INITRD", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExecOptions {
+    #[command(flatten)]
+    pub(crate) process: ProcessOptions,
+    /// The container
+    pub(crate) id: String,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DemoOptions {
+    /// The kernel image
+    #[arg(long, env = "NAKAI_KERNEL")]
+    pub(crate) kernel: PathBuf,
+    /// The initramfs with the agent
+    #[arg(long, env = "NAKAI_INITRD")]
+    pub(crate) initrd: PathBuf,
+    /// A root filesystem with busybox
+    #[arg(long, value_name = "DIR|TAR")]
+    pub(crate) busybox: PathBuf,
+    /// A root filesystem of Debian
+    #[arg(long, value_name = "DIR|TAR")]
+    pub(crate) debian: PathBuf,
+}
+
+/// A numeric user and group.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+impl FromStr for User {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str| part.parse().map_err(|_| format!("{part:?} is not a numeric id"));
+        match text.split_once(':') {
+            Some((uid, gid)) => Ok(Self { uid: number(uid)?, gid: number(gid)? }),
+            None => Ok(Self { uid: number(text)?, gid: 0 }),
+        }
+    }
+}
+
+/// A signal's number: `TERM`, `SIGTERM`, `sigterm` or `15`.
+fn parse_signal(text: &str) -> Result<i32, String> {
+    if let Ok(number) = text.parse::<i32>() {
+        return if (1..=libc::SIGRTMAX()).contains(&number) {
+            Ok(number)
+        } else {
+            Err("no such signal".to_owned())
+        };
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    Signal::from_str(&name).map(|signal| signal as i32).map_err(|_| "no such signal".to_owned())
+}
+
+/// A positive number of bytes with an optional suffix of powers of 1024.
+fn parse_bytes(text: &str) -> Result<i64, String> {
+    let shift = match text.chars().last().map(|last| last.to_ascii_uppercase()) {
+        Some('K') => 10,
+        Some('M') => 20,
+        Some('G') => 30,
+        _ => 0,
+    };
+    let digits = if shift > 0 { text.get(..text.len().saturating_sub(1)).unwrap_or_default() } else { text };
+    let number = digits.parse::<i64>().ok().filter(|&number| number > 0);
+    number.and_then(|number| number.checked_mul(1 << shift)).ok_or_else(|| "not a number of bytes".to_owned())
+}
+
+fn parse_cpus(text: &str) -> Result<f64, String> {
+    let cpus = text.parse::<f64>().ok().filter(|cpus| cpus.is_finite() && *cpus > 0.0);
+    cpus.ok_or_else(|| "not a positive number".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_options_then_the_program_with_its_own() {
+        let line = "nakai-ctl --address unix://@a run -it -e A=1 -u 7:8 --memory 64M --cpus 0.5 \
+                    --rootfs /r sh -c true --rm";
+        let Ok(Command::Run(run)) = parse(line) else { panic!("{:?}", parse(line)) };
+        assert_eq!(run.args, ["sh", "-c", "true", "--rm"]);
+        assert!(run.process.interactive && run.process.tty && !run.rm && !run.keep);
+        assert_eq!(run.process.user, User { uid: 7, gid: 8 });
+        assert_eq!((run.memory, run.cpus), (Some(64 << 20), Some(0.5)));
+    }
+
+    #[test]
+    fn address_may_stand_behind_the_command() {
+        let cli = Cli::try_parse_from(["nakai-ctl", "check", "--address", "vsock://3:1024"]).unwrap();
+        assert_eq!(cli.address, Some(Address::Vsock { cid: 3, port: 1024 }));
+        let error = parse("nakai-ctl check --address tcp://x").unwrap_err();
+        assert!(error.contains("unknown scheme"), "{error}");
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let table = [
+            "nakai-ctl",
+            "nakai-ctl run --rootfs /r",
+            "nakai-ctl run sh",
+            "nakai-ctl run -d -t --rootfs /r sh",
+            "nakai-ctl run --rootfs /r --kernel /k sh",
+            "nakai-ctl run --rootfs /r --memory -1 sh",
+            "nakai-ctl run --rootfs /r --cpus 0 sh",
+            "nakai-ctl exec web",
+            "nakai-ctl exec -u root web sh",
+            "nakai-ctl kill web NOPE",
+            "nakai-ctl kill web 0",
+        ];
+        for line in table {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn signals_and_sizes_are_read() {
+        let signal = |text: &str| match parse(&format!("nakai-ctl kill web {text}")).unwrap() {
+            Command::Kill { signal, .. } => signal,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((signal("TERM"), signal("sigkill"), signal("64")), (15, 9, 64));
+        assert_eq!(parse_bytes("3k"), Ok(3072));
+        assert_eq!(parse_bytes("12"), Ok(12));
+        assert!(parse_bytes("9999999999G").is_err() && parse_bytes("M").is_err() && parse_bytes("").is_err());
+    }
+}

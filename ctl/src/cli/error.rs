@@ -1,0 +1,50 @@
+//! This program's own failures, as one line for the user.
+
+use nakai_ctl::CallError;
+use nakai_ctl::connect::ConnectError;
+use nakai_ctl::rootfs::RootfsError;
+use nakai_ctl::stdio::StdioError;
+use nakai_ctl::vm::VmError;
+
+/// Why a command failed; the library's errors name object and reason themselves.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    #[error("no agent named: give --address (or NAKAI_ADDRESS)")]
+    NoAddress,
+    #[error("no agent named: give --address, or --kernel and --initrd for a VM of its own")]
+    NoTarget,
+    #[error("{what} needs an agent that stays: give --address instead of --kernel")]
+    NeedsAddress { what: &'static str },
+    #[error("--rootfs {path}: the agent at {address} shares no known directory: give --share")]
+    NoShare { path: String, address: String },
+    #[error("kill --all {signal}: the protocol can only kill all processes with SIGKILL")]
+    SignalAll { signal: i32 },
+    #[error("-t: standard input is no terminal")]
+    NoTerminal,
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    #[error("interrupted")]
+    Interrupted,
+    #[error("the VM ended by itself; last lines of its console:\n{tail}")]
+    VmEnded { tail: String },
+    #[error("demo: {0}")]
+    Demo(String),
+}
+
+impl CliError {
+    /// Adds what was being done to a system's error.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}

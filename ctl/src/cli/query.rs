@@ -1,0 +1,182 @@
+//! The commands that ask or tell one thing: ps, stats, kill, rm, check, version, details.
+
+use nakai_ctl::{Address, Client, rootfs};
+use nakai_protocols::agent::StatsContainerResponse;
+use ttrpc::Code;
+
+use super::error::CliError;
+use super::state::State;
+use super::target::client;
+
+/// `ps`
+pub(crate) async fn ps(address: Option<&Address>) -> Result<u8, CliError> {
+    let known = State::of(address.ok_or(CliError::NoAddress)?).containers();
+    let client = client(address).await?;
+    println!("{:<24} {:<12} {:<12} COMMAND", "CONTAINER", "PROCESSES", "MEMORY");
+    for container in known {
+        let (processes, memory) = usage(&client, &container.id).await;
+        println!("{:<24} {processes:<12} {memory:<12} {}", container.id, container.args.join(" "));
+    }
+    Ok(0)
+}
+
+/// Processes and memory of a container, or what the agent says instead.
+async fn usage(client: &Client, id: &str) -> (String, String) {
+    match client.stats_container(id).await {
+        Ok(stats) => {
+            let cgroup = &stats.cgroup_stats;
+            (cgroup.pids_stats.current.to_string(), size(cgroup.memory_stats.usage.usage))
+        }
+        // The code by which agents of this protocol say that they don't know a container.
+        Err(error) if matches!(error.code, Code::NOT_FOUND | Code::INVALID_ARGUMENT) => {
+            ("gone".to_owned(), "-".to_owned())
+        }
+        Err(error) => (format!("{:?}", error.code), "-".to_owned()),
+    }
+}
+
+/// `stats`
+pub(crate) async fn stats(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
+    let stats = client(address).await?.stats_container(id).await?;
+    for (name, value) in stats_table(&stats) {
+        println!("{name:<20} {value}");
+    }
+    Ok(0)
+}
+
+fn stats_table(stats: &StatsContainerResponse) -> Vec<(String, String)> {
+    let cgroup = &stats.cgroup_stats;
+    let cpu = &cgroup.cpu_stats;
+    let memory = &cgroup.memory_stats;
+    let milliseconds = |nanoseconds: u64| format!("{} ms", nanoseconds / 1_000_000);
+    let row = |name: &str, value: String| (name.to_owned(), value);
+    let mut table = vec![
+        row("cpu", milliseconds(cpu.cpu_usage.total_usage)),
+        row("cpu in kernel", milliseconds(cpu.cpu_usage.usage_in_kernelmode)),
+        row(
+            "cpu throttled",
+            format!("{} of {} periods", cpu.throttling_data.throttled_periods, cpu.throttling_data.periods),
+        ),
+        row("memory", format!("{} of {}", size(memory.usage.usage), limit(memory.usage.limit))),
+        row("swap", size(memory.swap_usage.usage)),
+        row("processes", format!("{} of {}", cgroup.pids_stats.current, unlimited(cgroup.pids_stats.limit))),
+    ];
+    for network in &stats.network_stats {
+        let traffic = format!("{} in, {} out", size(network.rx_bytes), size(network.tx_bytes));
+        table.push((format!("network {}", network.name), traffic));
+    }
+    table
+}
+
+/// cgroups have two ways to say "no limit": nothing, and a number near the largest.
+fn limit(bytes: u64) -> String {
+    if bytes == 0 || bytes >= 1 << 62 { "unlimited".to_owned() } else { size(bytes) }
+}
+
+fn unlimited(count: u64) -> String {
+    if count == 0 || count >= 1 << 62 { "unlimited".to_owned() } else { count.to_string() }
+}
+
+/// A size for people.
+fn size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(shift, _)| bytes >> shift > 0) {
+        #[expect(clippy::cast_precision_loss, reason = "one decimal is printed")]
+        Some((shift, unit)) => format!("{:.1} {unit}", bytes as f64 / (1_u64 << shift) as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// `kill`
+pub(crate) async fn kill(
+    address: Option<&Address>,
+    id: &str,
+    signal: i32,
+    all: bool,
+) -> Result<u8, CliError> {
+    // SIGTERM is what no signal on the command line means; all are killed with SIGKILL only.
+    let default = signal == libc::SIGTERM;
+    if all && signal != libc::SIGKILL && !default {
+        return Err(CliError::SignalAll { signal });
+    }
+    let client = client(address).await?;
+    if all {
+        client.signal_process(id, "", libc::SIGKILL.unsigned_abs()).await?;
+    } else {
+        client.signal_process(id, id, signal.unsigned_abs()).await?;
+    }
+    Ok(0)
+}
+
+/// `rm`
+pub(crate) async fn rm(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
+    let state = State::of(address.ok_or(CliError::NoAddress)?);
+    let result = client(address).await?.remove_container(id).await;
+    let gone = |code| matches!(code, Code::NOT_FOUND | Code::INVALID_ARGUMENT);
+    if result.as_ref().map_or_else(|error| gone(error.code), |()| true) {
+        if let Some(share) = state.container(id).and_then(|container| container.share) {
+            rootfs::unshare(&share, id);
+        }
+        state.forget_container(id);
+    }
+    result?;
+    Ok(0)
+}
+
+/// `check`
+pub(crate) async fn check(address: Option<&Address>) -> Result<u8, CliError> {
+    client(address).await?.check().await?;
+    println!("the agent serves");
+    Ok(0)
+}
+
+/// `version`
+pub(crate) async fn version(address: Option<&Address>) -> Result<u8, CliError> {
+    let version = client(address).await?.version().await?;
+    println!("agent    {}\nprotocol {}", version.agent_version, version.grpc_version);
+    Ok(0)
+}
+
+/// `details`
+pub(crate) async fn details(address: Option<&Address>) -> Result<u8, CliError> {
+    let details = client(address).await?.guest_details().await?;
+    let agent = &details.agent_details;
+    let yes = |on: bool| if on { "yes" } else { "no" };
+    println!("agent              {}", agent.version);
+    println!("agent is PID 1     {}", yes(agent.init_daemon));
+    println!("seccomp            {}", yes(agent.supports_seccomp));
+    println!("devices            {}", agent.device_handlers.join(" "));
+    println!("storages           {}", agent.storage_handlers.join(" "));
+    println!("extra features     {}", agent.extra_features.join(" "));
+    println!("memory block       {}", size(details.mem_block_size_bytes));
+    println!("memory by probe    {}", yes(details.support_mem_hotplug_probe));
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_for_people() {
+        let table =
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (64 << 20, "64.0 MiB"), (3 << 30, "3.0 GiB")];
+        for (bytes, text) in table {
+            assert_eq!(size(bytes), text);
+        }
+        assert_eq!((limit(0), limit(u64::MAX)), ("unlimited".to_owned(), "unlimited".to_owned()));
+        assert_eq!(limit(1 << 20), "1.0 MiB");
+    }
+
+    #[test]
+    fn stats_name_usage_and_limit() {
+        let mut stats = StatsContainerResponse::new();
+        let cgroup = stats.cgroup_stats.mut_or_insert_default();
+        cgroup.pids_stats.mut_or_insert_default().current = 3;
+        let usage = cgroup.memory_stats.mut_or_insert_default().usage.mut_or_insert_default();
+        (usage.usage, usage.limit) = (1 << 20, 64 << 20);
+        let table = stats_table(&stats);
+        assert!(table.contains(&("memory".to_owned(), "1.0 MiB of 64.0 MiB".to_owned())));
+        assert!(table.contains(&("processes".to_owned(), "3 of unlimited".to_owned())));
+    }
+}

@@ -1,0 +1,173 @@
+//! An agent that is a table of answers. Its container `web` exists; any other can be created. Every
+//! process echoes its input and exits with the input's length.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use nakai_ctl::Address;
+use nakai_protocols::{agent, agent_ttrpc, empty::Empty, health, health_ttrpc};
+use tokio::sync::Notify;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+use ttrpc::{Code, Error, get_status};
+
+fn refused(code: Code, message: &str) -> Error {
+    Error::RpcStatus(get_status(code, message))
+}
+
+/// What the agent has seen, and the streams of its one process.
+#[derive(Default)]
+pub(crate) struct Agent {
+    pub(crate) calls: Mutex<Vec<String>>,
+    pub(crate) echo: Mutex<VecDeque<u8>>,
+    received: Mutex<usize>,
+    pub(crate) closed: Mutex<bool>,
+    changed: Notify,
+}
+
+impl Agent {
+    fn called(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+    }
+}
+
+struct Service(Arc<Agent>);
+
+#[async_trait]
+impl health_ttrpc::Health for Service {
+    async fn check(
+        &self,
+        _: &TtrpcContext,
+        _: health::CheckRequest,
+    ) -> ttrpc::Result<health::HealthCheckResponse> {
+        let mut answer = health::HealthCheckResponse::new();
+        answer.status = health::health_check_response::ServingStatus::SERVING.into();
+        Ok(answer)
+    }
+}
+
+#[async_trait]
+impl agent_ttrpc::AgentService for Service {
+    async fn create_sandbox(&self, _: &TtrpcContext, r: agent::CreateSandboxRequest) -> ttrpc::Result<Empty> {
+        let drivers: Vec<_> = r.storages.iter().map(|s| format!("{}@{}", s.driver, s.mount_point)).collect();
+        self.0.called(format!("sandbox {} {} {}", r.sandbox_id, r.hostname, drivers.join(" ")));
+        Ok(Empty::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        r: agent::CreateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.0.called(format!("create {} {} {}", r.container_id, r.exec_id, r.OCI.Root.Path));
+        if r.container_id == "web" {
+            return Err(refused(Code::ALREADY_EXISTS, "container web exists"));
+        }
+        Ok(Empty::new())
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        r: agent::StartContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.0.called(format!("start {}", r.container_id));
+        Ok(Empty::new())
+    }
+
+    async fn remove_container(
+        &self,
+        _: &TtrpcContext,
+        r: agent::RemoveContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.0.called(format!("remove {}", r.container_id));
+        Ok(Empty::new())
+    }
+
+    async fn exec_process(&self, _: &TtrpcContext, r: agent::ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.0.called(format!("exec {}/{} {:?}", r.container_id, r.exec_id, r.process.Args));
+        Err(refused(Code::NOT_FOUND, "no container web"))
+    }
+
+    async fn write_stdin(
+        &self,
+        _: &TtrpcContext,
+        r: agent::WriteStreamRequest,
+    ) -> ttrpc::Result<agent::WriteStreamResponse> {
+        // As a full pipe does: takes some of it.
+        let taken = r.data.len().min(1000);
+        self.0.echo.lock().unwrap().extend(&r.data[..taken]);
+        *self.0.received.lock().unwrap() += taken;
+        self.0.changed.notify_waiters();
+        Ok(agent::WriteStreamResponse { len: taken as u32, ..Default::default() })
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, _: agent::CloseStdinRequest) -> ttrpc::Result<Empty> {
+        *self.0.closed.lock().unwrap() = true;
+        self.0.changed.notify_waiters();
+        Ok(Empty::new())
+    }
+
+    async fn read_stdout(
+        &self,
+        _: &TtrpcContext,
+        r: agent::ReadStreamRequest,
+    ) -> ttrpc::Result<agent::ReadStreamResponse> {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let data: Vec<u8> = {
+                let mut echo = self.0.echo.lock().unwrap();
+                let len = echo.len().min(r.len as usize).min(777);
+                echo.drain(..len).collect()
+            };
+            if !data.is_empty() || *self.0.closed.lock().unwrap() {
+                return Ok(agent::ReadStreamResponse { data, ..Default::default() });
+            }
+            changed.await;
+        }
+    }
+
+    async fn read_stderr(
+        &self,
+        _: &TtrpcContext,
+        _: agent::ReadStreamRequest,
+    ) -> ttrpc::Result<agent::ReadStreamResponse> {
+        Ok(agent::ReadStreamResponse::new())
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        r: agent::WaitProcessRequest,
+    ) -> ttrpc::Result<agent::WaitProcessResponse> {
+        if r.exec_id == "forever" {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if *self.0.closed.lock().unwrap() {
+                let status = *self.0.received.lock().unwrap() as i32;
+                return Ok(agent::WaitProcessResponse { status, ..Default::default() });
+            }
+            changed.await;
+        }
+    }
+}
+
+/// Serves at `address` until it is shut down or dropped.
+pub(crate) async fn serve(address: &Address) -> (Arc<Agent>, Server) {
+    let agent = Arc::new(Agent::default());
+    let mut server = Server::new()
+        .bind(&address.to_string())
+        .unwrap()
+        .register_service(agent_ttrpc::create_agent_service(Arc::new(Service(agent.clone()))))
+        .register_service(health_ttrpc::create_health(Arc::new(Service(agent.clone()))));
+    server.start().await.unwrap();
+    (agent, server)
+}

@@ -1,0 +1,66 @@
+//! CreateContainer, StartContainer, RemoveContainer and StatsContainer.
+
+use std::time::Duration;
+
+use nakai_protocols::agent::{
+    CreateContainerRequest, RemoveContainerRequest, StartContainerRequest, StatsContainerRequest,
+    StatsContainerResponse,
+};
+use nakai_protocols::empty::Empty;
+
+use super::{Agent, Answer, RpcError};
+use crate::device::DeviceRequest;
+use crate::ids::ContainerId;
+use crate::sandbox::{CreateContainer, SandboxError};
+use crate::storage::StorageRequest;
+
+pub(super) async fn create(agent: &Agent, request: CreateContainerRequest) -> Answer<Empty> {
+    let id = ContainerId::try_from(request.container_id.as_str())?;
+    if !request.shared_mounts.is_empty() {
+        return Err(RpcError::UnimplementedPart { what: "CreateContainer.shared_mounts" });
+    }
+    refuse_ports([request.stdin_port, request.stdout_port, request.stderr_port])?;
+    let spec = request.OCI.as_ref().ok_or(RpcError::Missing { field: "OCI" })?;
+    let checked = CreateContainer {
+        id,
+        spec: nakai_protocols::spec::from_wire(spec)?,
+        devices: request.devices.iter().map(DeviceRequest::try_from).collect::<Result<_, _>>()?,
+        storages: request.storages.iter().map(StorageRequest::try_from).collect::<Result<_, _>>()?,
+        sandbox_pidns: request.sandbox_pidns,
+    };
+    agent.sandbox().await?.create_container(checked).await?;
+    Ok(Empty::new())
+}
+
+/// Streams as vsock connections of their own come with a later version; nobody asks for them unless told to.
+pub(super) fn refuse_ports(ports: [u32; 3]) -> Answer<()> {
+    if ports == [0; 3] {
+        return Ok(());
+    }
+    Err(RpcError::UnimplementedPart {
+        what: "streams over vsock ports (stdin_port, stdout_port, stderr_port)",
+    })
+}
+
+pub(super) async fn start(agent: &Agent, request: StartContainerRequest) -> Answer<Empty> {
+    agent.sandbox().await?.container(&request.container_id)?.start().await?;
+    Ok(Empty::new())
+}
+
+pub(super) async fn remove(agent: &Agent, request: RemoveContainerRequest) -> Answer<Empty> {
+    let timeout = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
+    agent.sandbox().await?.container(&request.container_id)?.remove(timeout).await?;
+    Ok(Empty::new())
+}
+
+pub(super) async fn stats(agent: &Agent, request: StatsContainerRequest) -> Answer<StatsContainerResponse> {
+    let container = agent.sandbox().await?.container(&request.container_id)?;
+    let stats = tokio::task::spawn_blocking(move || {
+        let id = container.id().clone();
+        container.cgroup().stats().map_err(|source| SandboxError::Cgroup { id, source })
+    });
+    let cgroup_stats = stats.await.map_err(|_| RpcError::Task("reading the statistics"))??;
+    let mut response = StatsContainerResponse::new();
+    response.cgroup_stats = Some(cgroup_stats).into();
+    Ok(response)
+}

@@ -1,0 +1,37 @@
+//! CreateSandbox and DestroySandbox.
+
+use nakai_protocols::agent::CreateSandboxRequest;
+use nakai_protocols::empty::Empty;
+
+use super::{Agent, Answer};
+use crate::ids::GuestPath;
+use crate::sandbox::CreateSandbox;
+use crate::storage::StorageRequest;
+
+pub(super) async fn create(agent: &Agent, request: CreateSandboxRequest) -> Answer<Empty> {
+    let storages = request.storages.iter().map(StorageRequest::try_from).collect::<Result<_, _>>()?;
+    let hook_directory = match request.guest_hook_path.as_str() {
+        "" => None,
+        path => Some(GuestPath::try_from(path)?),
+    };
+    let modules = request.kernel_modules.into_iter().map(|module| (module.name, module.parameters));
+    let checked = CreateSandbox {
+        id: request.sandbox_id,
+        hostname: request.hostname,
+        dns: request.dns,
+        storages,
+        shared_pid_namespace: request.sandbox_pidns,
+        hook_directory,
+        kernel_modules: modules.collect(),
+    };
+    agent.sandbox().await?.create(checked).await?;
+    Ok(Empty::new())
+}
+
+pub(super) async fn destroy(agent: &Agent) -> Answer<Empty> {
+    let destroyed = agent.sandbox().await?.destroy().await;
+    // Whatever stayed behind: the host has no more use for this guest.
+    agent.destroyed.notify_one();
+    destroyed?;
+    Ok(Empty::new())
+}

@@ -1,0 +1,224 @@
+//! The actor of a container: start, exec and removal, in the order in which they are asked for.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slog::{info, warn};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::container::{Container, Slot, Status};
+use super::error::SandboxError;
+use super::launch::{self, Wiring};
+use super::process::Process;
+use super::undo::{Undo, Why};
+use super::{Environment, ExecRequest};
+use crate::spec;
+use crate::worker::job::{ExecJob, Job, RunHooksJob};
+use oci_spec::runtime::Hook;
+
+pub(super) type Answer = oneshot::Sender<Result<(), SandboxError>>;
+
+/// What a container's actor is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Start(Answer),
+    Exec(Box<ExecRequest>, Answer),
+    /// Its end is published in [`Container::removal`].
+    Remove,
+}
+
+/// Starts the actor of `container`; `undo` takes back what made it.
+pub(super) fn spawn(
+    environment: Arc<Environment>,
+    container: Arc<Container>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    undo: Undo,
+) {
+    let actor = Actor { environment, container, work: JoinSet::new(), undo };
+    tokio::spawn(actor.run(commands));
+}
+
+struct Actor {
+    environment: Arc<Environment>,
+    container: Arc<Container>,
+    /// Starts and execs under way.
+    work: JoinSet<()>,
+    undo: Undo,
+}
+
+impl Actor {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            tokio::select! {
+                Some(_) = self.work.join_next() => {}
+                command = commands.recv() => match command {
+                    Some(Command::Start(answer)) => self.start(answer),
+                    Some(Command::Exec(request, answer)) => self.exec(*request, answer),
+                    Some(Command::Remove) | None => break,
+                },
+            }
+        }
+        self.remove().await;
+    }
+
+    fn start(&mut self, answer: Answer) {
+        if let Err(error) = self.container.expect(Status::Created) {
+            let _ = answer.send(Err(error));
+            return;
+        }
+        self.container.set_status(Status::Starting);
+        let (environment, container) = (self.environment.clone(), self.container.clone());
+        self.work.spawn(async move {
+            let started = start(&environment, &container).await;
+            container.set_status(if started.is_ok() { Status::Running } else { Status::Created });
+            let _ = answer.send(started);
+        });
+    }
+
+    fn exec(&mut self, request: ExecRequest, answer: Answer) {
+        if let Err(error) = self.container.expect(Status::Running).and_then(|()| self.reserve(&request)) {
+            let _ = answer.send(Err(error));
+            return;
+        }
+        let (environment, container) = (self.environment.clone(), self.container.clone());
+        self.work.spawn(async move {
+            let exec_id = request.exec_id.clone();
+            let result = exec(&environment, &container, request).await;
+            let mut execs = container.execs();
+            match result {
+                Ok(process) => {
+                    execs.insert(exec_id.clone(), Slot::Process(process.clone()));
+                    drop(execs);
+                    if answer.send(Ok(())).is_err() {
+                        // Nobody knows of it: the caller gave up while it was being started.
+                        let _ = process.signal(libc::SIGKILL as u32);
+                        container.execs().remove(&exec_id);
+                    }
+                }
+                Err(error) => {
+                    execs.remove(&exec_id);
+                    drop(execs);
+                    let _ = answer.send(Err(error));
+                }
+            }
+        });
+    }
+
+    fn reserve(&self, request: &ExecRequest) -> Result<(), SandboxError> {
+        let exec = request.exec_id.clone();
+        let container = self.container.id().clone();
+        if exec.as_str() == container.as_str() {
+            return Err(SandboxError::ProcessExists { container, exec });
+        }
+        match self.container.execs().entry(exec.clone()) {
+            std::collections::hash_map::Entry::Occupied(_) => {
+                Err(SandboxError::ProcessExists { container, exec })
+            }
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(Slot::Launching);
+                Ok(())
+            }
+        }
+    }
+
+    /// Kills first, then gives back, the newest first; nothing that fails keeps the rest from being tried.
+    async fn remove(mut self) {
+        let container = self.container;
+        container.set_status(Status::Removing);
+        // Launches under way are given up; their workers are killed.
+        self.work.shutdown().await;
+        if let Err(error) = container.kill_all().await {
+            warn!(container.logger, "not all could be killed at once"; "error" => %error);
+        }
+        for process in container.processes() {
+            process.wait().await;
+            process.streams().stdin.abandon();
+        }
+        wait_until_empty(&container).await;
+        run_hooks(&self.environment, &container, &container.description.poststop, false).await;
+        let leftovers = self.undo.run(Why::Removed, &container.logger).await;
+        container.execs().clear();
+        info!(container.logger, "container removed");
+        container.removal.send_replace(Some(leftovers));
+    }
+}
+
+/// Waits for whoever is still in the cgroup: children that nobody tracks. The removal is over when all are gone.
+async fn wait_until_empty(container: &Arc<Container>) {
+    const ROUND: Duration = Duration::from_secs(1);
+    loop {
+        let waiting = container.clone();
+        let empty = tokio::task::spawn_blocking(move || waiting.cgroup().wait_empty(ROUND)).await;
+        match empty {
+            Ok(Ok(false)) => {
+                warn!(container.logger, "killed processes are not gone yet");
+                let _ = container.kill_all().await;
+            }
+            Ok(Ok(true) | Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+async fn start(environment: &Environment, container: &Container) -> Result<(), SandboxError> {
+    let state = container.description.state_root.join(container.id().as_str());
+    release_init(&state).await?;
+    run_hooks(environment, container, &container.description.poststart, true).await;
+    Ok(())
+}
+
+/// Tells libcontainer's init, which listens in the state directory, to go on.
+async fn release_init(state: &Path) -> Result<(), SandboxError> {
+    // A socket's path is limited to 107 bytes; through the directory's descriptor it is always short enough.
+    let directory = std::fs::File::open(state).map_err(SandboxError::file("open", state))?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
+    let connected = UnixStream::connect(format!("/proc/self/fd/{fd}/notify.sock")).await;
+    let mut socket = connected.map_err(SandboxError::file("connect to the init that waits in", state))?;
+    socket
+        .write_all(b"start container")
+        .await
+        .map_err(SandboxError::file("release the init that waits in", state))
+}
+
+/// Runs poststart or poststop hooks. Their failure is logged and changes nothing else (runtime-spec, "Lifecycle").
+async fn run_hooks(environment: &Environment, container: &Container, hooks: &[Hook], running: bool) {
+    if hooks.is_empty() {
+        return;
+    }
+    let job = Job::RunHooks(RunHooksJob {
+        hooks: hooks.to_vec(),
+        id: container.id().to_string(),
+        running,
+        pid: running.then(|| container.init.pid().as_raw()),
+        annotations: container.description.annotations.clone(),
+        bundle: container.description.bundle.clone(),
+    });
+    if let Err(error) = environment.launcher.launch(&job, Vec::new()).await {
+        warn!(container.logger, "hook failed"; "running" => running, "error" => %error);
+    }
+}
+
+async fn exec(
+    environment: &Environment,
+    container: &Container,
+    request: ExecRequest,
+) -> Result<Arc<Process>, SandboxError> {
+    let prepared = spec::prepare_exec(request.process, &container.description.exec)?;
+    for warning in &prepared.warnings {
+        warn!(container.logger, "exec"; "exec_id" => request.exec_id.as_str(), "warning" => warning);
+    }
+    let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, &prepared.late, environment)?;
+    let job = Job::Exec(Box::new(ExecJob {
+        id: container.id().to_string(),
+        state_root: container.description.state_root.clone(),
+        process: prepared.process,
+        io: wiring.io.clone(),
+        late: prepared.late,
+    }));
+    let what = || format!("exec {} in container {}", request.exec_id, container.id());
+    let process = launch::start_process(environment, &job, wiring, what).await?;
+    Ok(Arc::new(process))
+}

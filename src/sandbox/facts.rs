@@ -1,0 +1,96 @@
+//! What the specification's edits are told about the guest, read from it for each container: CPUs, swap and
+//! security modules can change while the guest runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Hooks;
+
+use super::Environment;
+use super::error::SandboxError;
+use crate::cgroup::Hierarchy;
+use crate::device::{DeviceKind as FoundKind, FoundDevice};
+use crate::guest::details::Hardware;
+use crate::ids::ContainerId;
+use crate::spec::{CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, SharedNamespaces};
+
+/// Gathers everything; blocks for a handful of file reads.
+pub(super) fn gather(
+    environment: &Environment,
+    container_id: ContainerId,
+    rootfs: PathBuf,
+    shared: SharedNamespaces,
+    devices: Vec<FoundDevice>,
+    hooks: Option<Hooks>,
+) -> Result<Facts, SandboxError> {
+    let hardware = Hardware::default();
+    let online_cpus = cpu_set("online CPUs", &hardware.online_cpus()?)?;
+    let online_mems = match hardware.online_memory_nodes()? {
+        Some(text) => Some(cpu_set("online memory nodes", &text)?),
+        None => None,
+    };
+    Ok(Facts {
+        container_id,
+        rootfs,
+        shared,
+        cgroup_version: if environment.hierarchy.is_v2() { CgroupVersion::V2 } else { CgroupVersion::V1 },
+        swap_accounting: has_swap_accounting(&environment.hierarchy),
+        online_cpus,
+        online_mems,
+        hooks,
+        devices: devices.into_iter().map(device_update).collect(),
+        pci_map: BTreeMap::new(),
+        root_devices: root_devices(),
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|enabled| enabled.starts_with('Y')),
+    })
+}
+
+/// Whether cgroups limit swap: a kernel option, and on v1 a boot parameter, too. On v2 the root has no such file,
+/// but the kernel's own view tells.
+fn has_swap_accounting(hierarchy: &Hierarchy) -> bool {
+    match hierarchy {
+        Hierarchy::V1 { controllers } => controllers
+            .get("memory")
+            .is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists()),
+        Hierarchy::V2 { .. } => Path::new("/proc/swaps").exists(),
+    }
+}
+
+fn cpu_set(what: &'static str, text: &str) -> Result<CpuSet, SandboxError> {
+    text.trim().parse().map_err(|error| SandboxError::File {
+        step: "read the",
+        path: what.to_owned(),
+        source: std::io::Error::other(error),
+    })
+}
+
+fn device_update(found: FoundDevice) -> DeviceUpdate {
+    DeviceUpdate {
+        container_path: found.container_path,
+        final_path: None,
+        kind: match found.kind {
+            FoundKind::Block => DeviceKind::Block,
+            FoundKind::Char => DeviceKind::Char,
+        },
+        number: DeviceNumber { major: found.major, minor: found.minor },
+    }
+}
+
+/// The disk that holds the guest's root, and the whole disk when that is a partition. An initramfs has none.
+fn root_devices() -> Vec<DeviceNumber> {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(root) = std::fs::metadata("/") else { return Vec::new() };
+    let (major, minor) = (nix::sys::stat::major(root.dev()), nix::sys::stat::minor(root.dev()));
+    if major == 0 {
+        return Vec::new();
+    }
+    let own = DeviceNumber { major, minor };
+    // A partition's directory lies in its disk's, which has a `dev` file too (sysfs(5)).
+    let disk = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/../dev")).ok();
+    let disk = disk.as_deref().and_then(|text| text.trim().split_once(':')).and_then(|(major, minor)| {
+        Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    });
+    std::iter::once(own).chain(disk).collect()
+}

@@ -1,0 +1,205 @@
+//! CreateSandbox and DestroySandbox.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use nix::mount::{MntFlags, umount2};
+use slog::{info, o, warn};
+
+use super::create::{attach_storage, blocking};
+use super::error::SandboxError;
+use super::running::Running;
+use super::undo::{Undo, Why};
+use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned};
+use crate::worker::job::{Job, ShareNamespacesJob};
+
+impl Sandbox {
+    /// Makes what the containers will share.
+    ///
+    /// # Errors
+    /// [`SandboxError::SandboxState`] when there is a sandbox; else whatever step failed, with all before it
+    /// taken back.
+    pub async fn create(&self, request: CreateSandbox) -> Result<(), SandboxError> {
+        {
+            let mut state = lock(&self.inner.state);
+            if !matches!(*state, State::None) {
+                return Err(SandboxError::SandboxExists { state: state.name() });
+            }
+            *state = State::Starting;
+        }
+        let sandbox = self.clone();
+        owned(
+            async move {
+                let logger = sandbox.environment().logger.new(o!("sandbox" => request.id.clone()));
+                let mut undo = Undo::default();
+                match steps(sandbox.environment(), request, &mut undo).await {
+                    Ok(mut running) => {
+                        info!(logger, "sandbox created");
+                        running.undo = Mutex::new(Some(undo));
+                        *lock(&sandbox.inner.state) = State::Running(Arc::new(running));
+                        Ok(sandbox)
+                    }
+                    Err(error) => {
+                        warn!(logger, "sandbox not created"; "error" => %error);
+                        undo.run(Why::Failed, &logger).await;
+                        *lock(&sandbox.inner.state) = State::None;
+                        Err(error)
+                    }
+                }
+            },
+            |sandbox| async move { sandbox.destroy().await },
+        )
+        .await
+    }
+
+    /// Removes all containers and gives everything back. Without a sandbox there is nothing to do.
+    ///
+    /// # Errors
+    /// When something stays behind. The sandbox is gone all the same.
+    pub async fn destroy(&self) -> Result<(), SandboxError> {
+        let running = {
+            let mut state = lock(&self.inner.state);
+            match std::mem::replace(&mut *state, State::Stopping) {
+                State::Running(running) => running,
+                State::None => {
+                    *state = State::None;
+                    return Ok(());
+                }
+                other => {
+                    let name = other.name();
+                    *state = other;
+                    return Err(SandboxError::SandboxState { state: name, needed: "running" });
+                }
+            }
+        };
+        let sandbox = self.clone();
+        owned(async move { sandbox.give_back(&running).await }, |()| async { Ok(()) }).await
+    }
+
+    async fn give_back(&self, running: &Running) -> Result<(), SandboxError> {
+        let logger = self.environment().logger.clone();
+        let mut removals = tokio::task::JoinSet::new();
+        for container in self.containers() {
+            removals.spawn(async move { container.remove(None).await.err().map(|error| error.to_string()) });
+        }
+        let mut leftovers: Vec<String> = removals.join_all().await.into_iter().flatten().collect();
+        lock(&running.pid).take();
+        let parents = std::mem::take(&mut *lock(&running.cgroup_parents));
+        let _ = tokio::task::spawn_blocking(move || crate::cgroup::remove_empty(&parents)).await;
+        let undo = lock(&running.undo).take();
+        if let Some(undo) = undo {
+            leftovers.extend(undo.run(Why::Removed, &logger).await);
+        }
+        leftovers
+            .extend(self.environment().storages.release_all().await.err().map(|error| error.to_string()));
+        *lock(&self.inner.state) = State::None;
+        info!(logger, "sandbox destroyed"; "leftovers" => leftovers.len());
+        if leftovers.is_empty() { Ok(()) } else { Err(SandboxError::SandboxLeftovers(leftovers.join("; "))) }
+    }
+}
+
+async fn steps(
+    environment: &Environment,
+    request: CreateSandbox,
+    undo: &mut Undo,
+) -> Result<Running, SandboxError> {
+    let config = environment.config.clone();
+    blocking(move || {
+        [&config.kata_dir, &config.state_dir].into_iter().try_for_each(|directory| {
+            std::fs::create_dir_all(directory).map_err(SandboxError::file("make directory", directory))
+        })
+    })
+    .await?;
+    let modules = environment.modules.clone();
+    let wanted = request.kernel_modules;
+    blocking(move || wanted.iter().try_for_each(|(name, parameters)| Ok(modules.load(name, parameters)?)))
+        .await?;
+    let logger = environment.logger.clone();
+    let hooks = match request.hook_directory {
+        Some(directory) => blocking(move || Ok(hooks::scan(directory.as_path(), &logger))).await?,
+        None => None,
+    };
+    let running =
+        share_namespaces(environment, request.id, request.hostname, request.shared_pid_namespace, undo)
+            .await?;
+    for storage in request.storages {
+        attach_storage(environment, None, storage, undo).await?;
+    }
+    set_dns(environment, request.dns, undo).await?;
+    Ok(Running { hooks, ..running })
+}
+
+async fn share_namespaces(
+    environment: &Environment,
+    id: String,
+    hostname: String,
+    with_pid: bool,
+    undo: &mut Undo,
+) -> Result<Running, SandboxError> {
+    let directory = environment.config.state_dir.join("namespaces");
+    let path = |name: &str| directory.join(name);
+    let job = ShareNamespacesJob {
+        hostname,
+        uts: path("uts"),
+        ipc: path("ipc"),
+        pid: with_pid.then(|| path("pid")),
+    };
+    blocking({
+        let directory = directory.clone();
+        move || std::fs::create_dir_all(&directory).map_err(SandboxError::file("make directory", &directory))
+    })
+    .await?;
+    for name in ["uts", "ipc", "pid"] {
+        let path = directory.join(name);
+        undo.push_blocking(format!("unpin the {name} namespace"), move || unpin(&path));
+    }
+    let (uts, ipc, pid) = (job.uts.clone(), job.ipc.clone(), job.pid.clone());
+    let launched = environment.launcher.launch(&Job::ShareNamespaces(job), Vec::new()).await;
+    let launched =
+        launched.map_err(|source| SandboxError::Launch { what: "share namespaces".to_owned(), source })?;
+    if let Some(pause) = launched.process {
+        undo.push("end the pause process", move |_| async move {
+            let _ = nix::sys::signal::kill(pause.pid, nix::sys::signal::Signal::SIGKILL);
+            let mut exit = pause.exit;
+            exit.wait_for(Option::is_some).await.map(drop).map_err(|error| error.to_string())
+        });
+    }
+    let pid = match pid {
+        Some(path) => {
+            let file = blocking(move || File::open(&path).map_err(SandboxError::file("open", &path))).await?;
+            Some(OwnedFd::from(file))
+        }
+        None => None,
+    };
+    Ok(Running {
+        id,
+        uts,
+        ipc,
+        hooks: None,
+        pid: Mutex::new(pid),
+        cgroup_parents: Mutex::default(),
+        undo: Mutex::new(None),
+    })
+}
+
+fn unpin(path: &Path) -> Result<(), String> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let _ = umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    std::fs::remove_file(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+async fn set_dns(environment: &Environment, lines: Vec<String>, undo: &mut Undo) -> Result<(), SandboxError> {
+    let kata_dir = environment.config.kata_dir.clone();
+    let target = Path::new(dns::RESOLV_CONF);
+    let set = blocking(move || Ok(dns::apply(&lines, &kata_dir, target)?)).await?;
+    if let Some(set) = set {
+        undo.push_blocking("take the name servers back", move || {
+            set.close().map_err(|error| error.to_string())
+        });
+    }
+    Ok(())
+}

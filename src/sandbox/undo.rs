@@ -1,0 +1,89 @@
+//! The undo stack: what has been done so far, and how to take it back.
+//!
+//! Work in many steps pushes the way back of each step *before* it counts on it. A failure runs the stack in
+//! reverse; success keeps it, and the removal of what was made runs it later. A step that can't be taken back
+//! is reported and does not keep the steps below it from being tried.
+
+use std::fmt;
+use std::pin::Pin;
+
+use slog::{Logger, warn};
+
+/// Why the stack is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// What was being made has failed: nothing of it may stay.
+    Failed,
+    /// What was made has had its life; what outlives it by design stays.
+    Removed,
+}
+
+type Step = Box<dyn FnOnce(Why) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send>;
+
+/// Ways back, the newest on top.
+#[derive(Default)]
+pub(super) struct Undo {
+    steps: Vec<(String, Step)>,
+}
+
+impl Undo {
+    /// Pushes the way back of the step called `name`, as async work.
+    pub(super) fn push<F, Fut>(&mut self, name: impl Into<String>, back: F)
+    where
+        F: FnOnce(Why) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.steps.push((name.into(), Box::new(|why| Box::pin(back(why)))));
+    }
+
+    /// Pushes a way back that blocks; it will run on the blocking pool.
+    pub(super) fn push_blocking(
+        &mut self,
+        name: impl Into<String>,
+        back: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) {
+        self.push(name, |_| async {
+            tokio::task::spawn_blocking(back).await.unwrap_or_else(|error| Err(error.to_string()))
+        });
+    }
+
+    /// Runs all ways back, the newest first. What could not be taken back is logged and returned.
+    pub(super) async fn run(mut self, why: Why, logger: &Logger) -> Vec<String> {
+        let mut leftovers = Vec::new();
+        while let Some((name, step)) = self.steps.pop() {
+            if let Err(error) = step(why).await {
+                warn!(logger, "not undone"; "step" => &name, "error" => &error);
+                leftovers.push(format!("{name}: {error}"));
+            }
+        }
+        leftovers
+    }
+}
+
+impl fmt::Debug for Undo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.steps.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[tokio::test]
+    async fn steps_run_newest_first_and_a_failing_one_stops_nobody() {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut undo = Undo::default();
+        for (name, result) in [("a", Ok(())), ("b", Err("stuck".to_owned())), ("c", Ok(()))] {
+            let order = order.clone();
+            undo.push_blocking(name, move || {
+                order.lock().unwrap().push(name);
+                result
+            });
+        }
+        let logger = Logger::root(slog::Discard, slog::o!());
+        assert_eq!(undo.run(Why::Removed, &logger).await, ["b: stuck"]);
+        assert_eq!(*order.lock().unwrap(), ["c", "b", "a"]);
+    }
+}

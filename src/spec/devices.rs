@@ -1,0 +1,154 @@
+//! Device nodes in the guest's numbers.
+//!
+//! The host writes its own device numbers. Each [`DeviceUpdate`] tells where a device appeared in the guest;
+//! its node and the rules that name the same device ([`super::device_rules`]) get the guest's numbers, all at
+//! once, so that swapped numbers don't meet.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType as Type};
+
+use super::device_rules::{self, plain, signed};
+use super::{Facts, SpecError};
+
+/// The number of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeviceNumber {
+    /// Its driver.
+    pub major: u64,
+    /// Which of the driver's devices.
+    pub minor: u64,
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// Whether a device is accessed by blocks or as a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// A block device.
+    Block,
+    /// A character device.
+    Char,
+}
+
+/// Where a device of the request appeared in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceUpdate {
+    /// Its node's path in the spec.
+    pub container_path: PathBuf,
+    /// The node's path in the container, where it is another one (a VFIO group's number is the guest's).
+    pub final_path: Option<PathBuf>,
+    /// What it is in the guest.
+    pub kind: DeviceKind,
+    /// Its number in the guest.
+    pub number: DeviceNumber,
+}
+
+/// Rewrites `linux.devices` and `linux.resources.devices`.
+pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<(), SpecError> {
+    let mut nodes = linux.devices().clone().unwrap_or_default();
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let given = resources.devices().clone().unwrap_or_default();
+    let renumbered = update_nodes(&mut nodes, &facts.devices)?;
+    check_nodes(&nodes, &facts.root_devices)?;
+
+    let rules = device_rules::assemble(&given, &nodes, &renumbered, facts)?;
+    resources.set_devices(Some(rules));
+    linux.set_resources(Some(resources));
+    linux.set_devices((!nodes.is_empty()).then_some(nodes));
+    Ok(())
+}
+
+/// A device's number on the host and in the guest.
+pub(super) struct Renumbered {
+    pub(super) host: (Type, i64, i64),
+    pub(super) guest: (Type, i64, i64),
+}
+
+fn update_nodes(nodes: &mut [LinuxDevice], updates: &[DeviceUpdate]) -> Result<Vec<Renumbered>, SpecError> {
+    let mut renumbered: Vec<Renumbered> = Vec::new();
+    for (index, update) in updates.iter().enumerate() {
+        if updates.iter().take(index).any(|u| u.container_path == update.container_path) {
+            return Err(duplicate("devices of the request", &update.container_path));
+        }
+    }
+    for update in updates {
+        let node = nodes
+            .iter_mut()
+            .find(|node| *node.path() == update.container_path)
+            .ok_or_else(|| SpecError::DeviceNotInSpec { path: update.container_path.clone() })?;
+        let kind = match update.kind {
+            DeviceKind::Block => Type::B,
+            DeviceKind::Char => Type::C,
+        };
+        let number = |n: u64| signed(n).unwrap_or(i64::MAX);
+        let guest = (kind, number(update.number.major), number(update.number.minor));
+        let host = (plain(node.typ()), node.major(), node.minor());
+        if renumbered.iter().any(|r| r.host == host && r.guest != guest) {
+            let named = format!("the host's {}:{}", host.1, host.2);
+            return Err(SpecError::Duplicate { field: "devices of the request", value: named });
+        }
+        node.set_typ(guest.0).set_major(guest.1).set_minor(guest.2);
+        renumbered.push(Renumbered { host, guest });
+    }
+    // Only now: a final path may be the container path of another update.
+    let mut moves: Vec<(usize, PathBuf)> = Vec::new();
+    for update in updates {
+        if let (Some(to), Some(at)) =
+            (&update.final_path, nodes.iter().position(|node| *node.path() == update.container_path))
+        {
+            moves.push((at, to.clone()));
+        }
+    }
+    for (at, to) in moves {
+        if let Some(node) = nodes.get_mut(at) {
+            node.set_path(to);
+        }
+    }
+    Ok(renumbered)
+}
+
+fn duplicate(field: &'static str, path: &Path) -> SpecError {
+    SpecError::Duplicate { field, value: path.display().to_string() }
+}
+
+fn check_nodes(nodes: &[LinuxDevice], root_devices: &[DeviceNumber]) -> Result<(), SpecError> {
+    for (index, node) in nodes.iter().enumerate() {
+        let path = node.path();
+        let invalid = |reason| {
+            Err(SpecError::Invalid { field: "linux.devices", value: path.display().to_string(), reason })
+        };
+        let below_dev = path.strip_prefix("/dev").is_ok_and(|rest| {
+            rest.components().next().is_some()
+                && rest.components().all(|part| matches!(part, std::path::Component::Normal(_)))
+        });
+        if !below_dev {
+            return invalid("nodes are made beneath /dev only");
+        }
+        if node.typ() == Type::A {
+            return invalid("type 'a' is for rules, not for nodes");
+        }
+        if node.typ() != Type::P && (node.major() < 0 || node.minor() < 0) {
+            return invalid("a negative device number");
+        }
+        if nodes.iter().take(index).any(|other| other.path() == path) {
+            return Err(duplicate("linux.devices", path));
+        }
+        let is_root =
+            |d: &DeviceNumber| signed(d.major) == Some(node.major()) && signed(d.minor) == Some(node.minor());
+        if node.typ() == Type::B && root_devices.iter().any(is_root) {
+            let device = path.display().to_string();
+            return Err(SpecError::RootDevice { device, reason: "no container may have it" });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "devices_tests.rs"]
+mod tests;

@@ -1,0 +1,205 @@
+//! Tests of the device edits.
+
+use oci_spec::runtime::LinuxDeviceCgroup as Rule;
+use serde_json::{Value, json};
+
+use super::super::tests::facts;
+use super::super::{CgroupVersion, default_rules};
+use super::*;
+
+fn update(path: &str, kind: DeviceKind, major: u64, minor: u64) -> DeviceUpdate {
+    DeviceUpdate {
+        container_path: path.into(),
+        final_path: None,
+        kind,
+        number: DeviceNumber { major, minor },
+    }
+}
+
+fn run(linux: Value, facts: &Facts) -> Result<Linux, SpecError> {
+    let mut linux: Linux = serde_json::from_value(linux).unwrap();
+    apply(&mut linux, facts)?;
+    Ok(linux)
+}
+
+/// The rules without the leading denial and the defaults, as `+b 8:0 rwm`.
+fn rules(linux: &Linux) -> Vec<String> {
+    let all = linux.resources().as_ref().unwrap().devices().clone().unwrap();
+    let text = |rule: &Rule| format!("{}{rule}", if rule.allow() { '+' } else { '-' });
+    assert_eq!(text(&all[0]), "-a *:* rwm", "the list must begin with a denial of everything");
+    let defaults: Vec<String> = default_rules().iter().map(text).collect();
+    all.iter().skip(1).map(text).filter(|rule| !defaults.contains(rule)).collect()
+}
+
+fn nodes(linux: &Linux) -> Vec<(String, &'static str, i64, i64)> {
+    let kind = |typ| match typ {
+        Type::B => "b",
+        Type::C => "c",
+        _ => "?",
+    };
+    let nodes = linux.devices().iter().flatten();
+    nodes.map(|n| (n.path().display().to_string(), kind(n.typ()), n.major(), n.minor())).collect()
+}
+
+fn node(path: &str, kind: &str, major: i64, minor: i64) -> Value {
+    json!({"path": path, "type": kind, "major": major, "minor": minor})
+}
+
+fn allow(kind: &str, major: i64, minor: i64, access: &str) -> Value {
+    json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": access})
+}
+
+#[test]
+fn nodes_and_their_rules_get_the_guests_numbers_and_keep_their_permissions() {
+    let mut facts = facts();
+    facts.devices = vec![update("/dev/sda", DeviceKind::Block, 254, 16)];
+    let linux = run(
+        json!({
+            "devices": [node("/dev/sda", "b", 8, 0), node("/dev/fuse", "c", 10, 229)],
+            "resources": {"devices": [{"allow": false, "access": "rwm"}, allow("b", 8, 0, "r"), allow("c", 10, 229, "rw")]}
+        }),
+        &facts,
+    )
+    .unwrap();
+    assert_eq!(nodes(&linux), [("/dev/sda".into(), "b", 254, 16), ("/dev/fuse".into(), "c", 10, 229)]);
+    assert_eq!(rules(&linux), ["-a *:* rwm", "+b 254:16 r", "+c 10:229 rw"]);
+}
+
+#[test]
+fn a_device_that_no_rule_names_is_allowed() {
+    let mut facts = facts();
+    facts.devices = vec![update("/dev/x", DeviceKind::Block, 254, 16)];
+    let other = json!({"devices": [node("/dev/x", "b", 8, 0)],
+        "resources": {"devices": [allow("c", 8, 0, "r")]}});
+    assert_eq!(rules(&run(other, &facts).unwrap()), ["+c 8:0 r", "+b 254:16 rwm"]);
+}
+
+#[test]
+fn without_any_rule_the_listed_nodes_are_allowed() {
+    let mut facts = facts();
+    facts.devices = vec![update("/dev/x", DeviceKind::Block, 254, 16)];
+    let spec = json!({"devices": [node("/dev/x", "b", 8, 0), node("/dev/fuse", "c", 10, 229)]});
+    assert_eq!(rules(&run(spec, &facts).unwrap()), ["+b 254:16 rwm", "+c 10:229 rwm"]);
+    assert_eq!(rules(&run(json!({}), &super::super::tests::facts()).unwrap()), [""; 0]);
+}
+
+#[test]
+fn swapped_numbers_do_not_meet() {
+    let mut facts = facts();
+    facts.devices =
+        vec![update("/dev/a", DeviceKind::Block, 8, 16), update("/dev/b", DeviceKind::Block, 8, 0)];
+    let linux = run(
+        json!({"devices": [node("/dev/a", "b", 8, 0), node("/dev/b", "b", 8, 16)],
+            "resources": {"devices": [allow("b", 8, 0, "r"), allow("b", 8, 16, "w")]}}),
+        &facts,
+    )
+    .unwrap();
+    assert_eq!(nodes(&linux), [("/dev/a".into(), "b", 8, 16), ("/dev/b".into(), "b", 8, 0)]);
+    assert_eq!(rules(&linux), ["+b 8:16 r", "+b 8:0 w"]);
+}
+
+#[test]
+fn a_final_path_moves_the_node_even_onto_another_ones_old_place() {
+    let mut facts = facts();
+    let mut first = update("/dev/vfio/1", DeviceKind::Char, 240, 0);
+    first.final_path = Some("/dev/vfio/2".into());
+    let mut second = update("/dev/vfio/2", DeviceKind::Char, 240, 1);
+    second.final_path = Some("/dev/vfio/3".into());
+    facts.devices = vec![first, second];
+    let spec = json!({"devices": [node("/dev/vfio/1", "c", 9, 1), node("/dev/vfio/2", "c", 9, 2)]});
+    let linux = run(spec, &facts).unwrap();
+    assert_eq!(nodes(&linux), [("/dev/vfio/2".into(), "c", 240, 0), ("/dev/vfio/3".into(), "c", 240, 1)]);
+}
+
+#[test]
+fn updates_that_do_not_fit_are_refused() {
+    let spec = json!({"devices": [node("/dev/a", "b", 8, 0), node("/dev/b", "b", 8, 0)]});
+    for (updates, named) in [
+        (vec![update("/dev/c", DeviceKind::Block, 1, 1)], "/dev/c"),
+        (
+            vec![update("/dev/a", DeviceKind::Block, 1, 1), update("/dev/a", DeviceKind::Block, 1, 1)],
+            "/dev/a",
+        ),
+        (
+            vec![update("/dev/a", DeviceKind::Block, 1, 1), update("/dev/b", DeviceKind::Block, 1, 2)],
+            "host's 8:0",
+        ),
+    ] {
+        let mut facts = facts();
+        facts.devices = updates;
+        let error = run(spec.clone(), &facts).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+    let mut facts = facts();
+    facts.devices =
+        vec![update("/dev/a", DeviceKind::Block, 1, 1), update("/dev/b", DeviceKind::Block, 1, 1)];
+    assert!(run(spec, &facts).is_ok(), "two nodes of one device");
+}
+
+#[test]
+fn nodes_that_libcontainer_would_stumble_over_are_refused_by_name() {
+    for bad in [
+        node("/etc/x", "b", 8, 0),
+        node("/dev/../etc/x", "b", 8, 0),
+        node("/dev", "b", 8, 0),
+        node("dev/x", "b", 8, 0),
+        node("/dev/x", "a", 8, 0),
+        node("/dev/x", "c", -1, 0),
+    ] {
+        let error = run(json!({"devices": [bad.clone()]}), &facts()).unwrap_err().to_string();
+        assert!(error.contains(bad["path"].as_str().unwrap()), "{error}");
+    }
+    let twice = json!({"devices": [node("/dev/x", "c", 1, 3), node("/dev/x", "c", 1, 3)]});
+    assert!(matches!(run(twice, &facts()), Err(SpecError::Duplicate { .. })));
+    assert!(run(json!({"devices": [node("/dev/p", "p", 0, 0)]}), &facts()).is_ok());
+}
+
+#[test]
+fn the_guests_root_disk_is_denied_last_and_never_given() {
+    for version in [CgroupVersion::V1, CgroupVersion::V2] {
+        let mut facts = facts();
+        facts.cgroup_version = version;
+        facts.root_devices = vec![DeviceNumber { major: 254, minor: 0 }];
+        let all = json!({"resources": {"devices": [{"allow": true, "access": "rwm"}]}});
+        let privileged = run(all, &facts).unwrap();
+        assert_eq!(rules(&privileged), ["+a *:* rwm", "-b 254:0 rwm"]);
+        let last = privileged.resources().as_ref().unwrap().devices().as_ref().unwrap().last().cloned();
+        assert_eq!(last.unwrap().to_string(), "b 254:0 rwm");
+        let asked = run(json!({"devices": [node("/dev/vda", "b", 254, 0)]}), &facts).unwrap_err();
+        assert!(asked.to_string().contains("/dev/vda"), "{asked}");
+        assert!(run(json!({"devices": [node("/dev/tty9", "c", 254, 0)]}), &facts).is_ok());
+    }
+}
+
+#[test]
+fn a_range_over_the_root_disk_is_refused_where_it_could_not_be_denied() {
+    let whole =
+        json!({"resources": {"devices": [{"allow": true, "type": "b", "major": 254, "access": "rw"}]}});
+    let mknod = json!({"resources": {"devices": [{"allow": true, "type": "b", "access": "m"}]}});
+    let other = json!({"resources": {"devices": [{"allow": true, "type": "b", "major": 8, "access": "rw"}]}});
+    let mut facts = facts();
+    facts.root_devices = vec![DeviceNumber { major: 254, minor: 0 }];
+    facts.cgroup_version = CgroupVersion::V1;
+    assert!(matches!(run(whole.clone(), &facts), Err(SpecError::RootDevice { .. })));
+    assert!(run(mknod, &facts).is_ok());
+    assert!(run(other, &facts).is_ok());
+    facts.cgroup_version = CgroupVersion::V2;
+    assert_eq!(rules(&run(whole, &facts).unwrap()), ["+b 254:* rw", "-b 254:0 rwm"]);
+}
+
+#[test]
+fn rules_mean_on_v1_what_they_say() {
+    let linux = run(
+        json!({"resources": {"devices": [
+            {"allow": true, "type": "a", "major": 9, "access": "r"},
+            {"allow": false, "type": "b", "major": 9, "minor": 1},
+            {"allow": true, "type": "u", "major": 9, "minor": -1, "access": "w"},
+            {"allow": true, "type": "c", "major": 9, "minor": 0, "access": "r"},
+            {"allow": true, "major": 0, "minor": 0, "access": "rwm"}
+        ]}}),
+        &facts(),
+    )
+    .unwrap();
+    let expected = ["+c 9:* r", "+b 9:* r", "-b 9:1 rwm", "+c 9:* w", "+c 9:0 r", "+a *:* rwm"];
+    assert_eq!(rules(&linux), expected);
+}

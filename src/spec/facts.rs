@@ -1,0 +1,73 @@
+//! What the edits need to know of the guest and of the sandbox: plain data, gathered by the caller.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::Hooks;
+
+use super::{CpuSet, DeviceNumber, DeviceUpdate};
+use crate::ids::ContainerId;
+
+/// What [`super::prepare`] is told of the guest, the sandbox and the container's devices.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The container that is being made.
+    pub container_id: ContainerId,
+    /// Absolute path of its root filesystem in the guest; it replaces `root.path`.
+    pub rootfs: PathBuf,
+    /// The namespaces that the sandbox's containers share.
+    pub shared: SharedNamespaces,
+    /// Which cgroup interface the guest has mounted.
+    pub cgroup_version: CgroupVersion,
+    /// Whether a cgroup has swap files (`memory.swap.max`, `memory.memsw.limit_in_bytes`): they need
+    /// CONFIG_SWAP, and on v1 `swapaccount=1`.
+    pub swap_accounting: bool,
+    /// The CPUs online now, from `/sys/devices/system/cpu/online`.
+    pub online_cpus: CpuSet,
+    /// The memory nodes online now; `None` where the kernel has no NUMA (`/sys/devices/system/node` missing).
+    pub online_mems: Option<CpuSet>,
+    /// The hooks found in the sandbox's guest hook directory.
+    pub hooks: Option<Hooks>,
+    /// Where the devices of this request appeared in the guest.
+    pub devices: Vec<DeviceUpdate>,
+    /// PCI addresses of passed-through devices, host to guest, `dddd:bb:dd.f` each.
+    pub pci_map: BTreeMap<String, String>,
+    /// The guest's own root disk: the partition and the whole disk, or the device-mapper target and what is
+    /// below it. Block devices that no container may open.
+    pub root_devices: Vec<DeviceNumber>,
+    /// Whether the guest's kernel runs SELinux.
+    pub selinux: bool,
+    /// Whether the guest's kernel runs AppArmor.
+    pub apparmor: bool,
+}
+
+/// The namespaces that the sandbox's containers share. A member that is `None` is made anew for each
+/// container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SharedNamespaces {
+    /// The sandbox's IPC namespace, a path to open.
+    pub ipc: Option<PathBuf>,
+    /// The sandbox's UTS namespace, a path to open.
+    pub uts: Option<PathBuf>,
+    /// Which PID namespace the container gets.
+    pub pid: PidNamespace,
+}
+
+/// Which PID namespace a container gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PidNamespace {
+    /// One of its own.
+    #[default]
+    Own,
+    /// The one at this path: the sandbox's, or another container's.
+    Join(PathBuf),
+}
+
+/// Which cgroup interface the guest has mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupVersion {
+    /// A hierarchy per controller; also the hybrid layout.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}

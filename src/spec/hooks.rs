@@ -1,0 +1,111 @@
+//! Which hooks run, and who runs them.
+//!
+//! The guest's own (found in its hook directory) follow the spec's. libcontainer runs prestart,
+//! createRuntime, createContainer and startContainer; poststart and poststop are taken out, as the agent
+//! starts and deletes by itself.
+
+use oci_spec::runtime::{Hook, Hooks};
+
+use super::SpecError;
+
+/// Appends the guest's hooks and takes out the poststart and poststop lists.
+pub(super) fn apply(hooks: &mut Hooks, guest: Option<&Hooks>) -> Result<(Vec<Hook>, Vec<Hook>), SpecError> {
+    let added = |get: fn(&Hooks) -> &Option<Vec<Hook>>| guest.and_then(|g| get(g).clone());
+    let prestart = merge("hooks.prestart", hooks.prestart_mut().take(), added(Hooks::prestart))?;
+    let runtime =
+        merge("hooks.createRuntime", hooks.create_runtime_mut().take(), added(Hooks::create_runtime))?;
+    let container =
+        merge("hooks.createContainer", hooks.create_container_mut().take(), added(Hooks::create_container))?;
+    let start =
+        merge("hooks.startContainer", hooks.start_container_mut().take(), added(Hooks::start_container))?;
+    let poststart = merge("hooks.poststart", hooks.poststart_mut().take(), added(Hooks::poststart))?;
+    let poststop = merge("hooks.poststop", hooks.poststop_mut().take(), added(Hooks::poststop))?;
+    let or_none = |list: Vec<Hook>| (!list.is_empty()).then_some(list);
+    hooks.set_prestart(or_none(prestart)).set_create_runtime(or_none(runtime));
+    hooks.set_create_container(or_none(container)).set_start_container(or_none(start));
+    Ok((poststart, poststop))
+}
+
+/// No section at all where nothing is left in it.
+pub(super) fn or_none(hooks: Hooks) -> Option<Hooks> {
+    (hooks != Hooks::default()).then_some(hooks)
+}
+
+fn merge(
+    field: &'static str,
+    spec: Option<Vec<Hook>>,
+    guest: Option<Vec<Hook>>,
+) -> Result<Vec<Hook>, SpecError> {
+    let mut all: Vec<Hook> = spec.into_iter().chain(guest).flatten().collect();
+    for hook in &mut all {
+        if !hook.path().is_absolute() {
+            return Err(SpecError::RelativePath { field, path: hook.path().clone() });
+        }
+        match hook.timeout() {
+            // The wire's way to say none.
+            Some(0) => {
+                hook.set_timeout(None);
+            }
+            Some(seconds) if seconds < 0 => {
+                return Err(SpecError::Invalid {
+                    field,
+                    value: seconds.to_string(),
+                    reason: "a negative timeout",
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn paths(hooks: &[Hook]) -> Vec<&str> {
+        hooks.iter().map(|h| h.path().to_str().unwrap()).collect()
+    }
+
+    fn parse(hooks: Value) -> Hooks {
+        serde_json::from_value(hooks).unwrap()
+    }
+
+    #[test]
+    fn the_guests_hooks_follow_the_specs_and_the_agents_are_taken_out() {
+        let mut hooks = parse(json!({
+            "prestart": [{"path": "/a"}], "createContainer": [{"path": "/b", "timeout": 0}],
+            "poststart": [{"path": "/c"}], "poststop": [{"path": "/d"}]
+        }));
+        let guest = parse(json!({
+            "prestart": [{"path": "/g1"}], "poststart": [{"path": "/g2"}], "poststop": [{"path": "/g3"}]
+        }));
+        let (poststart, poststop) = apply(&mut hooks, Some(&guest)).unwrap();
+        assert_eq!(
+            serde_json::to_value(&hooks).unwrap(),
+            json!({"prestart": [{"path": "/a"}, {"path": "/g1"}], "createContainer": [{"path": "/b"}]})
+        );
+        assert_eq!(paths(&poststart), ["/c", "/g2"]);
+        assert_eq!(paths(&poststop), ["/d", "/g3"]);
+    }
+
+    #[test]
+    fn a_guests_hooks_alone_make_a_section_and_nothing_makes_none() {
+        let mut hooks = Hooks::default();
+        apply(&mut hooks, Some(&parse(json!({"prestart": [{"path": "/g"}]})))).unwrap();
+        assert!(or_none(hooks).is_some());
+        let mut hooks = parse(json!({"prestart": [], "poststop": [{"path": "/d"}]}));
+        apply(&mut hooks, None).unwrap();
+        assert_eq!(or_none(hooks), None);
+    }
+
+    #[test]
+    fn a_relative_path_and_a_negative_timeout_are_refused() {
+        for hook in [json!({"path": "bin/x"}), json!({"path": ""}), json!({"path": "/x", "timeout": -1})] {
+            let error = apply(&mut parse(json!({"poststop": [hook]})), None).unwrap_err();
+            assert!(error.to_string().contains("hooks.poststop"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Labels of security modules.
+//!
+//! A process label that the guest's kernel can't apply is refused, for the container would run unconfined.
+//! Empty ones, and AppArmor's `unconfined`, ask for nothing. libcontainer applies AppArmor's, the worker's
+//! executor SELinux's.
+
+use oci_spec::runtime::{Linux, Process};
+
+use super::SpecError;
+
+/// Takes the SELinux label out of `process`; `inherited` where it brings none.
+pub(super) fn selinux(
+    process: &mut Process,
+    inherited: Option<&str>,
+    available: bool,
+) -> Result<Option<String>, SpecError> {
+    let own = process.selinux_label().clone().filter(|label| !label.is_empty());
+    process.set_selinux_label(None);
+    let label = own.or_else(|| inherited.map(str::to_owned));
+    match label {
+        Some(label) if !available => {
+            Err(SpecError::NoSecurityModule { field: "process.selinuxLabel", label, module: "SELinux" })
+        }
+        Some(label) if label.contains('\0') => Err(SpecError::Invalid {
+            field: "process.selinuxLabel",
+            value: label,
+            reason: "it has a NUL byte",
+        }),
+        label => Ok(label),
+    }
+}
+
+/// Leaves the AppArmor profile in `process` only when there is one to apply; `inherited` where it brings
+/// none.
+pub(super) fn apparmor(
+    process: &mut Process,
+    inherited: Option<&str>,
+    available: bool,
+) -> Result<(), SpecError> {
+    let own = process.apparmor_profile().clone().filter(|profile| !profile.is_empty());
+    let profile = own.or_else(|| inherited.map(str::to_owned)).filter(|profile| profile != "unconfined");
+    if let Some(label) = profile.clone().filter(|_| !available) {
+        return Err(SpecError::NoSecurityModule {
+            field: "process.apparmorProfile",
+            label,
+            module: "AppArmor",
+        });
+    }
+    process.set_apparmor_profile(profile);
+    Ok(())
+}
+
+/// Leaves the mount label only where it can be applied. Without SELinux files have no labels, and nothing is
+/// less confined for want of one.
+pub(super) fn mount_label(linux: &mut Linux, available: bool, warnings: &mut Vec<String>) {
+    let label = linux.mount_label().clone().filter(|label| !label.is_empty());
+    if let Some(label) = label.as_ref().filter(|_| !available) {
+        warnings
+            .push(format!("linux.mountLabel {label:?} left out: the guest's kernel does not run SELinux"));
+    }
+    linux.set_mount_label(label.filter(|_| available));
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn process(extra: serde_json::Value) -> Process {
+        let mut value = json!({"user": {}, "cwd": "/"});
+        value.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn selinux_labels_are_taken_out_or_refused() {
+        let labelled = || process(json!({"selinuxLabel": "a:b:c:s0"}));
+        let mut with = labelled();
+        assert_eq!(selinux(&mut with, None, true).unwrap().as_deref(), Some("a:b:c:s0"));
+        assert!(with.selinux_label().is_none());
+        assert!(selinux(&mut labelled(), None, false).unwrap_err().to_string().contains("a:b:c:s0"));
+        assert_eq!(selinux(&mut process(json!({"selinuxLabel": ""})), None, false).unwrap(), None);
+        let inherited = selinux(&mut process(json!({})), Some("x:y:z:s0"), true).unwrap();
+        assert_eq!(inherited.as_deref(), Some("x:y:z:s0"));
+    }
+
+    #[test]
+    fn apparmor_profiles_stay_are_dropped_or_refused() {
+        for (profile, inherited, available, expected) in [
+            (json!({"apparmorProfile": "p"}), None, true, Ok(Some("p"))),
+            (json!({"apparmorProfile": "p"}), None, false, Err(())),
+            (json!({"apparmorProfile": ""}), None, false, Ok(None)),
+            (json!({"apparmorProfile": "unconfined"}), None, false, Ok(None)),
+            (json!({"apparmorProfile": "unconfined"}), Some("p"), true, Ok(None)),
+            (json!({}), Some("p"), true, Ok(Some("p"))),
+            (json!({}), None, true, Ok(None)),
+        ] {
+            let mut process = process(profile);
+            let result = apparmor(&mut process, inherited, available);
+            assert_eq!(result.map(|()| process.apparmor_profile().as_deref()).map_err(|_| ()), expected);
+        }
+    }
+
+    #[test]
+    fn a_mount_label_without_selinux_is_left_out_with_a_warning() {
+        let mut warnings = Vec::new();
+        for (available, expected, warned) in [(true, Some("l"), 0), (false, None, 1)] {
+            let mut linux: Linux = serde_json::from_value(json!({"mountLabel": "l"})).unwrap();
+            mount_label(&mut linux, available, &mut warnings);
+            assert_eq!(linux.mount_label().as_deref(), expected);
+            assert_eq!(warnings.len(), warned);
+        }
+    }
+}

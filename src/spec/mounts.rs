@@ -1,0 +1,153 @@
+//! The container's mounts, in words that libcontainer carries out.
+//!
+//! libcontainer takes what it does not know for filesystem data, which it then ignores on a bind mount, and
+//! parses propagation words only to ignore them. So each option is sorted here: kept, said another way, taken
+//! out to be done by others ([`MountPropagation`]), or refused by name.
+//!
+//! `/dev` must be a tmpfs of the container's own, as libcontainer makes nodes and links in it and stumbles
+//! over those that are there already: one is added where the spec has none.
+
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{Linux, Mount, Spec};
+
+use super::SpecError;
+use super::propagation::{self, MountPropagation, Word};
+
+/// The words of mount(8) that libcontainer carries out, and those that name a default.
+const KNOWN: &str = "defaults ro rw suid nosuid dev nodev exec noexec async nomand atime noatime diratime \
+    nodiratime relatime norelatime strictatime nostrictatime bind rbind loud silent nolazytime";
+
+/// The same, applied to everything below the mount too (`rro`, ...), see mount_setattr(2).
+const RECURSIVE: &str = "rro rrw rsuid rnosuid rdev rnodev rexec rnoexec ratime rnoatime rdiratime \
+    rnodiratime rrelatime rnorelatime rstrictatime rnostrictatime rsymfollow rnosymfollow";
+
+/// Rewrites `mounts` and `linux.rootfsPropagation`; returns what is left to be set, in the order of the
+/// mounts.
+pub(super) fn apply(
+    spec: &mut Spec,
+    linux: &mut Linux,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<MountPropagation>, SpecError> {
+    let mut mounts = spec.mounts_mut().take().unwrap_or_default();
+    let mut words = Vec::with_capacity(mounts.len());
+    for mount in &mut mounts {
+        let word = edit(mount, warnings)?;
+        if is_bind(mount) || word.is_some() {
+            words.push((mount.destination().clone(), word));
+        }
+    }
+    ensure_dev(&mut mounts)?;
+    spec.set_mounts(Some(mounts));
+    propagation::divide(linux, words)
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind") || has(mount, "bind") || has(mount, "rbind")
+}
+
+fn has(mount: &Mount, option: &str) -> bool {
+    mount.options().iter().flatten().any(|o| o == option)
+}
+
+fn refuse(mount: &Mount, reason: impl Into<String>) -> SpecError {
+    SpecError::Mount { destination: mount.destination().clone(), reason: reason.into() }
+}
+
+/// Brings one mount into shape; returns its propagation word.
+fn edit(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>, SpecError> {
+    // Relative to the container's root, by the specification before 1.1.
+    let destination = Path::new("/").join(mount.destination());
+    if destination.components().any(|part| matches!(part, Component::ParentDir)) {
+        return Err(refuse(mount, "its destination has a '..' part"));
+    }
+    let destination: PathBuf = destination.components().filter(|part| *part != Component::CurDir).collect();
+    if destination == Path::new("/") {
+        return Err(refuse(mount, "it would hide the root filesystem"));
+    }
+    mount.set_destination(destination);
+    let maps = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    if maps(mount.uid_mappings()) || maps(mount.gid_mappings()) || has(mount, "idmap") || has(mount, "ridmap")
+    {
+        return Err(refuse(mount, "id-mapped mounts are not supported"));
+    }
+    mount.set_uid_mappings(None).set_gid_mappings(None);
+    source(mount)?;
+    options(mount, warnings)
+}
+
+fn source(mount: &mut Mount) -> Result<(), SpecError> {
+    let typ = mount.typ().clone().filter(|typ| !typ.is_empty());
+    let source = mount.source().clone().filter(|source| !source.as_os_str().is_empty());
+    if is_bind(mount) {
+        match &source {
+            Some(source) if source.is_absolute() => {}
+            _ => return Err(refuse(mount, "a bind mount needs an absolute source")),
+        }
+    } else if typ.is_none() {
+        return Err(refuse(mount, "it has neither a type nor the option 'bind'"));
+    }
+    mount.set_source(source.or_else(|| typ.clone().map(PathBuf::from))).set_typ(typ);
+    Ok(())
+}
+
+fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>, SpecError> {
+    let (bind, recursive) = (is_bind(mount), has(mount, "rbind"));
+    let mut word = None;
+    let mut kept = Vec::new();
+    for option in mount.options().clone().unwrap_or_default() {
+        if let Some(found) = propagation::word(&option) {
+            word = Some(found);
+            continue;
+        }
+        match option.as_str() {
+            "" => {}
+            "tmpcopyup" | "remount" => {
+                return Err(refuse(mount, format!("option {option:?} is not supported")));
+            }
+            // On the one mount that there is, the recursive word means the same.
+            "symfollow" | "nosymfollow" if !recursive => kept.push(format!("r{option}")),
+            "symfollow" | "nosymfollow" => {
+                return Err(refuse(
+                    mount,
+                    format!("option {option:?} is not supported with 'rbind', \"r{option}\" is"),
+                ));
+            }
+            "sync" | "dirsync" | "mand" if !bind => {
+                return Err(refuse(mount, format!("option {option:?} is not supported")));
+            }
+            word if KNOWN.split(' ').chain(RECURSIVE.split(' ')).any(|known| known == word) => {
+                kept.push(option)
+            }
+            // Of the filesystem, not of the mount: mount(2) ignores it on a bind mount.
+            _ if bind => warnings.push(format!(
+                "mount on {}: option {option:?} left out: a bind mount can't change it",
+                mount.destination().display()
+            )),
+            _ => kept.push(option),
+        }
+    }
+    mount.set_options((!kept.is_empty()).then_some(kept));
+    Ok(word)
+}
+
+fn ensure_dev(mounts: &mut Vec<Mount>) -> Result<(), SpecError> {
+    let dev = Path::new("/dev");
+    if let Some(mount) = mounts.iter().find(|mount| mount.destination() == dev) {
+        if mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount) {
+            return Ok(());
+        }
+        return Err(refuse(mount, "/dev must be a tmpfs, its nodes are listed in linux.devices"));
+    }
+    let mut mount = Mount::default();
+    mount.set_destination(dev.to_owned()).set_typ(Some("tmpfs".to_owned())).set_source(Some("tmpfs".into()));
+    let options = ["nosuid", "strictatime", "mode=755", "size=65536k"];
+    mount.set_options(Some(options.map(str::to_owned).to_vec()));
+    let below = mounts.iter().position(|mount| mount.destination().starts_with(dev)).unwrap_or(mounts.len());
+    mounts.insert(below, mount);
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "mounts_tests.rs"]
+mod tests;

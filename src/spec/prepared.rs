@@ -1,0 +1,146 @@
+//! What the edits return: the spec for libcontainer, and what others must do around it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Hook, LinuxCapabilities, LinuxSeccomp, PosixRlimit, Process, Spec};
+use serde::{Deserialize, Serialize};
+
+use super::{Facts, MountPropagation, Sysctl};
+
+/// A container ready to be launched.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// To be written as the bundle's `config.json`, and kept unchanged while processes may be exec'd.
+    pub spec: Spec,
+    /// What the worker's executor does between libcontainer and execve(2).
+    pub late: LateProcess,
+    /// `net.*` sysctls: to be written in the sandbox's network namespace before the container starts.
+    pub sandbox_sysctls: Vec<Sysctl>,
+    /// The container's path in the cgroup hierarchy (in each one on v1), absolute; the same as in the spec.
+    pub cgroup_path: PathBuf,
+    /// Whether the process gets a terminal; libcontainer then wants a console socket.
+    pub terminal: bool,
+    /// The terminal's first size, which libcontainer ignores.
+    pub console_size: Option<ConsoleSize>,
+    /// The working directory, absolute: to be made inside the rootfs when it is missing (resolved beneath
+    /// it).
+    pub create_cwd: PathBuf,
+    /// What libcontainer ignores: to be set in the container's mount namespace between create and start, in
+    /// order.
+    pub propagation: Vec<MountPropagation>,
+    /// To be run in the guest once the container has been started.
+    pub poststart: Vec<Hook>,
+    /// To be run in the guest once the container has been deleted.
+    pub poststop: Vec<Hook>,
+    /// What later processes take from this container: to be kept, for [`super::prepare_exec`].
+    pub exec: ExecFacts,
+    /// What was left out as meaningless in this guest: to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// A further process of a container, ready to be launched.
+#[derive(Debug, Clone)]
+pub struct PreparedExec {
+    /// To be given to libcontainer as its `process.json`.
+    pub process: Process,
+    /// What the worker's executor does between libcontainer and execve(2).
+    pub late: LateProcess,
+    /// Whether the process gets a terminal; libcontainer then wants a console socket.
+    pub terminal: bool,
+    /// The terminal's first size, which libcontainer ignores.
+    pub console_size: Option<ConsoleSize>,
+    /// What was left out as meaningless in this guest: to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// What the worker's executor does in the container after libcontainer, in the order of the fields. It
+/// travels to the worker as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateProcess {
+    /// Whose process it is: for the owner of its streams and for the look-up of HOME.
+    pub uid: u32,
+    /// Its group: for the owner of its streams.
+    pub gid: u32,
+    /// The session keyring to join, see `KEYCTL_JOIN_SESSION_KEYRING` in keyctl(2).
+    pub session_keyring: String,
+    /// For `/proc/self/attr/exec`, where the guest has SELinux.
+    pub selinux_label: Option<String>,
+    /// The limits, complete: libcontainer would set them before it has opened what it needs. The worker
+    /// raises the hard limits beforehand, as the executor may not.
+    pub rlimits: Vec<PosixRlimit>,
+    /// Whether the environment's `HOME=/` is a stand-in, to be replaced (by [`super::set_home`]) with what
+    /// the container's `/etc/passwd` says of `uid`. It keeps libcontainer from asking NSS, which would load
+    /// code from the image.
+    pub find_home: bool,
+    /// Whether libcontainer has set PR_SET_NO_NEW_PRIVS.
+    pub no_new_privileges: bool,
+    /// The filter to load.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// The process's capabilities, to be set after the filter. `None`: libcontainer has set them already.
+    /// `Some`: it has left CAP_SYS_ADMIN and CAP_SETPCAP, which loading a filter without `no_new_privileges`
+    /// needs.
+    pub capabilities: Option<LinuxCapabilities>,
+}
+
+/// The size of a terminal in characters, as in `struct winsize` of ioctl_tty(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters on a line.
+    pub cols: u16,
+}
+
+/// What a further process takes from its container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecFacts {
+    pub(super) container_id: String,
+    pub(super) capabilities: Option<LinuxCapabilities>,
+    pub(super) rlimits: Vec<PosixRlimit>,
+    pub(super) seccomp: Option<LinuxSeccomp>,
+    pub(super) no_new_privileges: bool,
+    pub(super) oom_score_adj: Option<i32>,
+    pub(super) apparmor_profile: Option<String>,
+    pub(super) selinux_label: Option<String>,
+    pub(super) selinux: bool,
+    pub(super) apparmor: bool,
+    pub(super) pci_map: BTreeMap<String, String>,
+}
+
+impl ExecFacts {
+    /// What a container's first process finds: the guest, and a seccomp filter.
+    pub(super) fn of_guest(facts: &Facts, seccomp: Option<LinuxSeccomp>) -> Self {
+        Self {
+            container_id: facts.container_id.as_str().to_owned(),
+            capabilities: None,
+            rlimits: Vec::new(),
+            seccomp,
+            no_new_privileges: false,
+            oom_score_adj: None,
+            apparmor_profile: None,
+            selinux_label: None,
+            selinux: facts.selinux,
+            apparmor: facts.apparmor,
+            pci_map: facts.pci_map.clone(),
+        }
+    }
+
+    /// The same for the processes after it.
+    pub(super) fn with_container(
+        self,
+        late: &LateProcess,
+        capabilities: LinuxCapabilities,
+        process: Option<&Process>,
+    ) -> Self {
+        Self {
+            capabilities: Some(capabilities),
+            rlimits: late.rlimits.clone(),
+            no_new_privileges: late.no_new_privileges,
+            oom_score_adj: process.and_then(Process::oom_score_adj),
+            apparmor_profile: process.and_then(|p| p.apparmor_profile().clone()),
+            selinux_label: late.selinux_label.clone(),
+            ..self
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The seccomp filter: checked, and taken out of the spec.
+//!
+//! libcontainer loads it for a container's first process only, not for a further one, and builds it anew each
+//! time. The worker's executor loads it for both.
+
+use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction as Action};
+
+use super::SpecError;
+
+/// Takes the filter out of `linux`.
+pub(super) fn take(linux: &mut Linux) -> Result<Option<LinuxSeccomp>, SpecError> {
+    let Some(seccomp) = linux.seccomp().clone() else { return Ok(None) };
+    linux.set_seccomp(None);
+    let unsupported = |field: &str| {
+        Err(SpecError::Unsupported {
+            field: field.to_owned(),
+            reason: "nobody in the guest answers notifications",
+        })
+    };
+    if seccomp.listener_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty()) {
+        return unsupported("linux.seccomp.listenerPath");
+    }
+    let rules = seccomp.syscalls().as_deref().unwrap_or_default();
+    if seccomp.default_action() == Action::ScmpActNotify
+        || rules.iter().any(|rule| rule.action() == Action::ScmpActNotify)
+    {
+        return unsupported("linux.seccomp: SCMP_ACT_NOTIFY");
+    }
+    // Allows everything, always: no filter, so that the process does not pay for one.
+    let idle = seccomp.default_action() == Action::ScmpActAllow
+        && rules.iter().all(|rule| rule.action() == Action::ScmpActAllow);
+    Ok((!idle).then_some(seccomp))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn run(seccomp: Value) -> Result<Option<LinuxSeccomp>, SpecError> {
+        let mut linux: Linux = serde_json::from_value(json!({ "seccomp": seccomp })).unwrap();
+        let taken = take(&mut linux)?;
+        assert!(linux.seccomp().is_none(), "it is left in the spec");
+        Ok(taken)
+    }
+
+    #[test]
+    fn a_filter_is_taken_out_unchanged() {
+        let filter = json!({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
+        assert_eq!(serde_json::to_value(run(filter.clone()).unwrap()).unwrap(), filter);
+        assert_eq!(run(json!(null)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_filter_that_allows_everything_is_none() {
+        assert_eq!(run(json!({"defaultAction": "SCMP_ACT_ALLOW"})).unwrap(), None);
+    }
+
+    #[test]
+    fn notifications_are_refused_by_name() {
+        for filter in [
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/l.sock"}),
+            json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}),
+        ] {
+            assert!(matches!(run(filter), Err(SpecError::Unsupported { .. })));
+        }
+    }
+}

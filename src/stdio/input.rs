@@ -1,0 +1,171 @@
+//! The writing end of stdin, or of a terminal.
+//!
+//! The first write starts a small task that owns the fd from then on and is fed through a channel of one
+//! place. A write whose turn has come is finished whether or not its caller still waits; one that
+//! is dropped before its turn writes nothing: never half of it. Writes keep the order in which
+//! they were made. A process that does not read makes writers wait (for ever, if it must), and nobody
+//! else.
+//!
+//!     Open --write--> Writing --close--> Closed (the task writes what was accepted, then closes the fd)
+//!     Open --close--> Closed
+//!     any  --abandon or drop--> Closed, the task ends at once
+
+use super::source::Source;
+use super::{StdioError, StreamName};
+use nix::errno::Errno;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::io::Interest;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+/// A stream that the host writes and a process reads. See the module.
+#[derive(Debug)]
+pub struct InputStream {
+    name: StreamName,
+    /// Held for a look or an exchange, never while waiting.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Arc<Source>),
+    Writing { source: Arc<Source>, jobs: mpsc::Sender<Job>, writer: AbortHandle },
+    Closed { writer: Option<AbortHandle> },
+}
+
+/// One write and where its outcome goes.
+#[derive(Debug)]
+struct Job {
+    data: Vec<u8>,
+    done: oneshot::Sender<Result<(), StdioError>>,
+}
+
+impl InputStream {
+    /// `None` is a stream that is closed from the start.
+    pub(super) fn new(name: StreamName, source: Option<Arc<Source>>) -> Self {
+        let state = source.map_or(State::Closed { writer: None }, State::Open);
+        Self { name, state: Mutex::new(state) }
+    }
+
+    pub(super) fn source(&self) -> Option<Arc<Source>> {
+        match &*self.state() {
+            State::Open(source) | State::Writing { source, .. } => Some(source.clone()),
+            State::Closed { .. } => None,
+        }
+    }
+
+    /// Writes all of `data` and returns its length. Empty `data` is [`InputStream::close`].
+    ///
+    /// # Errors
+    /// [`StdioError::Closed`] if the stream was closed or the process reads no more,
+    /// [`StdioError::Write`] for what else the kernel refuses.
+    pub async fn write(&self, data: Vec<u8>) -> Result<u32, StdioError> {
+        if data.is_empty() {
+            self.close();
+            return Ok(0);
+        }
+        let closed = || StdioError::Closed { stream: self.name };
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let jobs = self.jobs().ok_or_else(closed)?;
+        let (done, outcome) = oneshot::channel();
+        jobs.send(Job { data, done }).await.map_err(|_| closed())?;
+        drop(jobs);
+        outcome.await.map_err(|_| closed())??;
+        Ok(len)
+    }
+
+    /// Closes a pipe: the process reads what was written before, then the end. May be called again.
+    ///
+    /// The process sees the end only when *every* duplicate of the fd is closed, so the caller has
+    /// the supervisor drop the one it holds; that may be done at once, bytes still under way are safe here.
+    ///
+    /// A terminal stays as it is: closing its master would hang up the whole session.
+    pub fn close(&self) {
+        if self.name == StreamName::Terminal {
+            return;
+        }
+        let mut state = self.state();
+        let writer = match &*state {
+            State::Open(_) => None,
+            State::Writing { writer, .. } => Some(writer.clone()),
+            State::Closed { .. } => return,
+        };
+        *state = State::Closed { writer };
+    }
+
+    /// Closes pipe or terminal at once, whatever is still to be written: for a process that is removed.
+    /// Writes that wait for it end with [`StdioError::Closed`]. Dropping the stream does the same, but a
+    /// stuck write may well be what keeps it from being dropped.
+    pub fn abandon(&self) {
+        let closed = State::Closed { writer: None };
+        if let State::Writing { writer, .. } | State::Closed { writer: Some(writer) } =
+            std::mem::replace(&mut *self.state(), closed)
+        {
+            writer.abort();
+        }
+    }
+
+    /// The channel to the writer, which is started if need be. `None` if the stream is closed.
+    fn jobs(&self) -> Option<mpsc::Sender<Job>> {
+        let mut state = self.state();
+        let source = match &*state {
+            State::Open(source) => source.clone(),
+            State::Writing { jobs, .. } => return Some(jobs.clone()),
+            State::Closed { .. } => return None,
+        };
+        let (jobs, queue) = mpsc::channel(1);
+        let writer = tokio::spawn(write_jobs(self.name, source.clone(), queue)).abort_handle();
+        *state = State::Writing { source, jobs: jobs.clone(), writer };
+        Some(jobs)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for InputStream {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}
+
+/// The writer task: ends when the stream is closed and drained, or when a pipe's reader is gone.
+async fn write_jobs(stream: StreamName, source: Arc<Source>, mut queue: mpsc::Receiver<Job>) {
+    while let Some(Job { data, done }) = queue.recv().await {
+        let result = write_all(&source, &data).await.map_err(|error| outcome(stream, error));
+        // A terminal that hung up may be opened again; a pipe stays broken.
+        let broken = result.is_err() && stream != StreamName::Terminal;
+        let _ = done.send(result);
+        if broken {
+            return;
+        }
+    }
+}
+
+async fn write_all(source: &Source, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        let written = source.perform(Interest::WRITABLE, |fd| write_some(fd, data)).await?;
+        data = data.get(written..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+fn write_some(fd: std::os::fd::BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+    loop {
+        match nix::unistd::write(fd, data) {
+            Err(Errno::EINTR) => {}
+            // A stopped terminal takes nothing and does not say why.
+            Ok(0) => return Err(io::ErrorKind::WouldBlock.into()),
+            result => return Ok(result?),
+        }
+    }
+}
+
+fn outcome(stream: StreamName, error: io::Error) -> StdioError {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPIPE | Errno::EIO) => StdioError::Closed { stream },
+        _ => StdioError::Write { stream, source: error },
+    }
+}

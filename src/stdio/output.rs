@@ -1,0 +1,205 @@
+//! The reading end of stdout or stderr, or of a terminal.
+//!
+//! Invariants: bytes leave the kernel only in the poll that also hands them to the caller, so a dropped
+//! read loses nothing; no lock is held while waiting, so any number of reads may wait at once and each
+//! byte goes to exactly one of them; once the end was reported it stays reported.
+//!
+//! The end of a stream is
+//! - for a pipe, that its last writer is gone;
+//! - for a terminal, that nobody has it open *and* the process has exited (before that, an init
+//!   may close and reopen its console at will);
+//! - for both, that the process has exited and whoever else holds the stream open (a background
+//!   child) has been quiet for some time.
+
+use super::source::{REOPEN_LOOK, Source};
+use super::sys::bytes_waiting;
+use super::{StdioError, StreamName};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::sync::watch;
+
+/// The most that one read returns: a ttrpc message may have 4 MiB, of which this leaves 64 KiB to the rest.
+pub const MAX_READ: usize = (4 << 20) - (64 << 10);
+
+/// What the kernel gives a new pipe, pipe(7). No reader that asks for less needs a bigger one.
+const DEFAULT_PIPE: usize = 64 << 10;
+
+/// The largest pipe we ask for; also the kernel's default limit for the unprivileged (`pipe-max-size`).
+const MAX_PIPE: usize = 1 << 20;
+
+/// The least to make room for: a look at an empty stream must still tell its end from a pause.
+const MIN_LOOK: usize = 512;
+
+/// A stream that a process writes and the host reads. See the module.
+#[derive(Debug)]
+pub struct OutputStream {
+    name: StreamName,
+    source: Option<Arc<Source>>,
+    ended: AtomicBool,
+    /// Bytes handed out so far: by this a waiting read sees that another one met with activity.
+    taken: AtomicU64,
+    /// The pipe size asked of the kernel so far.
+    pipe_size: AtomicUsize,
+}
+
+/// What one look at the fd found.
+enum Look {
+    Bytes(Vec<u8>),
+    End,
+    /// A terminal that no process has open.
+    HungUp,
+}
+
+impl OutputStream {
+    /// `None` is a stream that is at its end from the start.
+    pub(super) fn new(name: StreamName, source: Option<Arc<Source>>) -> Self {
+        Self {
+            name,
+            source,
+            ended: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+            pipe_size: AtomicUsize::new(DEFAULT_PIPE),
+        }
+    }
+
+    /// Whether its end has been reported to a reader.
+    pub fn is_ended(&self) -> bool {
+        self.source.is_none() || self.ended.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn source(&self) -> Option<&Arc<Source>> {
+        self.source.as_ref()
+    }
+
+    /// Waits until there is something to read and takes as much as is there, up to `len` and
+    /// [`MAX_READ`] bytes. Empty means the end of the stream, now and for good.
+    ///
+    /// `exited` turns `Some` when the process is gone (its sender going away counts as that), `quiet` is how
+    /// long the stream may then be silent before it counts as ended.
+    ///
+    /// Dropping the future loses no byte.
+    ///
+    /// # Errors
+    /// [`StdioError::ZeroLength`] if `len` is 0, [`StdioError::Read`] for what the kernel refuses.
+    pub async fn read<T>(
+        &self,
+        len: u32,
+        exited: &watch::Receiver<Option<T>>,
+        quiet: Duration,
+    ) -> Result<Vec<u8>, StdioError> {
+        if len == 0 {
+            return Err(StdioError::ZeroLength);
+        }
+        let Some(source) = &self.source else { return Ok(Vec::new()) };
+        let limit = usize::try_from(len).unwrap_or(MAX_READ).min(MAX_READ);
+        self.ask_for_pipe(source, limit);
+        self.read_from(source, limit, exited.clone(), quiet)
+            .await
+            .map_err(|error| StdioError::Read { stream: self.name, source: error })
+    }
+
+    async fn read_from<T>(
+        &self,
+        source: &Source,
+        limit: usize,
+        mut exited: watch::Receiver<Option<T>>,
+        quiet: Duration,
+    ) -> io::Result<Vec<u8>> {
+        let mut gone = exited.borrow().is_some();
+        while !self.ended.load(Ordering::Relaxed) {
+            match self.wait(source, limit, exited.clone(), quiet).await? {
+                Look::Bytes(bytes) => return Ok(bytes),
+                Look::HungUp if !gone => tokio::select! {
+                    _ = exited.wait_for(Option::is_some) => gone = true,
+                    () = tokio::time::sleep(REOPEN_LOOK) => {}
+                },
+                Look::End | Look::HungUp => self.ended.store(true, Ordering::Relaxed),
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// One look at once; if that finds nothing, waits for bytes, the end, or silence after the exit.
+    async fn wait<T>(
+        &self,
+        source: &Source,
+        limit: usize,
+        exited: watch::Receiver<Option<T>>,
+        quiet: Duration,
+    ) -> io::Result<Look> {
+        match self.look(source.fd().as_fd(), limit) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+        tokio::select! {
+            biased;
+            look = source.perform(Interest::READABLE, |fd| self.look(fd, limit)) => look,
+            () = self.silence(exited, quiet) => match self.look(source.fd().as_fd(), limit) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Look::End),
+                done => done,
+            },
+        }
+    }
+
+    /// Takes what is there, up to `limit`. Allocates by what is there, not by what was asked for.
+    fn look(&self, fd: BorrowedFd<'_>, limit: usize) -> io::Result<Look> {
+        let mut bytes = Vec::new();
+        while bytes.len() < limit {
+            let start = bytes.len();
+            let room = bytes_waiting(fd).unwrap_or(0).max(MIN_LOOK).min(limit.saturating_sub(start));
+            bytes.resize(start.saturating_add(room), 0);
+            let result = nix::unistd::read(fd, bytes.get_mut(start..).unwrap_or_default());
+            bytes.truncate(start.saturating_add(result.unwrap_or(0)));
+            match result {
+                Ok(0) if start == 0 => return Ok(Look::End),
+                Err(Errno::EIO) if start == 0 && self.name == StreamName::Terminal => {
+                    return Ok(Look::HungUp);
+                }
+                Err(errno) if start == 0 && errno != Errno::EINTR => return Err(errno.into()),
+                Ok(0) => break,
+                // Whatever it is, the next look meets it again; the bytes come first.
+                Err(errno) if errno != Errno::EINTR => break,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        self.taken.fetch_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        Ok(Look::Bytes(bytes))
+    }
+
+    /// Ends when the process has exited and nobody has taken a byte for `quiet`.
+    async fn silence<T>(&self, mut exited: watch::Receiver<Option<T>>, quiet: Duration) {
+        // A sender that is gone will not tell of the exit any more: go on as if it had.
+        let _ = exited.wait_for(Option::is_some).await;
+        loop {
+            let before = self.taken.load(Ordering::Relaxed);
+            tokio::time::sleep(quiet).await;
+            if self.taken.load(Ordering::Relaxed) == before {
+                return;
+            }
+        }
+    }
+
+    /// A reader with a big buffer gets a bigger pipe, once for each size.
+    fn ask_for_pipe(&self, source: &Source, wanted: usize) {
+        let wanted = wanted.min(MAX_PIPE);
+        if self.pipe_size.fetch_max(wanted, Ordering::Relaxed) < wanted {
+            enlarge_pipe(source.fd(), wanted);
+        }
+    }
+}
+
+/// Enlarges a pipe, never shrinks it. A wish: the stream works with any size, so refusals (a per-user limit,
+/// no pipe at all) don't matter.
+pub(super) fn enlarge_pipe(pipe: impl AsFd, wanted: usize) {
+    let pipe = pipe.as_fd();
+    let Ok(wanted) = i32::try_from(wanted.min(MAX_PIPE)) else { return };
+    if fcntl(pipe, FcntlArg::F_GETPIPE_SZ).is_ok_and(|size| size < wanted) {
+        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(wanted));
+    }
+}

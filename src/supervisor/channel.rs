@@ -1,0 +1,315 @@
+//! The channel between the supervisor, its workers and the server: one `SOCK_SEQPACKET` pair.
+//!
+//! Every message is a fixed 24-byte header, an optional payload and optional file descriptors. The
+//! supervisor sends and reads headers only; the payload of a [`Kind::Reply`] is between a worker and the
+//! server. Because workers inherit the supervisor's end, the server sees replies and exits in the order in
+//! which they happened: a process's exit can never overtake the reply that names its pid.
+//!
+//! Invariants: a message that is too short, too long, of another version or of an unknown kind is an error
+//! and never a guess; received descriptors are close-on-exec and owned from the first moment.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    setsockopt, socketpair, sockopt,
+};
+
+use super::fds::own;
+
+/// Raised when the format changes: both ends are one binary, so a mismatch is a bug or a stray writer.
+const VERSION: u16 = 1;
+/// Bytes of a header on the wire.
+pub const HEADER_LEN: usize = 24;
+/// The longest payload a worker may send; more is cut by the worker before it sends.
+pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// The most descriptors one message carries.
+pub const MAX_FDS: usize = 8;
+/// Room for the replies of many workers at once, so that the server's pauses don't stop the reaper.
+const BUFFER_BYTES: usize = 1024 * 1024;
+
+/// What a message says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// Server to supervisor: fork a worker and hand it these descriptors.
+    Launch = 1,
+    /// Server to supervisor: the sandbox is gone; power off, or exit when not PID 1.
+    ShutDown = 2,
+    /// Supervisor to server: the worker of `request` is `pid`.
+    Forked = 3,
+    /// Supervisor to server: no worker for `request`; `status` is the errno.
+    ForkFailed = 4,
+    /// Supervisor to server: child `pid` ended; `status` is its wait(2) status.
+    Exited = 5,
+    /// Worker to server: the outcome of `request`, as payload and descriptors.
+    Reply = 6,
+}
+
+impl Kind {
+    fn from_wire(value: u16) -> Option<Self> {
+        [Self::Launch, Self::ShutDown, Self::Forked, Self::ForkFailed, Self::Exited, Self::Reply]
+            .into_iter()
+            .find(|kind| *kind as u16 == value)
+    }
+}
+
+/// The fixed part of a message. Fields that a kind has no use for are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the message says.
+    pub kind: Kind,
+    /// The launch it belongs to; chosen by the server, never 0 for a launch.
+    pub request: u64,
+    /// A process, in the supervisor's pid namespace.
+    pub pid: i32,
+    /// A wait(2) status or an errno.
+    pub status: i32,
+}
+
+impl Header {
+    /// A header of `kind` for `request`, with nothing else in it.
+    pub fn new(kind: Kind, request: u64) -> Self {
+        Self { kind, request, pid: 0, status: 0 }
+    }
+
+    /// The bytes on the wire: version, kind, 4 reserved, request, pid, status; native byte order.
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        let fields: [&[u8]; 6] = [
+            &VERSION.to_ne_bytes(),
+            &(self.kind as u16).to_ne_bytes(),
+            &[0; 4],
+            &self.request.to_ne_bytes(),
+            &self.pid.to_ne_bytes(),
+            &self.status.to_ne_bytes(),
+        ];
+        for (to, from) in bytes.iter_mut().zip(fields.concat()) {
+            *to = from;
+        }
+        bytes
+    }
+
+    /// Reads a header back.
+    ///
+    /// # Errors
+    /// [`ChannelError::Malformed`] for anything that [`Header::encode`] could not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ChannelError> {
+        let malformed = |why| ChannelError::Malformed { why, len: bytes.len() };
+        let (version, rest) = bytes.split_first_chunk::<2>().ok_or_else(|| malformed("no version"))?;
+        if u16::from_ne_bytes(*version) != VERSION {
+            return Err(malformed("another version"));
+        }
+        let (kind, rest) = rest.split_first_chunk::<2>().ok_or_else(|| malformed("no kind"))?;
+        let kind = Kind::from_wire(u16::from_ne_bytes(*kind)).ok_or_else(|| malformed("unknown kind"))?;
+        let (_, rest) = rest.split_first_chunk::<4>().ok_or_else(|| malformed("cut short"))?;
+        let (request, rest) = rest.split_first_chunk::<8>().ok_or_else(|| malformed("no request"))?;
+        let (pid, rest) = rest.split_first_chunk::<4>().ok_or_else(|| malformed("no pid"))?;
+        let (status, _) = rest.split_first_chunk::<4>().ok_or_else(|| malformed("no status"))?;
+        Ok(Self {
+            kind,
+            request: u64::from_ne_bytes(*request),
+            pid: i32::from_ne_bytes(*pid),
+            status: i32::from_ne_bytes(*status),
+        })
+    }
+}
+
+/// One received message.
+#[derive(Debug)]
+pub struct Message {
+    /// The fixed part.
+    pub header: Header,
+    /// What follows it; empty but for replies.
+    pub payload: Vec<u8>,
+    /// Descriptors that came along, close-on-exec.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Why a message could not be sent or understood.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The other end is gone.
+    #[error("the other end of the supervisor channel is closed")]
+    Closed,
+    /// Nothing to read, or no room to write, now.
+    #[error("the supervisor channel would block")]
+    WouldBlock,
+    /// Not a message of ours.
+    #[error("malformed message on the supervisor channel: {why} ({len} bytes)")]
+    Malformed {
+        /// What is wrong with it.
+        why: &'static str,
+        /// How long it was.
+        len: usize,
+    },
+    /// The kernel refused.
+    #[error("supervisor channel: {step}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+}
+
+/// One end of the channel.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+}
+
+impl Channel {
+    /// Makes both ends, close-on-exec and blocking; the first is the supervisor's.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptors left.
+    pub fn pair() -> Result<(Self, Self), ChannelError> {
+        let io = |step| move |source| ChannelError::Io { step, source };
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(io("make the socket pair"))?;
+        for end in [&ours, &theirs] {
+            setsockopt(end, sockopt::SndBuf, &BUFFER_BYTES).map_err(io("size the send buffer"))?;
+        }
+        Ok((Self { socket: ours }, Self { socket: theirs }))
+    }
+
+    /// Sends one message, waiting for room unless `flags` says otherwise.
+    ///
+    /// # Errors
+    /// [`ChannelError::Closed`] once the other end is gone, [`ChannelError::WouldBlock`] with
+    /// `MSG_DONTWAIT` and no room.
+    pub fn send(
+        &self,
+        header: Header,
+        payload: &[u8],
+        fds: &[BorrowedFd<'_>],
+        flags: MsgFlags,
+    ) -> Result<(), ChannelError> {
+        let head = header.encode();
+        let parts = [IoSlice::new(&head), IoSlice::new(payload)];
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+        loop {
+            let flags = flags | MsgFlags::MSG_NOSIGNAL;
+            match sendmsg::<()>(self.socket.as_raw_fd(), &parts, control, flags, None) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
+                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(ChannelError::Closed),
+                Err(source) => return Err(ChannelError::Io { step: "send", source }),
+            }
+        }
+    }
+
+    /// Receives one message with at most `max_payload` bytes behind the header.
+    ///
+    /// # Errors
+    /// As for [`Channel::send`], and [`ChannelError::Malformed`] for what is no message of ours; the
+    /// channel can be used further then.
+    pub fn receive(&self, max_payload: usize, flags: MsgFlags) -> Result<Message, ChannelError> {
+        let mut bytes = vec![0; HEADER_LEN.saturating_add(max_payload.min(MAX_PAYLOAD))];
+        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
+        let (len, truncated, fds) = loop {
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Ok(got) => {
+                    let truncated = got.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+                    let fds: Vec<OwnedFd> = match got.cmsgs() {
+                        Ok(messages) => messages.flat_map(rights_of).collect(),
+                        Err(_) => Vec::new(),
+                    };
+                    break (got.bytes, truncated, fds);
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
+                Err(Errno::ECONNRESET) => return Err(ChannelError::Closed),
+                Err(source) => return Err(ChannelError::Io { step: "receive", source }),
+            }
+        };
+        if len == 0 {
+            return Err(ChannelError::Closed);
+        }
+        if truncated {
+            return Err(ChannelError::Malformed { why: "longer than allowed", len });
+        }
+        bytes.truncate(len);
+        let header = Header::decode(&bytes)?;
+        let payload = bytes.split_off(HEADER_LEN);
+        Ok(Message { header, payload, fds })
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Channel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+fn rights_of(message: ControlMessageOwned) -> Vec<OwnedFd> {
+    match message {
+        ControlMessageOwned::ScmRights(fds) => fds.into_iter().map(own).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_arrive_whole_in_order_and_with_their_descriptors() {
+        let (supervisor, server) = Channel::pair().unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        let launch = Header { kind: Kind::Launch, request: 7, pid: -3, status: i32::MAX };
+        server.send(launch, b"", &[read.as_fd(), write.as_fd()], MsgFlags::empty()).unwrap();
+        server.send(Header::new(Kind::ShutDown, 0), b"", &[], MsgFlags::empty()).unwrap();
+
+        let first = supervisor.receive(0, MsgFlags::empty()).unwrap();
+        assert_eq!((first.header, first.fds.len()), (launch, 2));
+        nix::unistd::write(&first.fds[1], b"x").unwrap();
+        assert_eq!(nix::unistd::read(&read, &mut [0; 2]), Ok(1));
+        assert_eq!(supervisor.receive(0, MsgFlags::empty()).unwrap().header.kind, Kind::ShutDown);
+        assert!(matches!(supervisor.receive(0, MsgFlags::MSG_DONTWAIT), Err(ChannelError::WouldBlock)));
+        drop(server);
+        assert!(matches!(supervisor.receive(0, MsgFlags::empty()), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn an_oversized_message_is_refused_and_the_next_one_still_arrives() {
+        let (supervisor, server) = Channel::pair().unwrap();
+        supervisor.send(Header::new(Kind::Reply, 1), &[1; 100], &[], MsgFlags::empty()).unwrap();
+        supervisor.send(Header::new(Kind::Reply, 2), &[2; 10], &[], MsgFlags::empty()).unwrap();
+        assert!(matches!(server.receive(50, MsgFlags::empty()), Err(ChannelError::Malformed { .. })));
+        assert_eq!(server.receive(50, MsgFlags::empty()).unwrap().payload, [2; 10]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_to_an_error_or_to_what_encodes_to_them(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            if let Ok(header) = Header::decode(&bytes) {
+                let again = header.encode();
+                prop_assert_eq!(Header::decode(&again).unwrap(), header);
+            }
+        }
+
+        #[test]
+        fn headers_survive_the_wire(request: u64, pid: i32, status: i32) {
+            let header = Header { kind: Kind::Exited, request, pid, status };
+            prop_assert_eq!(Header::decode(&header.encode()).unwrap(), header);
+        }
+    }
+}

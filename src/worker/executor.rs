@@ -1,0 +1,274 @@
+//! The last steps of a process before it becomes the container's program.
+//!
+//! libcontainer calls this in the container's init (and in exec'd processes) when namespaces, root, user and
+//! capabilities are in place. Its own executor would refuse programs without `o+x`, lose the order and the
+//! duplicates of the environment, and leave exec'd processes without a seccomp filter.
+//!
+//! Order: wait for the terminal, default signals, session keyring, resource limits, seccomp filter, final
+//! capabilities, execve. Whatever fails is left in the report as a [`Failure`] that names the program.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::errno::Errno;
+use nix::unistd::AccessFlags;
+use oci_spec::runtime::{
+    LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, PosixRlimit, Process, Spec,
+};
+
+use super::job::{Failure, FailureKind};
+use super::{limits, passwd, report, sys};
+use crate::spec::LateProcess;
+
+/// Where programs are looked for when the environment has no `PATH` (execvp(3)).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What happens when the program can't be executed after all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnFailure {
+    /// Init has been started already: say it on its standard error and end as a shell would, 126 or 127.
+    Exit,
+    /// The exec'd process's launch is still waiting: tell it.
+    Report,
+}
+
+/// nakai's executor.
+#[derive(Debug, Clone)]
+pub(super) struct ContainerExecutor {
+    late: LateProcess,
+    report: Rc<OwnedFd>,
+    terminal_ready: Option<Rc<OwnedFd>>,
+    on_failure: OnFailure,
+}
+
+impl ContainerExecutor {
+    pub(super) fn new(
+        late: LateProcess,
+        report: OwnedFd,
+        terminal_ready: Option<OwnedFd>,
+        on_failure: OnFailure,
+    ) -> Self {
+        let terminal_ready = terminal_ready.map(Rc::new);
+        Self { late, report: Rc::new(report), terminal_ready, on_failure }
+    }
+
+    /// Everything up to execve; comes back only with the reason why not.
+    fn become_program(&self, process: &Process) -> Failure {
+        if let Some(ready) = &self.terminal_ready {
+            // The end of the relay is the end of this pipe.
+            let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
+        }
+        sys::default_signal_actions();
+        let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+        let program = match program(process) {
+            Ok(program) => program,
+            Err(failure) => return failure,
+        };
+        let (Some(args), Some(env)) =
+            (c_strings(process.args().iter().flatten()), c_strings(self.environment(process).iter()))
+        else {
+            return invalid("an argument or environment variable holds a NUL byte".to_owned());
+        };
+        if let Err(failure) = self.confine() {
+            return failure;
+        }
+        let Err(errno) = nix::unistd::execve(&program, &args, &env);
+        exec_failure(&program, errno)
+    }
+
+    /// The environment in its own order; HOME is the user's in the container's own passwd file, unless it is given.
+    fn environment(&self, process: &Process) -> Vec<String> {
+        let mut env = process.env().clone().unwrap_or_default();
+        if self.late.find_home
+            && let Some(home) = passwd::home_of(self.late.uid)
+        {
+            crate::spec::set_home(&mut env, &home);
+        }
+        env
+    }
+
+    fn confine(&self) -> Result<(), Failure> {
+        if let Ok(name) = CString::new(self.late.session_keyring.as_str()) {
+            match sys::join_session_keyring(&name) {
+                // Kernels without keyrings, and a full quota, are no reason to refuse a container.
+                Ok(()) | Err(Errno::ENOSYS | Errno::EDQUOT | Errno::EPERM | Errno::EACCES) => {}
+                Err(errno) => return Err(Failure::internal(format!("join a session keyring: {errno}"))),
+            }
+        }
+        for limit in &self.late.rlimits {
+            set_limit(limit)?;
+        }
+        if let Some(profile) = &self.late.seccomp {
+            libcontainer::seccomp::initialize_seccomp(&mend_masked_comparisons(profile))
+                .map_err(|error| invalid(format!("load the seccomp filter: {}", super::chain(&error))))?;
+        }
+        if let Some(capabilities) = &self.late.capabilities {
+            let syscall = libcontainer::syscall::syscall::create_syscall();
+            libcontainer::capabilities::drop_privileges(capabilities, syscall.as_ref())
+                .map_err(|error| invalid(format!("set the capabilities: {}", super::chain(&error))))?;
+        }
+        Ok(())
+    }
+}
+
+impl Executor for ContainerExecutor {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let Some(process) = spec.process() else { return Err(ExecutorError::InvalidArg) };
+        let failure = self.become_program(process);
+        if self.on_failure == OnFailure::Exit {
+            let line = format!("nakai: {failure}\n");
+            let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
+            let not_found = failure.kind == FailureKind::ProgramNotFound;
+            sys::exit_now(if not_found { 127 } else { 126 });
+        }
+        report::leave(&self.report, &failure);
+        Err(ExecutorError::Other(failure.message))
+    }
+
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let refuse = |failure: Failure| {
+            report::leave(&self.report, &failure);
+            Err(ExecutorValidationError::ArgValidationError(failure.message))
+        };
+        let Some(process) = spec.process() else { return refuse(invalid("no process is given".to_owned())) };
+        match program(process) {
+            Ok(_) => Ok(()),
+            Err(failure) => refuse(failure),
+        }
+    }
+
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        // The process's own environment is never used: execve gets the ordered list of the specification.
+        Ok(())
+    }
+}
+
+/// libcontainer 0.7 takes the mask of `SCMP_CMP_MASKED_EQ` for the value and the value for the mask, which turns
+/// docker's rule against new namespaces into one that always matches. Given the other way round, it is right.
+fn mend_masked_comparisons(profile: &LinuxSeccomp) -> LinuxSeccomp {
+    let mut profile = profile.clone();
+    let mut syscalls = profile.syscalls().clone().unwrap_or_default();
+    for call in &mut syscalls {
+        if let Some(args) = call.args() {
+            let mended = args.iter().map(mend_masked_comparison).collect();
+            call.set_args(Some(mended));
+        }
+    }
+    profile.set_syscalls(Some(syscalls));
+    profile
+}
+
+fn mend_masked_comparison(arg: &LinuxSeccompArg) -> LinuxSeccompArg {
+    if arg.op() != LinuxSeccompOperator::ScmpCmpMaskedEq {
+        return *arg;
+    }
+    let builder = LinuxSeccompArgBuilder::default().index(arg.index()).op(arg.op());
+    let swapped = builder.value(arg.value_two().unwrap_or(0)).value_two(arg.value()).build();
+    swapped.unwrap_or(*arg)
+}
+
+fn invalid(message: String) -> Failure {
+    Failure { kind: FailureKind::InvalidSpec, message }
+}
+
+fn c_strings<'a>(strings: impl Iterator<Item = &'a String>) -> Option<Vec<CString>> {
+    strings.map(|string| CString::new(string.as_bytes()).ok()).collect()
+}
+
+/// Finds the program as execvp(3) would, with the rights of the process, and says why it can't be run.
+fn program(process: &Process) -> Result<CString, Failure> {
+    let name = process.args().iter().flatten().next().map(String::as_str).unwrap_or_default();
+    if name.is_empty() || name.contains('\0') {
+        return Err(invalid(format!("{name:?} is no program name")));
+    }
+    if name.contains('/') {
+        return check_program(name);
+    }
+    let path = process.env().iter().flatten().find_map(|variable| variable.strip_prefix("PATH="));
+    let mut best = None;
+    for directory in path.unwrap_or(DEFAULT_PATH).split(':') {
+        let directory = if directory.is_empty() { "." } else { directory };
+        match check_program(&format!("{directory}/{name}")) {
+            Ok(program) => return Ok(program),
+            Err(failure) if failure.kind == FailureKind::ProgramNotExecutable => {
+                best = best.or(Some(failure))
+            }
+            Err(_) => {}
+        }
+    }
+    Err(best.unwrap_or_else(|| Failure {
+        kind: FailureKind::ProgramNotFound,
+        message: format!("program {name:?} not found in $PATH ({})", path.unwrap_or(DEFAULT_PATH)),
+    }))
+}
+
+fn check_program(path: &str) -> Result<CString, Failure> {
+    let cannot = |errno| exec_failure(&CString::new(path).unwrap_or_default(), errno);
+    let program = CString::new(path).map_err(|_| invalid(format!("{path:?} holds a NUL byte")))?;
+    let metadata = std::fs::metadata(path)
+        .map_err(|error| cannot(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
+    if !metadata.is_file() {
+        return Err(cannot(if metadata.is_dir() { Errno::EISDIR } else { Errno::EACCES }));
+    }
+    let flags = nix::fcntl::AtFlags::AT_EACCESS;
+    nix::unistd::faccessat(nix::fcntl::AT_FDCWD, program.as_c_str(), AccessFlags::X_OK, flags)
+        .map_err(cannot)?;
+    Ok(program)
+}
+
+fn exec_failure(program: &CStr, errno: Errno) -> Failure {
+    let kind = match errno {
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => FailureKind::ProgramNotFound,
+        Errno::EACCES | Errno::EPERM | Errno::ENOEXEC | Errno::EISDIR => FailureKind::ProgramNotExecutable,
+        _ => FailureKind::Internal,
+    };
+    Failure { kind, message: format!("can't execute {program:?}: {}", errno.desc()) }
+}
+
+fn set_limit(limit: &PosixRlimit) -> Result<(), Failure> {
+    limits::set(limit).map_err(|errno| {
+        invalid(format!("set {} to {}:{}: {}", limit.typ(), limit.soft(), limit.hard(), errno.desc()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(json: serde_json::Value) -> Process {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn with_args(args: &[&str], env: &[&str]) -> Process {
+        process(serde_json::json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": args, "env": env}))
+    }
+
+    #[test]
+    fn programs_are_found_as_execvp_would_find_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("tool");
+        std::fs::write(&bin, "").unwrap();
+        let path = format!("PATH=/nowhere:{}", dir.path().display());
+        let kind = |args: &[&str]| program(&with_args(args, &[&path])).map_err(|failure| failure.kind);
+
+        assert_eq!(kind(&["tool"]), Err(FailureKind::ProgramNotExecutable), "a file without x");
+        std::fs::set_permissions(&bin, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        assert_eq!(
+            kind(&["tool"]),
+            Ok(CString::new(bin.to_str().unwrap()).unwrap()),
+            "0700 is enough for its owner"
+        );
+        assert_eq!(kind(&["other"]), Err(FailureKind::ProgramNotFound));
+        assert_eq!(kind(&["/no/such/file"]), Err(FailureKind::ProgramNotFound));
+        assert_eq!(
+            kind(&[dir.path().to_str().unwrap()]),
+            Err(FailureKind::ProgramNotExecutable),
+            "a directory"
+        );
+        assert_eq!(kind(&[""]), Err(FailureKind::InvalidSpec));
+        assert_eq!(kind(&[]), Err(FailureKind::InvalidSpec));
+    }
+}

@@ -1,0 +1,145 @@
+//! What the server asks of a worker, and what comes back. Both travel as JSON; see [`crate::supervisor`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{LateProcess, MountPropagation};
+
+/// One piece of work that needs a single-threaded process of its own.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Job {
+    /// Make a container and hold its init before exec.
+    Create(Box<CreateJob>),
+    /// Start another process in a running container.
+    Exec(Box<ExecJob>),
+    /// Make the namespaces that the containers of a sandbox share, and pin them in the filesystem.
+    ShareNamespaces(ShareNamespacesJob),
+    /// Run hooks in the guest's namespaces.
+    RunHooks(RunHooksJob),
+}
+
+/// How a process is connected to the world.
+///
+/// Descriptors behind the job: with pipes stdin, stdout, stderr; with a terminal none, and the reply brings
+/// the master behind the pidfd.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessIo {
+    /// A terminal instead of three pipes.
+    pub terminal: bool,
+    /// Rows and columns of the terminal, when the host named them.
+    pub window: Option<(u16, u16)>,
+    /// Whom the pipes or the terminal belong to: uid and gid of the process.
+    pub owner: (u32, u32),
+}
+
+/// Make a container from `bundle`, whose `config.json` has been prepared for libcontainer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CreateJob {
+    /// The container's id, and the name of its state directory.
+    pub id: String,
+    /// Where libcontainer keeps a directory a container.
+    pub state_root: PathBuf,
+    /// Holds `config.json`; the working directory of hooks.
+    pub bundle: PathBuf,
+    /// The container's root in the guest, in which the working directory is made if it is missing.
+    pub rootfs: PathBuf,
+    /// The working directory of the container's init.
+    pub cwd: PathBuf,
+    /// How init is connected.
+    pub io: ProcessIo,
+    /// What is done to the process after libcontainer has finished with it.
+    pub late: LateProcess,
+    /// Propagation of mounts, set in the container before it starts.
+    pub propagation: Vec<MountPropagation>,
+}
+
+/// Start a process in the running container `id`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ExecJob {
+    /// The container's id.
+    pub id: String,
+    /// Where libcontainer keeps a directory a container.
+    pub state_root: PathBuf,
+    /// The OCI process, as libcontainer is to see it.
+    pub process: oci_spec::runtime::Process,
+    /// How the process is connected.
+    pub io: ProcessIo,
+    /// What is done to the process after libcontainer has finished with it.
+    pub late: LateProcess,
+}
+
+/// Make UTS and IPC namespaces, and a PID namespace with a process that holds it if asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ShareNamespacesJob {
+    /// The host name of the UTS namespace; empty leaves the guest's.
+    pub hostname: String,
+    /// Where the UTS namespace is bound.
+    pub uts: PathBuf,
+    /// Where the IPC namespace is bound.
+    pub ipc: PathBuf,
+    /// Where the PID namespace is bound, if one is wanted. The reply then names the process that is its init.
+    pub pid: Option<PathBuf>,
+}
+
+/// Run hooks one after the other, as the OCI runtime specification says for poststart and poststop.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RunHooksJob {
+    /// The hooks, in order.
+    pub hooks: Vec<oci_spec::runtime::Hook>,
+    /// The container's id, for the state on their standard input.
+    pub id: String,
+    /// Whether the container runs (poststart) or has stopped (poststop).
+    pub running: bool,
+    /// The pid of its init, while it has one.
+    pub pid: Option<i32>,
+    /// The container's annotations.
+    pub annotations: std::collections::HashMap<String, String>,
+    /// Where they run.
+    pub bundle: PathBuf,
+}
+
+/// What a job that worked has to say; the pid of a started process is in the message's header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// A process has been started. Descriptors: its pidfd, and with a terminal the master.
+    Started,
+    /// The work is done.
+    Done,
+}
+
+/// What kind of thing went wrong, for callers that act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The program does not exist.
+    ProgramNotFound,
+    /// The program may not be executed.
+    ProgramNotExecutable,
+    /// The working directory does not exist or can't be entered.
+    WorkingDirectory,
+    /// The specification asks for something that can't be.
+    InvalidSpec,
+    /// A hook failed.
+    Hook,
+    /// The container is not in a state for this.
+    ContainerState,
+    /// Anything else.
+    Internal,
+}
+
+/// Why a job could not be done: one line, with the true cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind of thing it was.
+    pub kind: FailureKind,
+    /// The object and the cause.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of no special kind.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self { kind: FailureKind::Internal, message: message.into() }
+    }
+}
