@@ -83,7 +83,7 @@ async fn containers(vm: &Vm, options: &DemoOptions) -> Result<(), CliError> {
         about: "a shell from busybox, with no limits",
         script: BUSYBOX_SCRIPT,
         spec: |spec| spec,
-        expected: &["I am root on busybox, and these are all processes that I see:"],
+        expected: &["I am root on demo, and these are all processes that I see:"],
     };
     let debian = Container {
         id: "debian",
