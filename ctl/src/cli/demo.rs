@@ -92,7 +92,7 @@ async fn containers(vm: &Vm, options: &DemoOptions) -> Result<(), CliError> {
         script: DEBIAN_SCRIPT,
         spec: |spec| spec.memory_limit(64 << 20).cpus(0.5).pids_limit(32),
         expected: &[
-            "hostname: debian",
+            "hostname: demo",
             "pid 1: sh",
             "memory.max: 67108864",
             "cpu.max: 50000 100000",
