@@ -37,13 +37,14 @@ image: agent rootfs
 	$(ROOTFS) initrd --agent $(AGENT) --output $(IMAGE)/initrd
 	$(ROOTFS) busybox --output $(IMAGE)/busybox
 
+# Sharing a root file system with the guest takes root, too.
 # Building a Debian root makes device nodes and enters it: only root can.
 debian: rootfs
 	$(SUDO) $(ROOTFS) debian --output $(IMAGE)/debian
 
 run: deps
 	$(MAKE) build image debian
-	$(CTL) demo --kernel $(IMAGE)/vmlinuz --initrd $(IMAGE)/initrd \
+	$(SUDO) env "PATH=$$PATH" $(CTL) demo --kernel $(IMAGE)/vmlinuz --initrd $(IMAGE)/initrd \
 		--busybox $(IMAGE)/busybox --debian $(IMAGE)/debian
 
 test: deps

@@ -34,7 +34,7 @@ pub(super) async fn create(
             let container =
                 Arc::new(Container::new(made.description, Arc::new(made.init), commands, logger.clone()));
             actor::spawn(environment.clone(), container.clone(), mailbox, undo);
-            info!(logger, "container created"; "pid" => container.init.pid().as_raw());
+            info!(logger, "container created"; "init" => container.init.pid().as_raw());
             Ok(container)
         }
         Err(error) => {

@@ -275,7 +275,7 @@ impl Dispatcher {
         } else if let Some(request) = self.workers.remove(&pid) {
             self.answer(request, Err(LaunchError::WorkerDied(status)));
         } else {
-            debug!(self.logger, "orphan reaped"; "pid" => pid, "status" => status.code());
+            debug!(self.logger, "orphan reaped"; "process" => pid, "status" => status.code());
         }
     }
 
@@ -303,7 +303,7 @@ impl Dispatcher {
         if let Err(Ok(launched)) = pending.answer.send(result)
             && let Some(process) = launched.process
         {
-            warn!(self.logger, "killing a process whose caller is gone"; "pid" => process.pid.as_raw());
+            warn!(self.logger, "killing a process whose caller is gone"; "process" => process.pid.as_raw());
             let _ = kill(process.pid, Signal::SIGKILL);
         }
     }

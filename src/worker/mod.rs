@@ -91,12 +91,10 @@ fn settle(report: &Report) -> Result<(), Failure> {
     sys::restrict_name_service_to_files();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::unistd::setgroups(&[]).map_err(|e| failed("drop the supplementary groups", &e))?;
-    set_default(Signal::SIGPIPE);
+    sys::set_signal(Signal::SIGPIPE, SigHandler::SigDfl);
+    // The agent is spared when memory runs out; hooks are not, and containers get what their specification says.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     Ok(())
-}
-
-fn set_default(signal: Signal) {
-    sys::set_signal(signal, SigHandler::SigDfl);
 }
 
 /// An error with all its causes in one line.
