@@ -88,6 +88,8 @@ fn settle(report: &Report) -> Result<(), Failure> {
     nix::unistd::dup2_stdout(&null).map_err(|e| failed("replace stdout", &e))?;
     // Hooks write here; what they say then explains why they failed.
     nix::unistd::dup2_stderr(report).map_err(|e| failed("replace stderr", &e))?;
+    // A group of its own, so that who gives the launch up can end the hooks with it.
+    let _ = nix::unistd::setsid();
     sys::restrict_name_service_to_files();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::unistd::setgroups(&[]).map_err(|e| failed("drop the supplementary groups", &e))?;
