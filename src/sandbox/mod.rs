@@ -15,7 +15,7 @@
 //!
 //! The sandbox owns the directory of containers and the things that containers share. The life of a
 //! container is its actor's ([`container`]). Work that changes something runs in a task of its own, so a
-//! caller that goes away never stops it half-way; what nobody waits for any more is taken back.
+//! caller that goes away never stops it half-way: it is given up in good order, or taken back when it is done.
 
 mod actor;
 pub mod container;
