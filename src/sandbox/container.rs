@@ -5,7 +5,7 @@
 //!                 \___________\_________\_________\____ removing -> gone
 //! ```
 //!
-//! - *creating*: only the directory of the sandbox knows the id ([`super::create`]).
+//! - *creating*: only the directory of the sandbox knows the id (`create`).
 //! - *created*: init waits before exec. Start is allowed, and whatever reads.
 //! - *starting*, *running*: init has been let go. Exec is allowed once it runs; a start that fails goes back to
 //!   *created*.
