@@ -1,8 +1,9 @@
 //! The server: everything the host can say arrives in this process, and all state and policy live here.
 //!
-//! It is forked by the supervisor before any thread exists. Boot order: configuration, the transport's kernel
-//! modules, the socket (Health answers from here on), then the rest of the guest and the sandbox. A failure of
-//! any step ends the process with a line on the console; the supervisor then powers off, or exits.
+//! It is forked by the supervisor before any thread exists. Boot order: configuration, log, the transport's
+//! kernel modules, the socket (Health answers from here on), then the rest of the guest and the sandbox. A
+//! failure of a step without which no container can run ends the process with a line on the console; the
+//! supervisor then powers off, or exits.
 
 use std::io;
 use std::sync::Arc;

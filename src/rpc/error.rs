@@ -1,7 +1,7 @@
 //! From our errors to ttrpc status codes: the only place where codes are chosen.
 //!
-//! What shims act on (protocol section 0): UNIMPLEMENTED for optional calls, NOT_FOUND for a process that is
-//! gone, UNAVAILABLE for a resize without a terminal.
+//! What shims act on: UNIMPLEMENTED for optional calls, NOT_FOUND for a process that is gone, UNAVAILABLE for
+//! a resize without a terminal.
 
 use ttrpc::{Code, get_status};
 

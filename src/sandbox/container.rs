@@ -5,11 +5,13 @@
 //!                 \___________\_________\_________\____ removing -> gone
 //! ```
 //!
-//! - *creating*: only the directory of the sandbox knows the id ([`super::create`]).
+//! - *creating*: only the directory of the sandbox knows the id (`create`).
 //! - *created*: init waits before exec. Start is allowed, and whatever reads.
-//! - *starting*, *running*: init has been let go. Exec is allowed once it runs.
-//! - *stopped*: init has ended; nothing but its exit status, its streams and the removal is left.
-//! - *removing*: all is being killed and given back; every other request gets FAILED_PRECONDITION.
+//! - *starting*, *running*: init has been let go. Exec is allowed once it runs; a start that fails goes back to
+//!   *created*.
+//! - *stopped*: init has ended; nothing but its exit status, its streams, its statistics and the removal is left.
+//! - *removing*: all is being killed and given back. A start or an exec gets FAILED_PRECONDITION when that is
+//!   over; waits, reads and further removals are served.
 //!
 //! Requests that change the container go through the actor's mailbox, one after the other; the slow part of
 //! each runs in a task beside the actor, so a hanging hook never keeps a removal from being heard. Signals,

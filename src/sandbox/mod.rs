@@ -5,13 +5,17 @@
 //! ```
 //!
 //! - *none*: only CreateSandbox is allowed; DestroySandbox has nothing to do.
-//! - *starting*: CreateSandbox is at work; everything else gets FAILED_PRECONDITION with the state's name.
+//! - *starting*: CreateSandbox is at work. DestroySandbox is refused.
 //! - *running*: containers may be made. [`Running`] holds what they share.
 //! - *stopping*: DestroySandbox removes the containers and gives back what is shared.
 //!
+//! CreateContainer and DestroySandbox in another state than theirs get FAILED_PRECONDITION with the state's
+//! name, CreateSandbox gets ALREADY_EXISTS. Calls that name a container look it up in any state: NOT_FOUND
+//! where there is none.
+//!
 //! The sandbox owns the directory of containers and the things that containers share. The life of a
 //! container is its actor's ([`container`]). Work that changes something runs in a task of its own, so a
-//! caller that goes away never stops it half-way; what nobody waits for any more is taken back.
+//! caller that goes away never stops it half-way: it is given up in good order, or taken back when it is done.
 
 mod actor;
 pub mod container;

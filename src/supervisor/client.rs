@@ -4,8 +4,8 @@
 //! which they arrive, which is the order in which they happened ([`super::channel`]): when the exit of a
 //! process comes, the reply that named it has been seen, so an unknown pid is an orphan and nobody's loss.
 //!
-//! A caller that goes away in the middle of a launch has its worker killed; a process that was started for
-//! a caller who is gone is killed too.
+//! A caller that goes away in the middle of a launch has its worker killed, with the hooks that it runs; a
+//! process that was started for a caller who is gone is killed too.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;

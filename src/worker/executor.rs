@@ -5,7 +5,9 @@
 //! duplicates of the environment, and leave exec'd processes without a seccomp filter.
 //!
 //! Order: wait for the terminal, default signals, session keyring, resource limits, seccomp filter, final
-//! capabilities, execve. Whatever fails is left in the report as a [`Failure`] that names the program.
+//! capabilities, execve. What fails while the launch is waiting (the look for the program, and all of an exec)
+//! is left in the report as a [`Failure`]. What fails in an init that has been started goes to its standard
+//! error, and the init ends as a shell would.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};

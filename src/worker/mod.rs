@@ -6,7 +6,7 @@
 //! container's init, an exec'd process) are then the supervisor's.
 //!
 //! Failure behaviour: every failure comes back as one [`job::Failure`] that names the true cause, which
-//! libcontainer's forks only log ([`report`]).
+//! libcontainer's forks only log (`report`).
 
 mod console;
 mod create;
