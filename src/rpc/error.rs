@@ -103,6 +103,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         | E::Dns(_)
         | E::Guest(_)
         | E::SandboxLeftovers(_)
+        | E::Stale(_)
         | E::Leftovers { .. }
         | E::TaskEnded(_) => Code::INTERNAL,
     }

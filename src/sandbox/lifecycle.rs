@@ -15,6 +15,9 @@ use super::undo::{Undo, Why};
 use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned};
 use crate::worker::job::{Job, ShareNamespacesJob};
 
+/// The names of the pinned namespaces.
+const NAMESPACES: [&str; 3] = ["uts", "ipc", "pid"];
+
 impl Sandbox {
     /// Makes what the containers will share.
     ///
@@ -148,10 +151,14 @@ async fn share_namespaces(
     };
     blocking({
         let directory = directory.clone();
-        move || std::fs::create_dir_all(&directory).map_err(SandboxError::file("make directory", &directory))
+        move || {
+            std::fs::create_dir_all(&directory).map_err(SandboxError::file("make directory", &directory))?;
+            // An agent that ended without a DestroySandbox has left its pins here.
+            NAMESPACES.iter().try_for_each(|name| unpin(&directory.join(name))).map_err(SandboxError::Stale)
+        }
     })
     .await?;
-    for name in ["uts", "ipc", "pid"] {
+    for name in NAMESPACES {
         let path = directory.join(name);
         undo.push_blocking(format!("unpin the {name} namespace"), move || unpin(&path));
     }

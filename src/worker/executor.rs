@@ -101,6 +101,11 @@ impl ContainerExecutor {
                 Err(errno) => return Err(Failure::internal(format!("join a session keyring: {errno}"))),
             }
         }
+        if let Some(label) = &self.late.selinux_label {
+            // Of the thread itself, and for the next execve (proc_pid_attr(5)).
+            std::fs::write("/proc/thread-self/attr/exec", label)
+                .map_err(|error| invalid(format!("set the SELinux label {label:?}: {error}")))?;
+        }
         for limit in &self.late.rlimits {
             set_limit(limit)?;
         }

@@ -40,10 +40,19 @@ pub fn run(channel: &Channel, request: u64, fds: Vec<OwnedFd>) -> ! {
         Err(failure) => (0, Vec::new(), Err(failure)),
     };
     let header = Header { kind: Kind::Reply, request, pid, status: 0 };
-    let payload = serde_json::to_vec::<Result<Outcome, Failure>>(&result).unwrap_or_default();
+    let payload = encode(&result);
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let _ = channel.send(header, &payload, &borrowed, MsgFlags::empty());
     sys::exit_now(0)
+}
+
+/// The answer as JSON. A cause that does not fit into a message is cut: who reads it needs its beginning.
+fn encode(result: &Result<Outcome, Failure>) -> Vec<u8> {
+    const MAX_CAUSE: usize = 4096;
+    let short = result
+        .clone()
+        .map_err(|failure| Failure { message: failure.message.chars().take(MAX_CAUSE).collect(), ..failure });
+    serde_json::to_vec(&short).unwrap_or_default()
 }
 
 struct Done {
