@@ -134,7 +134,8 @@ async fn finish_boot(
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(io_error("read the mounts"))?;
     let hierarchy = Arc::new(Hierarchy::detect(&mountinfo)?);
     let modules = Arc::new(Modules::of_this_kernel());
-    let devices = Devices::start(config.hotplug_timeout, logger.new(o!("subsystem" => "device")));
+    let devices =
+        Devices::start(config.hotplug_timeout, modules.clone(), logger.new(o!("subsystem" => "device")));
     let mounts = Arc::new(KernelMounts::new(modules.clone()));
     let log = logger.new(o!("subsystem" => "storage"));
     let storages = Storages::new(&config.kata_dir, mounts, Arc::new(devices.clone()), log);

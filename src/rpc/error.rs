@@ -107,8 +107,20 @@ fn sandbox_code(error: &SandboxError) -> Code {
     }
 }
 
-fn device_code(_: &DeviceError) -> Code {
-    Code::INTERNAL
+fn device_code(error: &DeviceError) -> Code {
+    use DeviceError as E;
+    match error {
+        E::UnknownType { .. }
+        | E::Missing { .. }
+        | E::ContainerPath { .. }
+        | E::Pci { .. }
+        | E::Scsi { .. }
+        | E::NotInDev { .. }
+        | E::NotBlock { .. } => Code::INVALID_ARGUMENT,
+        E::UnsupportedType { .. } => Code::UNIMPLEMENTED,
+        E::Timeout { .. } => Code::DEADLINE_EXCEEDED,
+        _ => Code::INTERNAL,
+    }
 }
 
 fn storage_code(error: &StorageError) -> Code {

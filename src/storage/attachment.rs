@@ -1,7 +1,7 @@
 //! What attaching a storage changed in the guest, step by step, and the way back.
 //!
-//! Invariant: a step is on record before the next one is tried, so taking down what a driver left behind, whether it
-//! finished or not, restores what was there before.
+//! Invariant: a step is on record before the next one is tried, so taking down what a driver left behind,
+//! whether it finished or not, restores what was there before.
 
 use std::os::fd::OwnedFd;
 
@@ -42,8 +42,8 @@ impl Attachment {
         self.steps.is_empty()
     }
 
-    /// Goes back, last step first. A mount that can't be taken down ends it there: what is left can be tried again.
-    /// A directory that can't be removed is given up; the first such error is returned at the end.
+    /// Goes back, last step first. A mount that can't be taken down ends it there: what is left can be tried
+    /// again. A directory that can't be removed is given up; the first such error is returned at the end.
     pub(super) fn take_down(&mut self, ops: &dyn MountOps) -> Result<(), StorageError> {
         let mut first_error = Ok(());
         while let Some(step) = self.steps.pop() {
@@ -143,7 +143,8 @@ impl Work<'_> {
         self.mount_from(self.source, fstype, options)
     }
 
-    /// Makes what is open at `from` visible at the mount point too: on a directory, or on an empty file, after its kind.
+    /// Makes what is open at `from` visible at the mount point too: on a directory, or on an empty file,
+    /// after its kind.
     pub(super) fn bind(&mut self, from: &OwnedFd, options: &[String]) -> Result<(), StorageError> {
         let stat = fstat(from).map_err(StorageError::at("looking at", self.source))?;
         let place = self.place.clone();

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use crate::ids::IdError;
 
-/// The error of a side effect ([`MountOps`](super::MountOps), [`BlockLookup`](super::BlockLookup)), shared by all who
-/// waited for it.
+/// The error of a side effect ([`MountOps`](super::MountOps), [`BlockLookup`](super::BlockLookup)), shared by
+/// all who waited for it.
 pub type Cause = Arc<dyn Error + Send + Sync>;
 
 /// Why a storage is not there, or is still there.

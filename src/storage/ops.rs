@@ -1,5 +1,5 @@
-//! The side effects of attaching a storage, each behind a trait, so that everything above them is tested without
-//! privileges; and what stands behind the traits in a real guest.
+//! The side effects of attaching a storage, each behind a trait, so that everything above them is tested
+//! without privileges; and what stands behind the traits in a real guest.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -45,8 +45,8 @@ pub trait MountOps: Send + Sync {
     /// Mounts (mount(2)), or, with the option `remount`, changes a mount. Errors name source and target.
     fn mount(&self, order: &MountOrder<'_>, target: &Target<'_>) -> Result<(), Cause>;
 
-    /// Takes down the topmost mount at the target (umount2(2) with `UMOUNT_NOFOLLOW`). Fails if it is in use. Errors name
-    /// the target.
+    /// Takes down the topmost mount at the target (umount2(2) with `UMOUNT_NOFOLLOW`). Fails if it is in use.
+    /// Errors name the target.
     fn unmount(&self, target: &Target<'_>) -> Result<(), Cause>;
 
     /// Whether something is mounted at `path`. A path that isn't there is no mount point.
@@ -61,8 +61,8 @@ pub trait MountOps: Send + Sync {
 /// Finds the block devices that the host plugs.
 #[async_trait::async_trait]
 pub trait BlockLookup: Send + Sync {
-    /// The path of the device node in `/dev`, waited for if it is not there yet. `driver` is one of `blk` (the address
-    /// is a PCI path), `scsi` (`ID:LUN`), `mmioblk` and `nvdimm` (a device path).
+    /// The path of the device node in `/dev`, waited for if it is not there yet. `driver` is one of `blk`
+    /// (the address is a PCI path), `scsi` (`ID:LUN`), `mmioblk` and `nvdimm` (a device path).
     async fn find_block(&self, driver: &'static str, address: &str) -> Result<PathBuf, Cause>;
 }
 
@@ -98,7 +98,8 @@ impl MountOps for KernelMounts {
         let (Some(directory), Some(name)) = (target.link.parent(), target.link.file_name()) else {
             return Err(cause(Errno::EINVAL));
         };
-        // Looked up in its directory for each call: after the first one, the mount itself is what has to be changed.
+        // Looked up in its directory for each call: after the first one, the mount itself is what has to be
+        // changed.
         let directory = Root::open(directory).map_err(cause)?;
         let mounted = mount::mount_beneath(order.link, &directory, Path::new(name), order.fstype, &options);
         mounted.map_err(|mut error| {

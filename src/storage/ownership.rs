@@ -1,8 +1,9 @@
-//! Giving a volume's files to a group, as Kubernetes' `fsGroup` asks: the group owns every file and may read it (and
-//! write it, unless the volume is read-only), and files made later in its directories belong to it too (setgid).
+//! Giving a volume's files to a group, as Kubernetes' `fsGroup` asks: the group owns every file and may read
+//! it (and write it, unless the volume is read-only), and files made later in its directories belong to it
+//! too (setgid).
 //!
-//! Everything is reached by descriptor; a symbolic link in the volume is neither changed nor followed. The root
-//! directory is done last: a volume that was left half-way doesn't look finished to
+//! Everything is reached by descriptor; a symbolic link in the volume is neither changed nor followed. The
+//! root directory is done last: a volume that was left half-way doesn't look finished to
 //! [`OnRootMismatch`](super::request::FsGroupPolicy::OnRootMismatch).
 
 use std::ffi::CStr;
@@ -24,8 +25,8 @@ const READ_WRITE: libc::mode_t = 0o660;
 const READ_ONLY: libc::mode_t = 0o440;
 const SEARCH: libc::mode_t = 0o110;
 
-/// Gives what is mounted at `place` to the group. A mount that is read-only stays as it is: nothing in it can be
-/// changed, and whoever made it had it in hand.
+/// Gives what is mounted at `place` to the group. A mount that is read-only stays as it is: nothing in it can
+/// be changed, and whoever made it had it in hand.
 pub(super) fn apply(place: &Place, group: FsGroup, read_only: bool) -> Result<(), StorageError> {
     let at = |cause| StorageError::Path { step: "giving to its group", path: place.path(), cause };
     let root = place.handle().map_err(at)?;

@@ -108,7 +108,8 @@ impl Place {
         })
     }
 
-    /// Makes an empty file, 0644, to mount a file on, and the directories above it. Says whether it was missing.
+    /// Makes an empty file, 0644, to mount a file on, and the directories above it. Says whether it was
+    /// missing.
     pub(super) fn make_file(&self) -> Result<bool, Errno> {
         let made = self.retry(|| {
             let parent = self.make_parents()?;
@@ -150,7 +151,8 @@ impl Place {
         Ok(dir)
     }
 
-    /// Removes the directories above that were made on the way to something, as far as nothing is in them any more.
+    /// Removes the directories above that were made on the way to something, as far as nothing is in them any
+    /// more.
     pub(super) fn remove_parents(&self) {
         for parent in self.relative.ancestors().skip(1) {
             if !self.base.parents().contains(parent) {

@@ -1,5 +1,5 @@
-//! A storage as the host asks for it, checked. What a field means is the driver's business; here a field only has
-//! to be usable at all. Whether the mount point is in an allowed place is checked when it is attached.
+//! A storage as the host asks for it, checked. What a field means is the driver's business; here a field only
+//! has to be usable at all. Whether the mount point is in an allowed place is checked when it is attached.
 
 use std::path::PathBuf;
 

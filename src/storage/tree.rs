@@ -1,7 +1,8 @@
 //! Going through a directory tree that somebody else may be changing: removing it, or visiting every file.
 //!
-//! Invariants: no symbolic link is followed, no mount point is crossed, and the number of open descriptors does not
-//! grow with the depth of the tree, so that a hostile tree can neither lead elsewhere nor exhaust them.
+//! Invariants: no symbolic link is followed, no mount point is crossed, and the number of open descriptors
+//! does not grow with the depth of the tree, so that a hostile tree can neither lead elsewhere nor exhaust
+//! them.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

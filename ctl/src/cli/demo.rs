@@ -83,7 +83,7 @@ async fn containers(vm: &Vm, options: &DemoOptions) -> Result<(), CliError> {
         about: "a shell from busybox, with no limits",
         script: BUSYBOX_SCRIPT,
         spec: |spec| spec,
-        expected: &["I am root on busybox, and these are all processes that I see:"],
+        expected: &["I am root on demo, and these are all processes that I see:"],
     };
     let debian = Container {
         id: "debian",
@@ -92,7 +92,7 @@ async fn containers(vm: &Vm, options: &DemoOptions) -> Result<(), CliError> {
         script: DEBIAN_SCRIPT,
         spec: |spec| spec.memory_limit(64 << 20).cpus(0.5).pids_limit(32),
         expected: &[
-            "hostname: debian",
+            "hostname: demo",
             "pid 1: sh",
             "memory.max: 67108864",
             "cpu.max: 50000 100000",

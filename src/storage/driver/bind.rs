@@ -1,5 +1,5 @@
-//! `bind`: a directory or file of the sandbox, seen at a second place. The source must be where storages live, too:
-//! nothing of the guest itself can be handed to a container this way.
+//! `bind`: a directory or file of the sandbox, seen at a second place. The source must be where storages
+//! live, too: nothing of the guest itself can be handed to a container this way.
 
 use std::path::Path;
 

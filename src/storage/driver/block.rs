@@ -1,7 +1,8 @@
-//! `blk`, `scsi`, `mmioblk`, `nvdimm`: a filesystem on a block device. The four differ only in how the device is found.
+//! `blk`, `scsi`, `mmioblk`, `nvdimm`: a filesystem on a block device. The four differ only in how the device
+//! is found.
 //!
-//! Formatting and encryption need programs that this guest may not have; they are refused by name, because a volume that
-//! is silently not encrypted is worse than none.
+//! Formatting and encryption need programs that this guest may not have; they are refused by name, because a
+//! volume that is silently not encrypted is worse than none.
 
 use std::path::Path;
 use std::sync::Arc;

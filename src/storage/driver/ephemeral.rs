@@ -1,4 +1,5 @@
-//! `ephemeral`: memory as a volume. A tmpfs with exactly the options that were asked for, its size among them.
+//! `ephemeral`: memory as a volume. A tmpfs with exactly the options that were asked for, its size among
+//! them.
 
 use std::os::fd::AsFd;
 

@@ -13,8 +13,8 @@ use super::ops::BlockLookup;
 use super::places::Places;
 use super::request::StorageRequest;
 
-/// One kind of storage. It has two steps, because waiting for a device must not occupy a thread, and mounting must
-/// not occupy the runtime.
+/// One kind of storage. It has two steps, because waiting for a device must not occupy a thread, and mounting
+/// must not occupy the runtime.
 #[async_trait::async_trait]
 pub(super) trait Driver: Send + Sync {
     /// What will be mounted; waits for a device if it has to.
@@ -26,11 +26,12 @@ pub(super) trait Driver: Send + Sync {
         Ok(request.source.clone())
     }
 
-    /// Attaches it; blocks. What it did before an error is taken down by the caller, from the record in `work`.
+    /// Attaches it; blocks. What it did before an error is taken down by the caller, from the record in
+    /// `work`.
     fn attach(&self, work: &mut Work<'_>, places: &Places) -> Result<(), StorageError>;
 
-    /// Whether the storage holds the sandbox's data, which has to outlive the container that was its last user (as a
-    /// volume has to survive the restart of its only container).
+    /// Whether the storage holds the sandbox's data, which has to outlive the container that was its last
+    /// user (as a volume has to survive the restart of its only container).
     fn outlives_users(&self) -> bool {
         false
     }

@@ -1,8 +1,9 @@
 //! `overlayfs`: layers that are there already, put on top of each other.
 //!
-//! The layers are named by the usual options. What is written goes to the sandbox's own places only, so `upperdir` and
-//! `workdir` must be beneath them; a lower layer must be named by an absolute path. Directories may be asked for, which
-//! go with the storage: by a driver option, or, as `upperdir` and `workdir` of a container, by one word.
+//! The layers are named by the usual options. What is written goes to the sandbox's own places only, so
+//! `upperdir` and `workdir` must be beneath them; a lower layer must be named by an absolute path.
+//! Directories may be asked for, which go with the storage: by a driver option, or, as `upperdir` and
+//! `workdir` of a container, by one word.
 
 use std::path::Path;
 

@@ -31,20 +31,20 @@ impl StorageHandle {
         &self.mount_point
     }
 
-    /// Lets go of the storage after use. The last user's release unmounts it and removes the directory if it was made
-    /// for it, unless the storage lives as long as the sandbox (`shared`, and the drivers `ephemeral` and `local`).
-    /// Once polled, the work goes on even if the future is dropped.
+    /// Lets go of the storage after use. The last user's release unmounts it and removes the directory if it
+    /// was made for it, unless the storage lives as long as the sandbox (`shared`, and the drivers
+    /// `ephemeral` and `local`). Once polled, the work goes on even if the future is dropped.
     ///
     /// # Errors
     ///
     /// What could not be taken down. A mount that is busy stays registered: the next user finds it, and
-    /// [`Storages::release_all`] tries again.
+    /// [`Storages::release_all`](super::Storages::release_all) tries again.
     pub async fn release(self) -> Result<(), StorageError> {
         self.let_go(LetGo::Release).await
     }
 
-    /// Takes the attach back, because what it was for did not come about. Unlike [`release`](Self::release) it also
-    /// takes down a storage that would live as long as the sandbox, if no other user has or had it.
+    /// Takes the attach back, because what it was for did not come about. Unlike [`release`](Self::release)
+    /// it also takes down a storage that would live as long as the sandbox, if no other user has or had it.
     ///
     /// # Errors
     ///

@@ -12,9 +12,9 @@
 //!    attach:   absent: mounts.  mounting: waits for the outcome.  ready: counts.  detaching: waits, then starts anew.
 //! ```
 //!
-//! Invariants: the lock is held for look-ups in the map only; mounting and unmounting run in tasks of their own, so a
-//! caller that goes away leaves no storage half-way: the task finishes, sees that nobody wants the result, and takes it
-//! down. A failed attach leaves no mount, no directory and no entry.
+//! Invariants: the lock is held for look-ups in the map only; mounting and unmounting run in tasks of their
+//! own, so a caller that goes away leaves no storage half-way: the task finishes, sees that nobody wants the
+//! result, and takes it down. A failed attach leaves no mount, no directory and no entry.
 
 mod handle;
 mod work;
@@ -56,6 +56,8 @@ struct Entry {
     outlives_users: bool,
     /// A user had it and let go of it in the ordinary way: there may be data in it.
     was_used: bool,
+    /// The options it was asked for with.
+    options: Vec<String>,
     phase: watch::Sender<Phase>,
     /// The way back. Here while the storage is ready.
     attachment: Attachment,
@@ -116,7 +118,8 @@ enum Eviction {
 }
 
 impl Storages {
-    /// A sandbox's set of storages, empty. They may be mounted beneath `base` (`/run/kata-containers`), nowhere else.
+    /// A sandbox's set of storages, empty. They may be mounted beneath `base` (`/run/kata-containers`), nowhere
+    /// else.
     pub fn new(base: &Path, ops: Arc<dyn MountOps>, lookup: Arc<dyn BlockLookup>, log: Logger) -> Self {
         let table = Mutex::default();
         Self { inner: Arc::new(Inner { places: Places::new(base), ops, lookup, table, log }) }
@@ -132,13 +135,14 @@ impl Storages {
         self.inner.table().entries.keys().map(|point| point.as_path().to_owned()).collect()
     }
 
-    /// Makes the storage there for one more user. The first one mounts it; who asks for the same mount point meanwhile
-    /// waits for the outcome and shares it. `container` is whom it is for, unless it is for the sandbox.
+    /// Makes the storage there for one more user. The first one mounts it; who asks for the same mount point
+    /// meanwhile waits for the outcome and shares it. `container` is whom it is for, unless it is for the
+    /// sandbox.
     ///
     /// # Errors
     ///
-    /// What failed, by step. Then nothing is left of the attempt. A mount point that holds a storage with another
-    /// driver or source is a [`Conflict`](StorageError::Conflict).
+    /// What failed, by step. Then nothing is left of the attempt. A mount point that holds a storage with
+    /// another driver or source is a [`Conflict`](StorageError::Conflict).
     pub async fn attach(
         &self,
         request: StorageRequest,
@@ -164,8 +168,9 @@ impl Storages {
         }
     }
 
-    /// Changes the options of an `ephemeral` storage that is attached, usually `remount,size=...`. Without options
-    /// there is nothing to do.
+    /// Changes the options of an `ephemeral` storage that is attached, usually `remount,size=...`. Without
+    /// options there is nothing to do. Flags that it was mounted with (`noexec`...) stay, unless the new
+    /// options say otherwise.
     ///
     /// # Errors
     ///
@@ -175,24 +180,22 @@ impl Storages {
         if request.driver != "ephemeral" {
             return Err(request.refuse("driver", format!("{:?} is not ephemeral", request.driver)));
         }
-        let mut options = request.options_without(|option| option.starts_with("fsgid="));
-        if options.is_empty() {
+        let new = request.options_without(|option| option == "remount" || option.starts_with("fsgid="));
+        if new.is_empty() {
             return Ok(());
         }
-        if !options.iter().any(|option| option == "remount") {
-            options.insert(0, "remount".to_owned());
-        }
-        let attached = {
+        let flags = {
             let table = self.inner.table();
             let entry = table.entries.get(&request.mount_point);
-            entry.is_some_and(|e| e.driver == "ephemeral" && matches!(*e.phase.borrow(), Phase::Ready))
+            let attached =
+                |e: &&Entry| e.driver == request.driver && matches!(*e.phase.borrow(), Phase::Ready);
+            let entry = entry.filter(attached);
+            let entry = entry.ok_or_else(|| StorageError::NotAttached { mount_point: request.target() })?;
+            entry.options.iter().filter(|option| !option.contains('=')).cloned().collect::<Vec<_>>()
         };
-        if !attached {
-            return Err(StorageError::NotAttached { mount_point: request.target() });
-        }
+        let options = [vec!["remount".to_owned()], flags, new].concat();
         let ops = Arc::clone(&self.inner.ops);
-        let mount_point = request.target();
-        blocking(mount_point, move || {
+        blocking(request.target(), move || {
             let from = request.source.as_str();
             let order = MountOrder { from, link: from, fstype: "tmpfs", options: &options };
             mount_at(&place, &order, &*ops)
@@ -200,8 +203,8 @@ impl Storages {
         .await?
     }
 
-    /// Takes down all storages, the last one first, whoever still uses them: the sandbox goes. May be called again to
-    /// retry what could not be released.
+    /// Takes down all storages, the last one first, whoever still uses them: the sandbox goes. May be called
+    /// again to retry what could not be released.
     ///
     /// # Errors
     ///

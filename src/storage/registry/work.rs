@@ -68,6 +68,7 @@ impl Inner {
             users: 1,
             outlives_users: request.shared || driver.outlives_users(),
             was_used: false,
+            options: request.options_without(|_| false),
             phase: watch::Sender::new(Phase::Mounting),
             attachment: Attachment::default(),
         };

@@ -61,10 +61,10 @@ fn memory_can_be_resized_only_while_it_is_there() {
         let resize = StorageRequest::try_from(&resize).unwrap();
         let error = storages.remount_ephemeral(resize.clone()).await.unwrap_err();
         assert!(matches!(error, StorageError::NotAttached { .. }), "{error}");
-        options(&mut wire, &["size=1m"]);
+        options(&mut wire, &["noexec", "size=1m"]);
         let _handle = attach(&storages, &wire).await.unwrap();
         storages.remount_ephemeral(resize).await.unwrap();
-        assert!(has(&guest.calls(), "mount tmpfs sandbox/ephemeral/v tmpfs remount,size=2m"));
+        assert!(has(&guest.calls(), "mount tmpfs sandbox/ephemeral/v tmpfs remount,noexec,size=2m"));
     });
 }
 
