@@ -37,6 +37,7 @@ const THREADS: usize = 4;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
+    harness::note_panics();
     let images = Images::of_environment();
     let vm = Arc::new(SharedVm::new(images.clone()));
     let mut trials = Vec::new();

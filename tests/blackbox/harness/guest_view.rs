@@ -18,6 +18,9 @@ use super::Fallible;
 use super::context::{Ctx, SHELL_LIMIT};
 use super::expect::succeeded;
 
+/// The guest's own busybox, which runs its tools from the same file: from the shared directory they are slow.
+const SHELL: &str = "/guest/proc/1/root/bin/busybox";
+
 /// Whose side is looked at.
 pub(crate) enum GuestView {
     Host { supervisor: u32, server: u32, filter: String },
@@ -37,7 +40,8 @@ impl GuestView {
                 let id = observer.get_or_try_init(|| create_observer(ctx)).await?;
                 let setup = "PROC=/guest/proc RUN=/guest/run CGROUP=/guest/cgroup CGROUP_FILTER= SUPERVISOR=1\n\
                              set -- $(cat $PROC/1/task/1/children); SERVER=$1\n";
-                let process = ctx.observer_spec(id).args(["sh", "-c", &format!("{setup}{script}")]).process();
+                let args = [SHELL, "sh", "-c", &format!("{setup}{script}")];
+                let process = ctx.observer_spec(id).args(args).process();
                 let exec = ctx.fresh_exec_id();
                 ctx.client().exec_process(id, &exec, process).await?;
                 let finished =

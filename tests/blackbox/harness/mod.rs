@@ -17,6 +17,7 @@ pub(crate) mod inventory;
 pub(crate) mod own_vm;
 pub(crate) mod shared_vm;
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::pin::Pin;
 use std::time::Duration;
@@ -81,8 +82,6 @@ pub(crate) use scenario;
 
 /// Runs a scenario in the sandbox that there is, and sees to it that it leaves nothing behind.
 async fn drive_in_sandbox(scenario: &Scenario, ctx: &Ctx) -> Outcome {
-    // The first container makes what the sandbox keeps: a PID namespace to share, a directory.
-    ctx.run(|spec| spec.args(["true"])).await?;
     let before = ctx.inventory().await?;
     let outcome = drive(scenario, ctx).await;
     ctx.clean_up().await;
@@ -105,14 +104,29 @@ async fn drive(scenario: &Scenario, ctx: &Ctx) -> Outcome {
     }
 }
 
+thread_local! {
+    static PANIC_PLACE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Keeps where a panic happened for the scenario's outcome, instead of a stack of the runtime's own functions.
+pub(crate) fn note_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        PANIC_PLACE.set(place);
+    }));
+}
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+    format!("{}: {text}", PANIC_PLACE.take())
 }
 
 /// The sandbox of scenarios that share one or need none in particular.
 async fn create_sandbox(ctx: &Ctx, shared_directory: bool) -> Outcome {
     ctx.client().create_sandbox(&sandbox::request("blackbox", SANDBOX_HOSTNAME, shared_directory)).await?;
+    // The first container makes what the sandbox keeps: a PID namespace to share, a directory.
+    ctx.run(|spec| spec.args(["true"])).await?;
     Ok(())
 }
 
