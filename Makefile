@@ -12,8 +12,8 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 CACHE      := $(abspath .cache)
 IMAGE      := $(TARGET_DIR)/image
 AGENT      := $(TARGET_DIR)/x86_64-unknown-linux-gnu/release/nakai
-CTL        := $(TARGET_DIR)/release/nakai-ctl
-ROOTFS     := $(TARGET_DIR)/release/nakai-rootfs --cache $(CACHE)
+CTL        := $(TARGET_DIR)/tools/nakai-ctl
+ROOTFS     := $(TARGET_DIR)/tools/nakai-rootfs --cache $(CACHE)
 SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # The vhost-user vsock device that scripts/install-deps builds.
@@ -30,20 +30,21 @@ agent:
 	cargo build-agent --locked
 
 ctl rootfs:
-	cargo build --locked --release --package nakai-$@
+	cargo build --locked --profile tools --package nakai-$@
 
 image: agent rootfs
 	$(ROOTFS) kernel --output $(IMAGE)/vmlinuz
 	$(ROOTFS) initrd --agent $(AGENT) --output $(IMAGE)/initrd
 	$(ROOTFS) busybox --output $(IMAGE)/busybox
 
+# Sharing a root file system with the guest takes root, too.
 # Building a Debian root makes device nodes and enters it: only root can.
 debian: rootfs
 	$(SUDO) $(ROOTFS) debian --output $(IMAGE)/debian
 
 run: deps
 	$(MAKE) build image debian
-	$(CTL) demo --kernel $(IMAGE)/vmlinuz --initrd $(IMAGE)/initrd \
+	$(SUDO) env "PATH=$$PATH" $(CTL) demo --kernel $(IMAGE)/vmlinuz --initrd $(IMAGE)/initrd \
 		--busybox $(IMAGE)/busybox --debian $(IMAGE)/debian
 
 test: deps

@@ -40,6 +40,8 @@ fn main() {
 fn prepare(is_init: bool) -> Result<(), Box<dyn std::error::Error>> {
     if is_init {
         root::prepare()?;
+        // A guest that runs out of memory shall lose a container, never its agent (proc_pid_oom_score_adj(5)).
+        std::fs::write("/proc/self/oom_score_adj", "-1000")?;
     } else {
         nix::sys::prctl::set_child_subreaper(true)?;
     }

@@ -109,7 +109,7 @@ async fn serve(channel: Channel, config: Arc<Config>, mode: Mode, logger: Logger
     let agent = Agent::new(sandbox, destroyed.clone(), logger.new(o!("subsystem" => "rpc")));
     let server = Server::start(&config.server_addr, agent).await?;
     boot::announce(&config.server_addr);
-    info!(logger, "serving"; "address" => %config.server_addr, "version" => env!("CARGO_PKG_VERSION"));
+    info!(logger, "serving"; "address" => %config.server_addr);
 
     let environment = finish_boot(config, mode, launcher.clone(), logger.clone(), boot_logger).await?;
     booted.send_replace(Some(Sandbox::new(environment)));

@@ -95,6 +95,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         E::Signal { source: nix::errno::Errno::EINVAL, .. } => Code::INVALID_ARGUMENT,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NOT_FOUND,
         E::RemovalTimeout { .. } => Code::DEADLINE_EXCEEDED,
+        E::CallerGone => Code::CANCELLED,
         E::Signal { .. }
         | E::File { .. }
         | E::Pipes { .. }

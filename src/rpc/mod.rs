@@ -63,8 +63,8 @@ impl Agent {
     async fn call<T>(&self, name: &'static str, body: impl Future<Output = Answer<T>>) -> ttrpc::Result<T> {
         let result = body.await;
         match &result {
-            Ok(_) => debug!(self.logger, "call"; "name" => name),
-            Err(error) => info!(self.logger, "call refused"; "name" => name, "error" => %error),
+            Ok(_) => debug!(self.logger, "call"; "call" => name),
+            Err(error) => info!(self.logger, "call refused"; "call" => name, "error" => %error),
         }
         result.map_err(Into::into)
     }

@@ -162,6 +162,9 @@ pub enum SandboxError {
     /// The operation was given up because the container is being removed, or its task ended.
     #[error("container {0} is being removed")]
     Removing(ContainerId),
+    /// The caller went away in the middle of it.
+    #[error("given up: the caller is gone")]
+    CallerGone,
     /// A part of the agent ended unexpectedly.
     #[error("{0} ended unexpectedly")]
     TaskEnded(&'static str),

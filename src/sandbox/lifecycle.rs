@@ -31,10 +31,10 @@ impl Sandbox {
         }
         let sandbox = self.clone();
         owned(
-            async move {
+            |gone| async move {
                 let logger = sandbox.environment().logger.new(o!("sandbox" => request.id.clone()));
                 let mut undo = Undo::default();
-                match steps(sandbox.environment(), request, &mut undo).await {
+                match gone.unless(steps(sandbox.environment(), request, &mut undo)).await {
                     Ok(mut running) => {
                         info!(logger, "sandbox created");
                         running.undo = Mutex::new(Some(undo));
@@ -75,7 +75,7 @@ impl Sandbox {
             }
         };
         let sandbox = self.clone();
-        owned(async move { sandbox.give_back(&running).await }, |()| async { Ok(()) }).await
+        owned(|_| async move { sandbox.give_back(&running).await }, |()| async { Ok(()) }).await
     }
 
     async fn give_back(&self, running: &Running) -> Result<(), SandboxError> {

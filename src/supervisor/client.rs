@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
 use slog::{Logger, debug, error, warn};
@@ -137,6 +137,13 @@ impl Launcher {
     }
 }
 
+/// Kills a worker, and with it the hooks that it runs: they are in its process group. It has not been reported
+/// dead, so the pid is still its own.
+fn end_worker(worker: Pid) {
+    let _ = kill(worker, Signal::SIGKILL);
+    let _ = killpg(worker, Signal::SIGKILL);
+}
+
 /// The job as JSON in a memory file: the supervisor passes it on without a look.
 fn job_file(job: &Job) -> Result<OwnedFd, LaunchError> {
     let step = |step| move |source: std::io::Error| LaunchError::HandOver { step, source };
@@ -235,8 +242,7 @@ impl Dispatcher {
             }
             Command::Cancel { request } => {
                 if let Some(pid) = self.pending.get(&request).and_then(|pending| pending.worker) {
-                    // Reported dead means removed from the map, so this pid is still the worker's.
-                    let _ = kill(pid, Signal::SIGKILL);
+                    end_worker(pid);
                 }
             }
             Command::ShutDown { told } => {
@@ -264,7 +270,7 @@ impl Dispatcher {
         if let Some(pending) = self.pending.get_mut(&request) {
             pending.worker = Some(Pid::from_raw(pid));
             if pending.answer.is_closed() {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                end_worker(Pid::from_raw(pid));
             }
         }
     }
@@ -275,7 +281,7 @@ impl Dispatcher {
         } else if let Some(request) = self.workers.remove(&pid) {
             self.answer(request, Err(LaunchError::WorkerDied(status)));
         } else {
-            debug!(self.logger, "orphan reaped"; "pid" => pid, "status" => status.code());
+            debug!(self.logger, "orphan reaped"; "process" => pid, "status" => status.code());
         }
     }
 
@@ -303,7 +309,7 @@ impl Dispatcher {
         if let Err(Ok(launched)) = pending.answer.send(result)
             && let Some(process) = launched.process
         {
-            warn!(self.logger, "killing a process whose caller is gone"; "pid" => process.pid.as_raw());
+            warn!(self.logger, "killing a process whose caller is gone"; "process" => process.pid.as_raw());
             let _ = kill(process.pid, Signal::SIGKILL);
         }
     }

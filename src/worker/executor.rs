@@ -75,6 +75,7 @@ impl ContainerExecutor {
         if let Err(failure) = self.confine() {
             return failure;
         }
+        let _ = nix::sys::prctl::set_pdeathsig(None);
         let Err(errno) = nix::unistd::execve(&program, &args, &env);
         exec_failure(&program, errno)
     }
@@ -134,6 +135,10 @@ impl Executor for ContainerExecutor {
             Err(ExecutorValidationError::ArgValidationError(failure.message))
         };
         let Some(process) = spec.process() else { return refuse(invalid("no process is given".to_owned())) };
+        if self.on_failure == OnFailure::Report {
+            // Until it is the program it is of no use without the worker, who would have told it to go on.
+            let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+        }
         match program(process) {
             Ok(_) => Ok(()),
             Err(failure) => refuse(failure),

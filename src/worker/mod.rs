@@ -88,15 +88,15 @@ fn settle(report: &Report) -> Result<(), Failure> {
     nix::unistd::dup2_stdout(&null).map_err(|e| failed("replace stdout", &e))?;
     // Hooks write here; what they say then explains why they failed.
     nix::unistd::dup2_stderr(report).map_err(|e| failed("replace stderr", &e))?;
+    // A group of its own, so that who gives the launch up can end the hooks with it.
+    let _ = nix::unistd::setsid();
     sys::restrict_name_service_to_files();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::unistd::setgroups(&[]).map_err(|e| failed("drop the supplementary groups", &e))?;
-    set_default(Signal::SIGPIPE);
+    sys::set_signal(Signal::SIGPIPE, SigHandler::SigDfl);
+    // The agent is spared when memory runs out; hooks are not, and containers get what their specification says.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     Ok(())
-}
-
-fn set_default(signal: Signal) {
-    sys::set_signal(signal, SigHandler::SigDfl);
 }
 
 /// An error with all its causes in one line.
