@@ -77,6 +77,7 @@ pub fn version() -> String {
 }
 
 fn start(channel: Channel, overrides: &Overrides, mode: Mode) -> Result<(), StartError> {
+    crate::guest::allocator::keep_small();
     let kernel = (mode == Mode::Init).then(|| std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     let env: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
