@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use nakai_protocols::agent::{
-    CreateContainerRequest, RemoveContainerRequest, StartContainerRequest, StatsContainerRequest,
-    StatsContainerResponse,
+    CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
+    StartContainerRequest, StatsContainerRequest, StatsContainerResponse,
 };
 use nakai_protocols::empty::Empty;
 
@@ -50,6 +50,16 @@ pub(super) async fn start(agent: &Agent, request: StartContainerRequest) -> Answ
 pub(super) async fn remove(agent: &Agent, request: RemoveContainerRequest) -> Answer<Empty> {
     let timeout = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
     agent.sandbox().await?.container(&request.container_id)?.remove(timeout).await?;
+    Ok(Empty::new())
+}
+
+pub(super) async fn pause(agent: &Agent, request: PauseContainerRequest) -> Answer<Empty> {
+    agent.sandbox().await?.container(&request.container_id)?.pause().await?;
+    Ok(Empty::new())
+}
+
+pub(super) async fn resume(agent: &Agent, request: ResumeContainerRequest) -> Answer<Empty> {
+    agent.sandbox().await?.container(&request.container_id)?.resume().await?;
     Ok(Empty::new())
 }
 

@@ -140,6 +140,8 @@ fn cgroup_code(error: &CgroupError) -> Code {
     match error {
         CgroupError::BadPath { .. } => Code::INVALID_ARGUMENT,
         CgroupError::NotFound { .. } => Code::NOT_FOUND,
+        CgroupError::NoController { .. } => Code::UNIMPLEMENTED,
+        CgroupError::Freezer { .. } => Code::DEADLINE_EXCEEDED,
         _ => Code::INTERNAL,
     }
 }

@@ -158,12 +158,12 @@ impl AgentService for Agent {
         self.missing("UpdateEphemeralMounts").await
     }
 
-    async fn pause_container(&self, _: &Context, _: PauseContainerRequest) -> ttrpc::Result<Empty> {
-        self.missing("PauseContainer").await
+    async fn pause_container(&self, _: &Context, r: PauseContainerRequest) -> ttrpc::Result<Empty> {
+        self.call("PauseContainer", container::pause(self, r)).await
     }
 
-    async fn resume_container(&self, _: &Context, _: ResumeContainerRequest) -> ttrpc::Result<Empty> {
-        self.missing("ResumeContainer").await
+    async fn resume_container(&self, _: &Context, r: ResumeContainerRequest) -> ttrpc::Result<Empty> {
+        self.call("ResumeContainer", container::resume(self, r)).await
     }
 
     async fn remove_stale_virtiofs_share_mounts(

@@ -22,6 +22,7 @@ mod facts;
 pub mod hooks;
 mod launch;
 mod lifecycle;
+mod pause;
 mod pidfd;
 mod process;
 mod running;
