@@ -1,10 +1,11 @@
-//! CreateContainer, StartContainer, RemoveContainer and StatsContainer.
+//! CreateContainer, StartContainer, PauseContainer, ResumeContainer, UpdateContainer, RemoveContainer and
+//! StatsContainer.
 
 use std::time::Duration;
 
 use nakai_protocols::agent::{
     CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
-    StartContainerRequest, StatsContainerRequest, StatsContainerResponse,
+    StartContainerRequest, StatsContainerRequest, StatsContainerResponse, UpdateContainerRequest,
 };
 use nakai_protocols::empty::Empty;
 
@@ -60,6 +61,14 @@ pub(super) async fn pause(agent: &Agent, request: PauseContainerRequest) -> Answ
 
 pub(super) async fn resume(agent: &Agent, request: ResumeContainerRequest) -> Answer<Empty> {
     agent.sandbox().await?.container(&request.container_id)?.resume().await?;
+    Ok(Empty::new())
+}
+
+pub(super) async fn update(agent: &Agent, request: UpdateContainerRequest) -> Answer<Empty> {
+    let container = agent.sandbox().await?.container(&request.container_id)?;
+    if let Some(resources) = request.resources.as_ref() {
+        container.update(nakai_protocols::spec::resources_from_wire(resources)?).await?;
+    }
     Ok(Empty::new())
 }
 

@@ -3,6 +3,7 @@
 //! What shims act on (protocol section 0): UNIMPLEMENTED for optional calls, NOT_FOUND for a process that is
 //! gone, UNAVAILABLE for a resize without a terminal.
 
+use nix::errno::Errno;
 use ttrpc::{Code, get_status};
 
 use crate::cgroup::CgroupError;
@@ -92,7 +93,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         E::Stdio { source, .. } => stdio_code(source),
         E::Launch { source, .. } => launch_code(source),
         E::Cgroup { source, .. } => cgroup_code(source),
-        E::Signal { source: nix::errno::Errno::EINVAL, .. } => Code::INVALID_ARGUMENT,
+        E::Signal { source: Errno::EINVAL, .. } => Code::INVALID_ARGUMENT,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NOT_FOUND,
         E::RemovalTimeout { .. } => Code::DEADLINE_EXCEEDED,
         E::Signal { .. }
@@ -138,9 +139,12 @@ fn storage_code(error: &StorageError) -> Code {
 
 fn cgroup_code(error: &CgroupError) -> Code {
     match error {
-        CgroupError::BadPath { .. } => Code::INVALID_ARGUMENT,
+        CgroupError::BadPath { .. } | CgroupError::BadLimit { .. } => Code::INVALID_ARGUMENT,
+        // The kernel's words for a number that it does not take, and for one that is below what is in use.
+        CgroupError::Write { source: Errno::EINVAL | Errno::ERANGE, .. } => Code::INVALID_ARGUMENT,
+        CgroupError::Write { source: Errno::EBUSY, .. } => Code::FAILED_PRECONDITION,
         CgroupError::NotFound { .. } => Code::NOT_FOUND,
-        CgroupError::NoController { .. } => Code::UNIMPLEMENTED,
+        CgroupError::NoController { .. } | CgroupError::NoSuchLimit { .. } => Code::UNIMPLEMENTED,
         CgroupError::Freezer { .. } => Code::DEADLINE_EXCEEDED,
         _ => Code::INTERNAL,
     }

@@ -146,8 +146,8 @@ impl AgentService for Agent {
         self.call("GetGuestDetails", guest::details(r)).await
     }
 
-    async fn update_container(&self, _: &Context, _: UpdateContainerRequest) -> ttrpc::Result<Empty> {
-        self.missing("UpdateContainer").await
+    async fn update_container(&self, _: &Context, r: UpdateContainerRequest) -> ttrpc::Result<Empty> {
+        self.call("UpdateContainer", container::update(self, r)).await
     }
 
     async fn update_ephemeral_mounts(

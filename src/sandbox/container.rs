@@ -120,6 +120,8 @@ pub struct Container {
     execs: Mutex<HashMap<ExecId, Slot>>,
     status: watch::Sender<Status>,
     pub(super) removal: watch::Sender<Removal>,
+    /// Held while limits are written, by a thread that may block: they depend on those in force.
+    pub(super) limits: Mutex<()>,
     commands: mpsc::UnboundedSender<Command>,
     pub(super) logger: Logger,
 }
@@ -137,6 +139,7 @@ impl Container {
             execs: Mutex::default(),
             status: watch::Sender::new(Status::Created),
             removal: watch::Sender::new(None),
+            limits: Mutex::default(),
             commands,
             logger,
         }

@@ -28,6 +28,7 @@ mod process;
 mod running;
 mod sysctl;
 mod undo;
+mod update;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
