@@ -36,6 +36,14 @@ pub enum RpcError {
         /// Its name on the wire.
         field: &'static str,
     },
+    /// A diagnosis that there is not.
+    #[error("log type {given:?} is not known: there is {known}")]
+    LogType {
+        /// What was asked for.
+        given: String,
+        /// What there is.
+        known: &'static str,
+    },
     /// An id or a path is not one.
     #[error(transparent)]
     Id(#[from] IdError),
@@ -73,7 +81,9 @@ impl RpcError {
     pub fn code(&self) -> Code {
         match self {
             Self::Unimplemented { .. } | Self::UnimplementedPart { .. } => Code::UNIMPLEMENTED,
-            Self::Missing { .. } | Self::Id(_) | Self::WireSpec(_) => Code::INVALID_ARGUMENT,
+            Self::Missing { .. } | Self::LogType { .. } | Self::Id(_) | Self::WireSpec(_) => {
+                Code::INVALID_ARGUMENT
+            }
             Self::Sandbox(error) => sandbox_code(error),
             Self::BootFailed => Code::UNAVAILABLE,
             Self::Details(_) | Self::Task(_) => Code::INTERNAL,
@@ -86,7 +96,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
     match error {
         E::SandboxState { .. } | E::ContainerState { .. } | E::Removing(_) => Code::FAILED_PRECONDITION,
         E::SandboxExists { .. } | E::ContainerExists(_) | E::ProcessExists { .. } => Code::ALREADY_EXISTS,
-        E::NoContainer(_) | E::NoProcess { .. } => Code::NOT_FOUND,
+        E::NoContainer(_) | E::NoProcess { .. } | E::NoTerminationLog(_) => Code::NOT_FOUND,
         E::Device(error) => device_code(error),
         E::Storage(error) => storage_code(error),
         E::Spec(_) | E::Root { .. } => Code::INVALID_ARGUMENT,
@@ -95,6 +105,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         E::Cgroup { source, .. } => cgroup_code(source),
         E::Signal { source: Errno::EINVAL, .. } => Code::INVALID_ARGUMENT,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NOT_FOUND,
+        E::File { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => Code::INVALID_ARGUMENT,
         E::RemovalTimeout { .. } => Code::DEADLINE_EXCEEDED,
         E::Signal { .. }
         | E::File { .. }
@@ -132,6 +143,7 @@ fn storage_code(error: &StorageError) -> Code {
         }
         E::NotBlockDevice { .. } => Code::INVALID_ARGUMENT,
         E::Unsupported { .. } => Code::UNIMPLEMENTED,
+        E::NotAttached { .. } => Code::NOT_FOUND,
         E::Conflict { .. } => Code::FAILED_PRECONDITION,
         _ => Code::INTERNAL,
     }

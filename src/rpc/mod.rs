@@ -8,6 +8,7 @@
 //! the boot, which goes on meanwhile.
 
 mod container;
+mod diagnostics;
 mod error;
 mod guest;
 mod health;
@@ -15,6 +16,7 @@ mod process;
 mod sandbox;
 mod server;
 mod stdio;
+mod storage;
 
 use std::sync::Arc;
 
@@ -153,9 +155,9 @@ impl AgentService for Agent {
     async fn update_ephemeral_mounts(
         &self,
         _: &Context,
-        _: UpdateEphemeralMountsRequest,
+        r: UpdateEphemeralMountsRequest,
     ) -> ttrpc::Result<Empty> {
-        self.missing("UpdateEphemeralMounts").await
+        self.call("UpdateEphemeralMounts", storage::update_ephemeral(self, r)).await
     }
 
     async fn pause_container(&self, _: &Context, r: PauseContainerRequest) -> ttrpc::Result<Empty> {
@@ -171,15 +173,15 @@ impl AgentService for Agent {
         _: &Context,
         _: RemoveStaleVirtiofsShareMountsRequest,
     ) -> ttrpc::Result<Empty> {
-        self.missing("RemoveStaleVirtiofsShareMounts").await
+        self.call("RemoveStaleVirtiofsShareMounts", storage::look_at_shares(self)).await
     }
 
     async fn get_diagnostic_data(
         &self,
         _: &Context,
-        _: GetDiagnosticDataRequest,
+        r: GetDiagnosticDataRequest,
     ) -> ttrpc::Result<GetDiagnosticDataResponse> {
-        self.missing("GetDiagnosticData").await
+        self.call("GetDiagnosticData", diagnostics::get(self, r)).await
     }
 
     async fn update_interface(&self, _: &Context, _: UpdateInterfaceRequest) -> ttrpc::Result<Interface> {

@@ -106,6 +106,8 @@ pub(super) struct Description {
     pub(super) poststart: Vec<Hook>,
     pub(super) poststop: Vec<Hook>,
     pub(super) annotations: HashMap<String, String>,
+    /// Where in the guest it writes why it ended.
+    pub(super) termination_log: Option<PathBuf>,
 }
 
 /// How a removal ended: nothing, or what stayed behind.

@@ -16,6 +16,7 @@
 mod actor;
 pub mod container;
 mod create;
+mod diagnostics;
 pub mod dns;
 mod error;
 mod facts;
@@ -26,6 +27,7 @@ mod pause;
 mod pidfd;
 mod process;
 mod running;
+mod shares;
 mod sysctl;
 mod undo;
 mod update;
@@ -150,6 +152,7 @@ struct Inner {
     /// Both are held for single operations only, never across an await.
     state: Mutex<State>,
     containers: Mutex<HashMap<ContainerId, Place>>,
+    looking: shares::Looking,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -165,6 +168,7 @@ impl Sandbox {
                 environment: Arc::new(environment),
                 state: Mutex::new(State::None),
                 containers: Mutex::default(),
+                looking: shares::Looking::default(),
             }),
         }
     }
