@@ -108,6 +108,8 @@ pub(super) struct Description {
     pub(super) annotations: HashMap<String, String>,
     /// Where in the guest it writes why it ended.
     pub(super) termination_log: Option<PathBuf>,
+    /// Whether it has another network than the guest's.
+    pub(super) own_network: bool,
 }
 
 /// How a removal ended: nothing, or what stayed behind.

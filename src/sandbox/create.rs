@@ -94,6 +94,7 @@ async fn steps(
         poststop: prepared.poststop,
         annotations,
         termination_log,
+        own_network: diagnostics::has_own_network(&prepared.spec),
     };
     Ok(Made { description, init })
 }

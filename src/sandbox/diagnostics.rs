@@ -1,4 +1,4 @@
-//! What a container leaves for whoever asks why it ended: its termination log.
+//! What a container leaves for whoever asks why it ended: its termination log, and its network counters.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::container::Container;
 use super::create::blocking;
 use super::error::SandboxError;
 use crate::guest::beneath::{BeneathError, Root};
+use crate::guest::net_dev::{self, Traffic};
 
 /// Where in the container Kubernetes wants the log: the value is the destination of a mount.
 const LOG_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
@@ -27,6 +28,12 @@ pub(super) fn termination_log(spec: &Spec) -> Option<PathBuf> {
     let mounts = spec.mounts().as_ref()?;
     let mount = mounts.iter().rev().find(|mount| Mount::destination(mount) == Path::new(wanted))?;
     mount.source().clone()
+}
+
+/// Whether the container has another network than the guest's.
+pub(super) fn has_own_network(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Network)
 }
 
 impl Container {
@@ -44,6 +51,21 @@ impl Container {
             read_beneath(&base, &log).map_err(SandboxError::file("read the termination log", &log))
         })
         .await
+    }
+
+    /// What the interfaces that the container sees received and sent. Blocks.
+    ///
+    /// # Errors
+    /// [`SandboxError::File`].
+    pub fn traffic(&self) -> Result<Vec<Traffic>, SandboxError> {
+        let read = if self.description.own_network {
+            let read = net_dev::read(Some(self.init.pid()));
+            // Only as long as it has not ended the pid was its own; what had a network of its own has none then.
+            if self.init.exit_status().is_some() { Ok(Vec::new()) } else { read }
+        } else {
+            net_dev::read(None)
+        };
+        read.map_err(SandboxError::file("read", Path::new("net/dev")))
     }
 }
 
@@ -97,6 +119,7 @@ mod tests {
             assert_eq!(termination_log(&spec(wrong, mounts.clone())), None, "{wrong:?}");
         }
         assert_eq!(termination_log(&Spec::default()), None);
+        assert!(has_own_network(&spec("", json!([]))));
     }
 
     #[test]
