@@ -12,8 +12,8 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 CACHE      := $(abspath .cache)
 IMAGE      := $(TARGET_DIR)/image
 AGENT      := $(TARGET_DIR)/x86_64-unknown-linux-gnu/release/nakai
-CTL        := $(TARGET_DIR)/release/nakai-ctl
-ROOTFS     := $(TARGET_DIR)/release/nakai-rootfs --cache $(CACHE)
+CTL        := $(TARGET_DIR)/tools/nakai-ctl
+ROOTFS     := $(TARGET_DIR)/tools/nakai-rootfs --cache $(CACHE)
 SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # The vhost-user vsock device that scripts/install-deps builds.
@@ -30,7 +30,7 @@ agent:
 	cargo build-agent --locked
 
 ctl rootfs:
-	cargo build --locked --release --package nakai-$@
+	cargo build --locked --profile tools --package nakai-$@
 
 image: agent rootfs
 	$(ROOTFS) kernel --output $(IMAGE)/vmlinuz

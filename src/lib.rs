@@ -1,8 +1,11 @@
 //! nakai: the guest agent for VM-sandboxed containers.
 //!
 //! `docs/architecture.md` tells how the rooms below belong together. Imports go down the floors only:
-//! `rpc` -> `sandbox` -> `storage`, `device`, `cgroup`, `stdio`, `spec` -> `guest`, `ids`.
-//! `supervisor` and `worker` run in processes of their own and stand apart.
+//! `rpc` -> `sandbox` -> `storage`, `device`, `cgroup`, `stdio`, `spec` -> `guest`, `ids`. Every floor may use
+//! `config` and `observe`. `server` joins the rooms into one process.
+//!
+//! `supervisor` and `worker` run in processes of their own and stand apart: the server's side of them is
+//! `supervisor::client`, which launches a `worker::job`.
 
 pub mod cgroup;
 pub mod config;

@@ -1,8 +1,9 @@
 //! The server: everything the host can say arrives in this process, and all state and policy live here.
 //!
-//! It is forked by the supervisor before any thread exists. Boot order: configuration, the transport's kernel
-//! modules, the socket (Health answers from here on), then the rest of the guest and the sandbox. A failure of
-//! any step ends the process with a line on the console; the supervisor then powers off, or exits.
+//! It is forked by the supervisor before any thread exists. Boot order: configuration, log, the transport's
+//! kernel modules, the socket (Health answers from here on), then the rest of the guest and the sandbox. A
+//! failure of a step without which no container can run ends the process with a line on the console; the
+//! supervisor then powers off, or exits.
 
 use std::io;
 use std::sync::Arc;
@@ -48,6 +49,8 @@ enum StartError {
     },
     #[error("look at the cgroup hierarchies: {0}")]
     Cgroups(#[from] crate::cgroup::CgroupError),
+    #[error("policy_file is {0}, but this agent has no policy engine: it would allow everything")]
+    Policy(String),
     #[error("a step of the boot ended unexpectedly")]
     Task,
 }
@@ -93,17 +96,41 @@ fn start(channel: Channel, overrides: &Overrides, mode: Mode) -> Result<(), Star
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .map_err(io_error("start the runtime"))?;
-    let result = runtime.block_on(serve(channel, config, mode, logger));
+    warn_of_idle_options(&config, &logger);
+    let result = match &config.policy_file {
+        Some(policy) => Err(StartError::Policy(policy.display().to_string())),
+        None => runtime.block_on(serve(channel, config, mode, logger, &log)),
+    };
     runtime.shutdown_background();
     log.flush(LAST_WORDS);
     result
 }
 
-async fn serve(channel: Channel, config: Arc<Config>, mode: Mode, logger: Logger) -> Result<(), StartError> {
+/// Services that can be configured and are not there yet: whoever asks for one shall know.
+fn warn_of_idle_options(config: &Config, logger: &Logger) {
+    let idle = [
+        ("debug_console", config.debug_console || config.debug_console_vport.is_some()),
+        ("passfd_listener_port", config.passfd_listener_port.is_some()),
+    ];
+    for (option, _) in idle.into_iter().filter(|(_, is_set)| *is_set) {
+        warn!(logger, "the option has no effect in this version"; "option" => option);
+    }
+}
+
+async fn serve(
+    channel: Channel,
+    config: Arc<Config>,
+    mode: Mode,
+    logger: Logger,
+    log: &log::Log,
+) -> Result<(), StartError> {
     let boot_logger = logger.new(o!("subsystem" => "boot"));
     let launcher = Launcher::start(channel, logger.new(o!("subsystem" => "supervisor")))
         .map_err(io_error("watch the supervisor's channel"))?;
     boot::before_listen(mode, &config, &boot_logger)?;
+    if let Some(port) = config.log_vport {
+        log.redirect(log::Output::vsock(port).map_err(io_error("serve the log on its vsock port"))?);
+    }
     let (booted, sandbox) = watch::channel(None);
     let destroyed = Arc::new(Notify::new());
     let agent = Agent::new(sandbox, destroyed.clone(), logger.new(o!("subsystem" => "rpc")));

@@ -1,7 +1,7 @@
 //! From our errors to ttrpc status codes: the only place where codes are chosen.
 //!
-//! What shims act on (protocol section 0): UNIMPLEMENTED for optional calls, NOT_FOUND for a process that is
-//! gone, UNAVAILABLE for a resize without a terminal.
+//! What shims act on: UNIMPLEMENTED for optional calls, NOT_FOUND for a process that is gone, UNAVAILABLE for
+//! a resize without a terminal.
 
 use nix::errno::Errno;
 use ttrpc::{Code, get_status};
@@ -107,6 +107,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         E::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NOT_FOUND,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => Code::INVALID_ARGUMENT,
         E::RemovalTimeout { .. } => Code::DEADLINE_EXCEEDED,
+        E::CallerGone => Code::CANCELLED,
         E::Signal { .. }
         | E::File { .. }
         | E::Pipes { .. }
@@ -114,6 +115,7 @@ fn sandbox_code(error: &SandboxError) -> Code {
         | E::Dns(_)
         | E::Guest(_)
         | E::SandboxLeftovers(_)
+        | E::Stale(_)
         | E::Leftovers { .. }
         | E::TaskEnded(_) => Code::INTERNAL,
     }

@@ -1,7 +1,7 @@
 //! The ttrpc services, `grpc.AgentService` and `grpc.Health`.
 //!
 //! This room only translates: it checks a request, calls the sandbox, and maps the error. One file for each
-//! group of calls; [`error`] gives every failure its code. A call that is not there yet answers UNIMPLEMENTED
+//! group of calls; `error` gives every failure its code. A call that is not there yet answers UNIMPLEMENTED
 //! with its name.
 //!
 //! Health answers from the moment the socket is open. A call that needs the sandbox waits for the rest of

@@ -5,7 +5,7 @@ use nakai_protocols::empty::Empty;
 
 use super::{Agent, Answer};
 use crate::ids::GuestPath;
-use crate::sandbox::CreateSandbox;
+use crate::sandbox::{CreateSandbox, SandboxError};
 use crate::storage::StorageRequest;
 
 pub(super) async fn create(agent: &Agent, request: CreateSandboxRequest) -> Answer<Empty> {
@@ -30,8 +30,10 @@ pub(super) async fn create(agent: &Agent, request: CreateSandboxRequest) -> Answ
 
 pub(super) async fn destroy(agent: &Agent) -> Answer<Empty> {
     let destroyed = agent.sandbox().await?.destroy().await;
-    // Whatever stayed behind: the host has no more use for this guest.
-    agent.destroyed.notify_one();
+    // Whatever stayed behind, the host has no more use for this guest; unless another call is still at work on it.
+    if !matches!(destroyed, Err(SandboxError::SandboxState { .. })) {
+        agent.destroyed.notify_one();
+    }
     destroyed?;
     Ok(Empty::new())
 }

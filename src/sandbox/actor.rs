@@ -86,7 +86,7 @@ impl Actor {
         });
     }
 
-    fn exec(&mut self, request: ExecRequest, answer: Answer) {
+    fn exec(&mut self, request: ExecRequest, mut answer: Answer) {
         if let Err(error) = self.container.expect(Status::Running).and_then(|()| self.reserve(&request)) {
             let _ = answer.send(Err(error));
             return;
@@ -94,7 +94,10 @@ impl Actor {
         let (environment, container) = (self.environment.clone(), self.container.clone());
         self.work.spawn(async move {
             let exec_id = request.exec_id.clone();
-            let result = exec(&environment, &container, request).await;
+            let result = tokio::select! {
+                result = exec(&environment, &container, request) => result,
+                () = answer.closed() => Err(SandboxError::CallerGone),
+            };
             let mut execs = container.execs();
             match result {
                 Ok(process) => {

@@ -1,24 +1,23 @@
 //! A container and the actor that owns its life.
 //!
 //! ```text
-//!                                  resuming
-//!                                 v        \
-//! creating -> created -> starting -> running    paused
-//!                 \           \        | \      ^  |
-//!                  \           \       |  pausing  |
-//!                   \           \      v           v
-//!                    \___________\__ stopped ______/ -> removing -> gone
+//! creating -> created -> starting -> running <------- resuming
+//!                |          |          |  |               ^
+//!                |          |          |  +--> pausing -> paused
+//!                |          |          v                  |
+//!                +----------+------> stopped <------------+     all: -> removing -> gone
 //! ```
 //!
-//! - *creating*: only the directory of the sandbox knows the id ([`super::create`]).
+//! - *creating*: only the directory of the sandbox knows the id (`create`).
 //! - *created*: init waits before exec. Start is allowed, and whatever reads.
-//! - *starting*, *running*: init has been let go. Exec is allowed once it runs.
-//! - *pausing*, *paused*, *resuming*: the cgroup is being frozen, is frozen, is being thawed ([`super::pause`]).
-//!   Resume is allowed once it is paused, and removal and SIGKILL for all at any time: what is frozen is thawed
-//!   where it could not die otherwise. Other signals arrive with the resumption. A created container can be
-//!   paused, too, and is created again when it is resumed.
-//! - *stopped*: init has ended; nothing but its exit status, its streams and the removal is left.
-//! - *removing*: all is being killed and given back; every other request gets FAILED_PRECONDITION.
+//! - *starting*, *running*: init has been let go. Exec is allowed once it runs; a start that fails goes back to
+//!   *created*.
+//! - *pausing*, *paused*, *resuming*: the cgroup is being frozen, is frozen, is being thawed (`pause`). Resume is
+//!   allowed once it is paused; removal, SIGKILL for all and an update at any time. Other signals arrive when it
+//!   is resumed. A created container can be paused, too, and is *created* again when it is resumed.
+//! - *stopped*: init has ended; nothing but its exit status, its streams, its statistics and the removal is left.
+//! - *removing*: all is being killed and given back. A start or an exec gets FAILED_PRECONDITION when that is
+//!   over; waits, reads and further removals are served.
 //!
 //! Requests that change the container go through the actor's mailbox, one after the other; the slow part of
 //! each runs in a task beside the actor, so a hanging hook never keeps a removal from being heard. Signals,

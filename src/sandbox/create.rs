@@ -12,7 +12,7 @@ use super::container::{Container, Description};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
 use super::undo::{Undo, Why};
-use super::{CreateContainer, Environment, Running, diagnostics, facts, sysctl};
+use super::{CreateContainer, Environment, Gone, Running, diagnostics, facts, sysctl};
 use crate::cgroup::Cgroup;
 use crate::device::FoundDevice;
 use crate::ids::ContainerId;
@@ -25,10 +25,11 @@ pub(super) async fn create(
     running: &Running,
     request: CreateContainer,
     mut undo: Undo,
+    gone: &Gone,
 ) -> Result<Arc<Container>, SandboxError> {
     let logger =
         environment.logger.new(o!("container" => request.id.to_string(), "sandbox" => running.id.clone()));
-    match steps(environment, running, request, &mut undo, &logger).await {
+    match steps(environment, running, request, &mut undo, gone, &logger).await {
         Ok(made) => {
             let (commands, mailbox) = mpsc::unbounded_channel();
             let container =
@@ -55,14 +56,15 @@ async fn steps(
     running: &Running,
     request: CreateContainer,
     undo: &mut Undo,
+    gone: &Gone,
     logger: &Logger,
 ) -> Result<Made, SandboxError> {
     let id = request.id;
     let bundle = environment.config.kata_dir.join(id.as_str());
     let state_root = environment.config.state_dir.join("containers");
     make_bundle(&bundle, &state_root, undo).await?;
-    let devices = environment.devices.find_all(&request.devices).await?;
-    attach_storages(environment, &id, request.storages, undo).await?;
+    let devices = gone.unless(async { Ok(environment.devices.find_all(&request.devices).await?) }).await?;
+    gone.unless(attach_storages(environment, &id, request.storages, undo)).await?;
     let rootfs = blocking({
         let spec = request.spec.clone();
         move || find_rootfs(&spec)
@@ -82,7 +84,8 @@ async fn steps(
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
     super::lock(&running.cgroup_parents).extend(cgroup.missing_ancestors());
     push_launch_undo(&id, &state_root, &cgroup, undo);
-    let init = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared).await?;
+    let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared);
+    let init = gone.unless(launch).await?;
     running.publish_pid_namespace(init.pid());
     let description = Description {
         id,

@@ -165,6 +165,12 @@ pub enum SandboxError {
     /// The operation was given up because the container is being removed, or its task ended.
     #[error("container {0} is being removed")]
     Removing(ContainerId),
+    /// What an earlier agent left is in the way.
+    #[error("take away what an earlier agent left: {0}")]
+    Stale(String),
+    /// The caller went away in the middle of it.
+    #[error("given up: the caller is gone")]
+    CallerGone,
     /// A part of the agent ended unexpectedly.
     #[error("{0} ended unexpectedly")]
     TaskEnded(&'static str),

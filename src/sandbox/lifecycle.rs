@@ -15,6 +15,9 @@ use super::undo::{Undo, Why};
 use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned};
 use crate::worker::job::{Job, ShareNamespacesJob};
 
+/// The names of the pinned namespaces.
+const NAMESPACES: [&str; 3] = ["uts", "ipc", "pid"];
+
 impl Sandbox {
     /// Makes what the containers will share.
     ///
@@ -31,10 +34,10 @@ impl Sandbox {
         }
         let sandbox = self.clone();
         owned(
-            async move {
+            |gone| async move {
                 let logger = sandbox.environment().logger.new(o!("sandbox" => request.id.clone()));
                 let mut undo = Undo::default();
-                match steps(sandbox.environment(), request, &mut undo).await {
+                match gone.unless(steps(sandbox.environment(), request, &mut undo)).await {
                     Ok(mut running) => {
                         info!(logger, "sandbox created");
                         running.undo = Mutex::new(Some(undo));
@@ -75,7 +78,7 @@ impl Sandbox {
             }
         };
         let sandbox = self.clone();
-        owned(async move { sandbox.give_back(&running).await }, |()| async { Ok(()) }).await
+        owned(|_| async move { sandbox.give_back(&running).await }, |()| async { Ok(()) }).await
     }
 
     async fn give_back(&self, running: &Running) -> Result<(), SandboxError> {
@@ -148,10 +151,14 @@ async fn share_namespaces(
     };
     blocking({
         let directory = directory.clone();
-        move || std::fs::create_dir_all(&directory).map_err(SandboxError::file("make directory", &directory))
+        move || {
+            std::fs::create_dir_all(&directory).map_err(SandboxError::file("make directory", &directory))?;
+            // An agent that ended without a DestroySandbox has left its pins here.
+            NAMESPACES.iter().try_for_each(|name| unpin(&directory.join(name))).map_err(SandboxError::Stale)
+        }
     })
     .await?;
-    for name in ["uts", "ipc", "pid"] {
+    for name in NAMESPACES {
         let path = directory.join(name);
         undo.push_blocking(format!("unpin the {name} namespace"), move || unpin(&path));
     }

@@ -5,13 +5,17 @@
 //! ```
 //!
 //! - *none*: only CreateSandbox is allowed; DestroySandbox has nothing to do.
-//! - *starting*: CreateSandbox is at work; everything else gets FAILED_PRECONDITION with the state's name.
+//! - *starting*: CreateSandbox is at work. DestroySandbox is refused.
 //! - *running*: containers may be made. [`Running`] holds what they share.
 //! - *stopping*: DestroySandbox removes the containers and gives back what is shared.
 //!
+//! CreateContainer and DestroySandbox in another state than theirs get FAILED_PRECONDITION with the state's
+//! name, CreateSandbox gets ALREADY_EXISTS. Calls that name a container look it up in any state: NOT_FOUND
+//! where there is none.
+//!
 //! The sandbox owns the directory of containers and the things that containers share. The life of a
 //! container is its actor's ([`container`]). Work that changes something runs in a task of its own, so a
-//! caller that goes away never stops it half-way; what nobody waits for any more is taken back.
+//! caller that goes away never stops it half-way: it is given up in good order, or taken back when it is done.
 
 mod actor;
 pub mod container;
@@ -37,7 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime;
 use slog::Logger;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 pub use container::{Container, Output, Status};
 pub use error::SandboxError;
@@ -198,7 +202,7 @@ impl Sandbox {
         self.reserve(&request.id)?;
         let sandbox = self.clone();
         owned(
-            async move {
+            |gone| async move {
                 let id = request.id.clone();
                 let mut undo = Undo::default();
                 let directory = Arc::downgrade(&sandbox.inner);
@@ -211,7 +215,8 @@ impl Sandbox {
                         Ok(())
                     }
                 });
-                let container = create::create(&sandbox.inner.environment, &running, request, undo).await?;
+                let container =
+                    create::create(&sandbox.inner.environment, &running, request, undo, &gone).await?;
                 lock(&sandbox.inner.containers).insert(id, Place::Container(container.clone()));
                 // The sandbox may have been destroyed meanwhile, without this container.
                 if let Err(error) = sandbox.running() {
@@ -254,17 +259,48 @@ impl Sandbox {
     }
 }
 
-/// Runs `work` in a task of its own. If the caller is gone when it has succeeded, `take_back` follows: a call
-/// has its full effect, or none.
-async fn owned<T, W, B>(work: W, take_back: impl FnOnce(T) -> B + Send + 'static) -> Result<(), SandboxError>
+/// Tells a call's task that nobody waits for it any more.
+#[derive(Debug, Clone)]
+struct Gone(watch::Receiver<bool>);
+
+impl Gone {
+    /// Waits for `work`, unless the caller goes away: then `work` is dropped where it is.
+    async fn unless<T>(
+        &self,
+        work: impl Future<Output = Result<T, SandboxError>>,
+    ) -> Result<T, SandboxError> {
+        let mut gone = self.0.clone();
+        tokio::select! {
+            result = work => result,
+            Ok(_) = gone.wait_for(|gone| *gone) => Err(SandboxError::CallerGone),
+        }
+    }
+}
+
+/// Runs a call's work in a task of its own, which learns when the caller goes away. If it has succeeded by then,
+/// `take_back` follows: a call has its full effect, or none.
+async fn owned<T, W, B>(
+    work: impl FnOnce(Gone) -> W,
+    take_back: impl FnOnce(T) -> B + Send + 'static,
+) -> Result<(), SandboxError>
 where
     T: Send + 'static,
     W: Future<Output = Result<T, SandboxError>> + Send + 'static,
     B: Future<Output = Result<(), SandboxError>> + Send,
 {
-    let (answer, answered) = oneshot::channel();
+    let (mut answer, answered) = oneshot::channel();
+    let (left, gone) = watch::channel(false);
+    let work = work(Gone(gone));
     tokio::spawn(async move {
-        match work.await {
+        let mut work = std::pin::pin!(work);
+        let result = tokio::select! {
+            result = &mut work => result,
+            () = answer.closed() => {
+                left.send_replace(true);
+                work.await
+            }
+        };
+        match result {
             Ok(made) => {
                 if answer.send(Ok(())).is_err() {
                     let _ = take_back(made).await;

@@ -7,7 +7,8 @@
 //! - *launching*: only the launch knows it; its exec id is taken.
 //! - *running*: in its container's directory; signals go to its pidfd, so never to a stranger.
 //! - *exited*: its status is kept until someone waits for it.
-//! - *waited*: signals and further waits find nothing. Its streams can be read until their end, for a while.
+//! - *waited*: signals and further waits find nothing. The streams of an exec'd process can be read until their
+//!   end, for a while; init's until the container is removed.
 //! - *gone*: the last holder of the [`Process`] drops its descriptors.
 
 use std::os::fd::OwnedFd;

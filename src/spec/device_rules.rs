@@ -4,8 +4,8 @@
 //! request that no rule named; what every container needs ([`default_rules`]); the denial of the guest's own
 //! root disk. Shims drop the rules altogether: then each node listed is allowed.
 //!
-//! On v1 libcontainer writes the list. On v2 it enforces nothing (unless built with libbpf): the list is the
-//! input for the agent's own BPF_PROG_TYPE_CGROUP_DEVICE program. v1 can't except a device from an allowed
+//! On v1 libcontainer writes the list. On v2 it enforces nothing (unless built with libbpf): a
+//! BPF_PROG_TYPE_CGROUP_DEVICE program has to be made of the list, which the agent does not do yet. v1 can't except a device from an allowed
 //! range (the kernel removes only an equal exception), so a range that has the root disk in it is refused
 //! there.
 

@@ -4,8 +4,8 @@
 //! because so
 //! - a process that writes faster than the host reads waits, as it would at any other pipe;
 //! - a stream that nobody reads costs no memory of the server, and the host can't make it grow;
-//! - nothing is lost when the server dies: the supervisor holds a duplicate of each fd, with all the
-//!   bytes that nobody has taken yet, and the next server goes on with [`Streams::from_fds`];
+//! - nothing need be lost when the server dies: whoever holds duplicates of the fds ([`Streams::fds`]) has all the
+//!   bytes that nobody has taken yet, and can go on with [`Streams::from_fds`];
 //! - a read is safe to cancel: bytes are taken by a read(2) right before they are returned, with no
 //!   await in between.
 //!
@@ -43,7 +43,7 @@ use tokio::io::Interest;
 /// child holds it open.
 pub const DEFAULT_QUIET: Duration = Duration::from_millis(200);
 
-/// Which stream of a process; the names under which the supervisor holds duplicates.
+/// Which stream of a process; the names under which duplicates can be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StreamName {
     /// The writing end of the process's standard input.
@@ -219,7 +219,7 @@ impl Streams {
         })
     }
 
-    /// What the supervisor has to hold a duplicate of, so that [`Streams::from_fds`] can take over. Drop it
+    /// What somebody has to hold a duplicate of, so that [`Streams::from_fds`] can take over. Drop it
     /// soon: it keeps the streams open.
     pub fn fds(&self) -> Vec<(StreamName, Arc<OwnedFd>)> {
         if let Some(master) = &self.terminal {

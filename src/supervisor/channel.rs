@@ -23,7 +23,8 @@ use super::fds::own;
 const VERSION: u16 = 1;
 /// Bytes of a header on the wire.
 pub const HEADER_LEN: usize = 24;
-/// The longest payload a worker may send; more is cut by the worker before it sends.
+/// The longest payload a worker may send. A longer one is refused by the receiver, and the launch then fails as
+/// if the worker had died; what a worker has to say is far shorter.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// The most descriptors one message carries.
 pub const MAX_FDS: usize = 8;

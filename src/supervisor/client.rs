@@ -4,8 +4,8 @@
 //! which they arrive, which is the order in which they happened ([`super::channel`]): when the exit of a
 //! process comes, the reply that named it has been seen, so an unknown pid is an orphan and nobody's loss.
 //!
-//! A caller that goes away in the middle of a launch has its worker killed; a process that was started for
-//! a caller who is gone is killed too.
+//! A caller that goes away in the middle of a launch has its worker killed, with the hooks that it runs; a
+//! process that was started for a caller who is gone is killed too.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
 use slog::{Logger, debug, error, warn};
@@ -137,6 +137,13 @@ impl Launcher {
     }
 }
 
+/// Kills a worker, and with it the hooks that it runs: they are in its process group. It has not been reported
+/// dead, so the pid is still its own.
+fn end_worker(worker: Pid) {
+    let _ = kill(worker, Signal::SIGKILL);
+    let _ = killpg(worker, Signal::SIGKILL);
+}
+
 /// The job as JSON in a memory file: the supervisor passes it on without a look.
 fn job_file(job: &Job) -> Result<OwnedFd, LaunchError> {
     let step = |step| move |source: std::io::Error| LaunchError::HandOver { step, source };
@@ -235,8 +242,7 @@ impl Dispatcher {
             }
             Command::Cancel { request } => {
                 if let Some(pid) = self.pending.get(&request).and_then(|pending| pending.worker) {
-                    // Reported dead means removed from the map, so this pid is still the worker's.
-                    let _ = kill(pid, Signal::SIGKILL);
+                    end_worker(pid);
                 }
             }
             Command::ShutDown { told } => {
@@ -264,7 +270,7 @@ impl Dispatcher {
         if let Some(pending) = self.pending.get_mut(&request) {
             pending.worker = Some(Pid::from_raw(pid));
             if pending.answer.is_closed() {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                end_worker(Pid::from_raw(pid));
             }
         }
     }

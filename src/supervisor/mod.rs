@@ -13,7 +13,8 @@
 //! ```
 //!
 //! A child is reported before it is reaped, so its pid can't name another process until the server could
-//! know of the end. When the server ends, the supervisor's loop ends with it.
+//! know of the end. When the server ends, the supervisor's loop ends with it: PID 1 then powers the guest off.
+//! SIGTERM and SIGINT are passed on to the server, which they end.
 
 pub mod channel;
 pub mod client;

@@ -5,7 +5,9 @@
 //! duplicates of the environment, and leave exec'd processes without a seccomp filter.
 //!
 //! Order: wait for the terminal, default signals, session keyring, resource limits, seccomp filter, final
-//! capabilities, execve. Whatever fails is left in the report as a [`Failure`] that names the program.
+//! capabilities, execve. What fails while the launch is waiting (the look for the program, and all of an exec)
+//! is left in the report as a [`Failure`]. What fails in an init that has been started goes to its standard
+//! error, and the init ends as a shell would.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -75,6 +77,7 @@ impl ContainerExecutor {
         if let Err(failure) = self.confine() {
             return failure;
         }
+        let _ = nix::sys::prctl::set_pdeathsig(None);
         let Err(errno) = nix::unistd::execve(&program, &args, &env);
         exec_failure(&program, errno)
     }
@@ -97,6 +100,11 @@ impl ContainerExecutor {
                 Ok(()) | Err(Errno::ENOSYS | Errno::EDQUOT | Errno::EPERM | Errno::EACCES) => {}
                 Err(errno) => return Err(Failure::internal(format!("join a session keyring: {errno}"))),
             }
+        }
+        if let Some(label) = &self.late.selinux_label {
+            // Of the thread itself, and for the next execve (proc_pid_attr(5)).
+            std::fs::write("/proc/thread-self/attr/exec", label)
+                .map_err(|error| invalid(format!("set the SELinux label {label:?}: {error}")))?;
         }
         for limit in &self.late.rlimits {
             set_limit(limit)?;
@@ -134,6 +142,10 @@ impl Executor for ContainerExecutor {
             Err(ExecutorValidationError::ArgValidationError(failure.message))
         };
         let Some(process) = spec.process() else { return refuse(invalid("no process is given".to_owned())) };
+        if self.on_failure == OnFailure::Report {
+            // Until it is the program it is of no use without the worker, who would have told it to go on.
+            let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+        }
         match program(process) {
             Ok(_) => Ok(()),
             Err(failure) => refuse(failure),

@@ -6,7 +6,7 @@
 //! container's init, an exec'd process) are then the supervisor's.
 //!
 //! Failure behaviour: every failure comes back as one [`job::Failure`] that names the true cause, which
-//! libcontainer's forks only log ([`report`]).
+//! libcontainer's forks only log (`report`).
 
 mod console;
 mod create;
@@ -40,10 +40,19 @@ pub fn run(channel: &Channel, request: u64, fds: Vec<OwnedFd>) -> ! {
         Err(failure) => (0, Vec::new(), Err(failure)),
     };
     let header = Header { kind: Kind::Reply, request, pid, status: 0 };
-    let payload = serde_json::to_vec::<Result<Outcome, Failure>>(&result).unwrap_or_default();
+    let payload = encode(&result);
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let _ = channel.send(header, &payload, &borrowed, MsgFlags::empty());
     sys::exit_now(0)
+}
+
+/// The answer as JSON. A cause that does not fit into a message is cut: who reads it needs its beginning.
+fn encode(result: &Result<Outcome, Failure>) -> Vec<u8> {
+    const MAX_CAUSE: usize = 4096;
+    let short = result
+        .clone()
+        .map_err(|failure| Failure { message: failure.message.chars().take(MAX_CAUSE).collect(), ..failure });
+    serde_json::to_vec(&short).unwrap_or_default()
 }
 
 struct Done {
@@ -88,6 +97,8 @@ fn settle(report: &Report) -> Result<(), Failure> {
     nix::unistd::dup2_stdout(&null).map_err(|e| failed("replace stdout", &e))?;
     // Hooks write here; what they say then explains why they failed.
     nix::unistd::dup2_stderr(report).map_err(|e| failed("replace stderr", &e))?;
+    // A group of its own, so that who gives the launch up can end the hooks with it.
+    let _ = nix::unistd::setsid();
     sys::restrict_name_service_to_files();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::unistd::setgroups(&[]).map_err(|e| failed("drop the supplementary groups", &e))?;

@@ -86,6 +86,7 @@ fn pause(path: &Path) -> Result<Pid, Failure> {
 
 /// Leaves the guest's filesystem behind, then all rights.
 fn isolate() -> Result<(), nix::Error> {
+    let _ = nix::unistd::setsid();
     // Of no use to kill when memory runs out: it has none.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
     unshare(CloneFlags::CLONE_NEWNS)?;

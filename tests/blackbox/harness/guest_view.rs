@@ -1,0 +1,78 @@
+//! A privileged look at the agent's side: shell scripts that see its processes, mounts, cgroups and `/run`.
+//!
+//! On the host that is an ordinary shell; in a VM it is a container with the guest's `/proc`, `/run` and
+//! `/sys/fs/cgroup` bound into it. Scripts find them in variables:
+//!
+//! | variable                | what                                                     |
+//! |-------------------------|----------------------------------------------------------|
+//! | `PROC` `RUN` `CGROUP`   | the guest's `/proc`, `/run` and `/sys/fs/cgroup`         |
+//! | `SUPERVISOR` `SERVER`   | the pids of the agent's two processes                    |
+//! | `CGROUP_FILTER`         | arguments of find(1) that pass over other agents' cgroups |
+
+use std::process::Command;
+
+use nakai_ctl::stdio::finish;
+use tokio::sync::OnceCell;
+
+use super::Fallible;
+use super::context::{Ctx, SHELL_LIMIT};
+use super::expect::succeeded;
+
+/// The guest's own busybox, which runs its tools from the same file: from the shared directory they are slow.
+const SHELL: &str = "/guest/proc/1/root/bin/busybox";
+
+/// Whose side is looked at.
+pub(crate) enum GuestView {
+    Host { supervisor: u32, server: u32, filter: String },
+    Vm { observer: OnceCell<String> },
+}
+
+impl GuestView {
+    pub(crate) fn of_vm() -> Self {
+        Self::Vm { observer: OnceCell::new() }
+    }
+
+    /// Runs a shell script with the variables above and returns what it printed.
+    pub(crate) async fn sh(&self, ctx: &Ctx, script: &str) -> Fallible<String> {
+        match self {
+            Self::Host { supervisor, server, filter } => on_host(*supervisor, *server, filter, script),
+            Self::Vm { observer } => {
+                let id = observer.get_or_try_init(|| create_observer(ctx)).await?;
+                let setup = "PROC=/guest/proc RUN=/guest/run CGROUP=/guest/cgroup CGROUP_FILTER= SUPERVISOR=1\n\
+                             set -- $(cat $PROC/1/task/1/children); SERVER=$1\n";
+                let args = [SHELL, "sh", "-c", &format!("{setup}{script}")];
+                let process = ctx.observer_spec(id).args(args).process();
+                let exec = ctx.fresh_exec_id();
+                ctx.client().exec_process(id, &exec, process).await?;
+                let finished =
+                    tokio::time::timeout(SHELL_LIMIT, finish(ctx.client(), id, &exec, b"")).await??;
+                Ok(succeeded(finished))
+            }
+        }
+    }
+}
+
+fn on_host(supervisor: u32, server: u32, filter: &str, script: &str) -> Fallible<String> {
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .env("PROC", "/proc")
+        .env("RUN", format!("/proc/{server}/root/run"))
+        .env("CGROUP", "/sys/fs/cgroup")
+        .env("CGROUP_FILTER", filter)
+        .env("SUPERVISOR", supervisor.to_string())
+        .env("SERVER", server.to_string())
+        .output()?;
+    if !output.status.success() {
+        return Err(format!("{script}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+async fn create_observer(ctx: &Ctx) -> Fallible<String> {
+    let id = "observer".to_owned();
+    ctx.make_root(&id)?;
+    let spec = ctx.observer_spec(&id).args(["sleep", "1000000"]).build();
+    ctx.client().create_container(&id, spec).await?;
+    ctx.client().start_container(&id).await?;
+    Ok(id)
+}

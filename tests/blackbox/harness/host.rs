@@ -1,0 +1,169 @@
+//! An agent on this host, in mount, pid, network, IPC and UTS namespaces of its own.
+//!
+//! A shell is the first process of the pid namespace: as PID 1 the agent would take the host for a guest. The
+//! kernel kills everything in the namespace when that shell ends, and the shell ends with this process
+//! (`PR_SET_PDEATHSIG`), so no container survives a test. `/run` is an empty tmpfs. Cgroups are the only thing that
+//! is shared with the host.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
+use nakai_ctl::{Address, Client};
+
+use super::context::{Ctx, Hooks, Parts, Roots};
+use super::guest_view::GuestView;
+use super::{Fallible, Images, Outcome, Scenario};
+
+/// How long an agent may take to serve.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+const SETUP: &str = "set -e
+mount -t tmpfs -o mode=755 tmpfs /run
+mount -t proc proc /proc
+\"$@\" &
+wait $!";
+
+/// Runs a scenario with an agent of its own.
+pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
+    super::runtime().block_on(async {
+        let mut agent = HostAgent::start(images)?;
+        let outcome = scenario_with(images, scenario, &agent).await;
+        let log = fs::read_to_string(agent.directory.join("agent.log")).unwrap_or_default();
+        agent.stop();
+        let cgroups = agent.remove_cgroups();
+        outcome.map_err(|error| super::failed(&error, &log))?;
+        if !cgroups.is_empty() {
+            return Err(super::failed(&format!("cgroups are left behind: {cgroups:?}"), &log));
+        }
+        fs::remove_dir_all(&agent.directory)?;
+        Ok(())
+    })
+}
+
+async fn scenario_with(images: &Images, scenario: &Scenario, agent: &HostAgent) -> Outcome {
+    let ctx = agent.context(images).await?;
+    if scenario.own_agent {
+        return super::drive(scenario, &ctx).await;
+    }
+    super::create_sandbox(&ctx, false).await?;
+    super::drive_in_sandbox(scenario, &ctx).await?;
+    ctx.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+struct HostAgent {
+    /// `unshare`, whose child is the first process of the pid namespace.
+    child: Child,
+    prefix: String,
+    directory: PathBuf,
+}
+
+impl HostAgent {
+    fn start(images: &Images) -> Fallible<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = images.directory()?.join(&prefix);
+        fs::create_dir(&directory)?;
+        fs::create_dir(directory.join("roots"))?;
+        let log = File::create(directory.join("agent.log"))?;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--net", "--ipc", "--uts"])
+            .args(["--fork", "--kill-child=KILL", "--propagation", "private", "sh", "-c", SETUP, "sh"])
+            .arg(images.agent())
+            .args(["--log-level", "debug", "--server-addr"])
+            .arg(format!("unix://{}", socket(&directory).display()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("setpriv (of util-linux): {error}"))?;
+        Ok(Self { child, prefix, directory })
+    }
+
+    async fn context(&self, images: &Images) -> Fallible<Ctx> {
+        let address = Address::Unix(socket(&self.directory));
+        let client = self.connect(&address).await?;
+        let supervisor = first_child(first_child(self.child.id())?)?;
+        let server = first_child(supervisor)?;
+        let filter = format!("-path *{}*", self.prefix);
+        let roots = self.directory.join("roots");
+        let hooks = self.directory.join("hooks");
+        Ok(Ctx::new(Parts {
+            client,
+            address,
+            prefix: self.prefix.clone(),
+            images: images.clone(),
+            roots: Roots { guest: roots.display().to_string(), host: roots },
+            view: Arc::new(GuestView::Host { supervisor, server, filter }),
+            hooks: Hooks(hooks.display().to_string()),
+        }))
+    }
+
+    async fn connect(&self, address: &Address) -> Fallible<Client> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            match Client::connect(address).await {
+                Ok(client) => return Ok(client),
+                Err(error) if Instant::now() > deadline => {
+                    let log = fs::read_to_string(self.directory.join("agent.log")).unwrap_or_default();
+                    return Err(format!("no agent (are you root?): {error}\n{log}").into());
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        }
+    }
+
+    /// Kills the pid namespace; when this returns, nothing in it runs any more.
+    fn stop(&mut self) {
+        if let Ok(init) = first_child(self.child.id()) {
+            let init = nix::unistd::Pid::from_raw(i32::try_from(init).unwrap_or(0));
+            // It may just have ended by itself.
+            let _ = nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL);
+        }
+        // unshare ends after its child, and that is only reaped when its namespace is empty.
+        let _ = self.child.wait();
+    }
+
+    /// Removes cgroups that containers have left; returns which.
+    fn remove_cgroups(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        find_directories(Path::new("/sys/fs/cgroup"), &self.prefix, &mut found);
+        for cgroup in found.iter().rev() {
+            let _ = fs::remove_dir(cgroup);
+        }
+        found
+    }
+}
+
+impl Drop for HostAgent {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("agent.sock")
+}
+
+fn first_child(pid: u32) -> Fallible<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+    let first = children.split_whitespace().next().ok_or_else(|| format!("process {pid} has no child"))?;
+    Ok(first.parse()?)
+}
+
+/// The directories with `name` in theirs, parents first.
+fn find_directories(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if entry.path().to_string_lossy().contains(name) {
+            found.push(entry.path());
+        }
+        find_directories(&entry.path(), name, found);
+    }
+}

@@ -1,0 +1,145 @@
+//! What scenarios run in: an agent, a context to talk to it and to look behind it, and expectations.
+//!
+//! - [`host`]: an agent on this host for each scenario, in namespaces of its own.
+//! - [`shared_vm`]: one VM for all scenarios that share a sandbox, one after the other.
+//! - [`own_vm`]: a VM for a scenario that makes or ends its sandbox itself.
+//! - [`context`]: the client, containers with ids and roots of their own, programs run in them.
+//! - [`inventory`]: what the agent holds (mounts, descriptors, cgroups, files), to compare before and after.
+//!
+//! Every scenario in a shared sandbox is checked for leaving nothing behind, whatever else it is about.
+
+pub(crate) mod context;
+pub(crate) mod expect;
+pub(crate) mod guest_view;
+pub(crate) mod host;
+pub(crate) mod images;
+pub(crate) mod inventory;
+pub(crate) mod own_vm;
+pub(crate) mod shared_vm;
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::pin::Pin;
+use std::time::Duration;
+
+use libtest_mimic::Failed;
+use nakai_ctl::sandbox;
+
+pub(crate) use context::{Container, Ctx};
+pub(crate) use images::Images;
+
+/// How a scenario ends. A failed call names itself, so `?` is enough.
+pub(crate) type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
+
+/// A value, or why there is none.
+pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+type Body = fn(Ctx) -> Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// The longest that a scenario may take. An emulated guest on a busy machine is slow; a hanging call is forever.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Something that a user does, and what has to come of it.
+pub(crate) struct Scenario {
+    /// `room::what_happens`.
+    pub(crate) name: String,
+    pub(crate) on_host: bool,
+    pub(crate) in_vm: bool,
+    /// It makes its sandbox itself, and may end it.
+    pub(crate) own_agent: bool,
+    pub(crate) body: Body,
+}
+
+impl Scenario {
+    pub(crate) fn new(module: &str, name: &str, body: Body) -> Self {
+        let room = module.rsplit("::").next().unwrap_or(module);
+        Self { name: format!("{room}::{name}"), on_host: true, in_vm: true, own_agent: false, body }
+    }
+
+    /// It needs what only this host has.
+    pub(crate) fn host_only(self) -> Self {
+        Self { in_vm: false, ..self }
+    }
+
+    /// It needs what only a guest has.
+    pub(crate) fn vm_only(self) -> Self {
+        Self { on_host: false, ..self }
+    }
+
+    /// It gets an agent without a sandbox, for itself.
+    pub(crate) fn own_agent(self) -> Self {
+        Self { own_agent: true, ..self }
+    }
+}
+
+/// A scenario from the async function of that name.
+macro_rules! scenario {
+    ($name:ident) => {
+        $crate::harness::Scenario::new(module_path!(), stringify!($name), |ctx| Box::pin($name(ctx)))
+    };
+}
+pub(crate) use scenario;
+
+/// Runs a scenario in the sandbox that there is, and sees to it that it leaves nothing behind.
+async fn drive_in_sandbox(scenario: &Scenario, ctx: &Ctx) -> Outcome {
+    let before = ctx.inventory().await?;
+    let outcome = drive(scenario, ctx).await;
+    ctx.clean_up().await;
+    outcome?;
+    ctx.returns_to(&before).await
+}
+
+/// Runs a scenario; a panic and too long a time are outcomes, too.
+async fn drive(scenario: &Scenario, ctx: &Ctx) -> Outcome {
+    let task = tokio::spawn((scenario.body)(ctx.clone()));
+    let abort = task.abort_handle();
+    match tokio::time::timeout(LIMIT, task).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) if error.is_panic() => Err(panic_text(error.into_panic().as_ref()).into()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => {
+            abort.abort();
+            Err(format!("not done within {} s", LIMIT.as_secs()).into())
+        }
+    }
+}
+
+thread_local! {
+    static PANIC_PLACE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Keeps where a panic happened for the scenario's outcome, instead of a stack of the runtime's own functions.
+pub(crate) fn note_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        PANIC_PLACE.set(place);
+    }));
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+    format!("{}: {text}", PANIC_PLACE.take())
+}
+
+/// The sandbox of scenarios that share one or need none in particular.
+async fn create_sandbox(ctx: &Ctx, shared_directory: bool) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("blackbox", SANDBOX_HOSTNAME, shared_directory)).await?;
+    // The first container makes what the sandbox keeps: a PID namespace to share, a directory.
+    ctx.run(|spec| spec.args(["true"])).await?;
+    Ok(())
+}
+
+/// What containers of [`create_sandbox`]'s sandbox see as their host name.
+pub(crate) const SANDBOX_HOSTNAME: &str = "blackbox-pod";
+
+/// A failure with the last words of the agent behind it.
+fn failed(error: &dyn std::fmt::Display, log: &str) -> Failed {
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = lines[lines.len().saturating_sub(25)..].join("\n");
+    format!("{error}\n--- the agent's last words:\n{tail}").into()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}

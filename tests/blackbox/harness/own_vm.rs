@@ -1,0 +1,81 @@
+//! A virtual machine for one scenario, which makes the sandbox itself.
+//!
+//! Its guest carries hooks at [`HOOKS`]: a second archive behind the initrd, which the kernel unpacks over the
+//! first (Documentation/driver-api/early-userspace/buffer-format.rst).
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libtest_mimic::Failed;
+use nakai_ctl::vm::Vm;
+use nakai_rootfs::cpio;
+use nakai_rootfs::tree::Tree;
+
+use super::guest_view::GuestView;
+use super::shared_vm::{context, share};
+use super::{Fallible, Images, Scenario};
+
+/// Where the guest's hooks are.
+pub(crate) const HOOKS: &str = "/opt/blackbox/hooks";
+
+/// Each of them appends its arguments and the container's state to this file.
+pub(crate) const HOOK_LOG: &str = "/run/guest-hooks";
+
+/// The hooks, by the place in the hook directory. One of them is not executable, and must not run.
+pub(crate) const HOOK_FILES: [(&str, u32); 4] = [
+    ("prestart/10-first", 0o755),
+    ("prestart/20-second", 0o755),
+    ("prestart/30-no", 0o644),
+    ("poststop/10-end", 0o755),
+];
+
+/// What is in each hook.
+pub(crate) fn hook_script() -> String {
+    format!("#!/bin/sh\necho \"$0 $* $(cat)\" >> {HOOK_LOG}\n")
+}
+
+/// More than one such machine at a time would only keep each other from booting.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Boots a VM and runs a scenario with it.
+pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    super::runtime().block_on(async {
+        let share = share(images)?;
+        let mut config = images.vm(share.path())?;
+        config.initrd = initrd_with_hooks(images)?;
+        let vm = Vm::start(&config, |_| {}).await?;
+        let client = vm.client().await?;
+        let view = Arc::new(GuestView::of_vm());
+        let ctx = context(images, &vm, client, share.path().to_owned(), view, "own".to_owned());
+        let outcome = super::drive(scenario, &ctx).await;
+        outcome.map_err(|error| super::failed(&error, &vm.console_tail()))
+    })
+}
+
+/// Called by one thread at a time.
+fn initrd_with_hooks(images: &Images) -> Fallible<PathBuf> {
+    let path = images.directory()?.join("initrd-with-hooks");
+    if !path.exists() {
+        write_initrd(images.initrd()?, &path).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(path)
+}
+
+fn write_initrd(initrd: &Path, path: &Path) -> Fallible<()> {
+    let mut tree = Tree::new();
+    for (hook, mode) in HOOK_FILES {
+        tree.file(&format!("{}/{hook}", HOOKS.trim_start_matches('/')), mode, hook_script())?;
+    }
+    let unfinished = path.with_extension("part");
+    let mut output = File::create(&unfinished)?;
+    let length = io::copy(&mut File::open(initrd)?, &mut output)?;
+    // An archive starts at a multiple of four bytes.
+    let padding = length.next_multiple_of(4) - length;
+    output.write_all(&vec![0; usize::try_from(padding)?])?;
+    cpio::write(&tree, &output)?;
+    fs::rename(unfinished, path)?;
+    Ok(())
+}

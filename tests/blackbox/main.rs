@@ -1,0 +1,62 @@
+//! Black-box tests: what a user of the agent sees, over the wire, and nothing else.
+//!
+//! Every scenario runs against the agent on this host (`host::…`: a unix socket, in namespaces of its own) and
+//! against the agent in a virtual machine (`vm::…`: vsock), unless it says that it belongs to one of them. What a
+//! scenario needs and can't have is a failure, never a skip. `make test` provides everything:
+//!
+//! | variable             | what                                                           |
+//! |----------------------|----------------------------------------------------------------|
+//! | `NAKAI_AGENT`        | the agent for the host, else the one that cargo has built      |
+//! | `NAKAI_KERNEL`       | the guest's kernel                                             |
+//! | `NAKAI_INITRD`       | the guest's initrd, with the agent in it                       |
+//! | `NAKAI_BUSYBOX_ROOT` | a container's root filesystem, else one is made                |
+//!
+//! `cargo test --test blackbox -- host::signals` runs a part of them. The host's ones need root.
+
+#![expect(clippy::disallowed_methods, reason = "these run on the host, where children are ours to wait for")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails"
+)]
+
+mod harness;
+mod scenarios;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use harness::shared_vm::SharedVm;
+use harness::{Images, host, own_vm};
+use libtest_mimic::{Arguments, Trial};
+
+/// Scenarios wait more than they work; one of the threads feeds the shared VM.
+const THREADS: usize = 4;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(THREADS);
+    harness::note_panics();
+    let images = Images::of_environment();
+    let vm = Arc::new(SharedVm::new(images.clone()));
+    let mut trials = Vec::new();
+    for scenario in scenarios::all() {
+        let scenario = Arc::new(scenario);
+        // The slow ones first, so that nothing is left to wait for alone at the end.
+        if scenario.in_vm {
+            let (scenario, vm, images) = (scenario.clone(), vm.clone(), images.clone());
+            trials.push(Trial::test(format!("vm::{}", scenario.name), move || {
+                if scenario.own_agent { own_vm::run(&images, &scenario) } else { vm.run(scenario) }
+            }));
+        }
+        if scenario.on_host {
+            let (scenario, images) = (scenario.clone(), images.clone());
+            trials
+                .push(Trial::test(format!("host::{}", scenario.name), move || host::run(&images, &scenario)));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    vm.stop();
+    conclusion.exit_code()
+}
