@@ -17,8 +17,8 @@
 //! - What a container can do inside its cgroup (thousands of sub-cgroups, forks while it is killed) costs
 //!   time, never correctness: walks hold one fd for each level and stop at [`MAX_DEPTH`].
 //!
-//! Everything here blocks: callers are on `spawn_blocking`. Limits (update), the device rules of v2
-//! (eBPF) and the watch for OOM kills will be files of their own beside `stats` and `control`.
+//! Everything here blocks: callers are on `spawn_blocking`. The device rules of v2 (eBPF) and the watch for
+//! OOM kills will be files of their own beside `stats`, `control` and `update`.
 
 mod control;
 mod hierarchy;
@@ -27,6 +27,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod update;
 
 pub use hierarchy::Hierarchy;
 pub use tree::MAX_DEPTH;
@@ -85,11 +86,29 @@ pub enum CgroupError {
         /// The directory.
         path: PathBuf,
         /// The file in it.
-        file: &'static str,
+        file: String,
         /// What was to be written.
-        value: &'static str,
+        value: String,
         /// What the kernel said.
         source: Errno,
+    },
+    /// A limit that makes no sense, by itself or with those in force.
+    #[error("{field} of {value}: {reason}")]
+    BadLimit {
+        /// Its name in the OCI specification.
+        field: &'static str,
+        /// What was asked for.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A limit that the guest's kernel does not know.
+    #[error("{field}: the guest's cgroups have no {file}")]
+    NoSuchLimit {
+        /// Its name in the OCI specification.
+        field: &'static str,
+        /// The file that it is written to.
+        file: String,
     },
     /// A directory that can't be removed, for another reason than [`CgroupError::Busy`].
     #[error("removing cgroup {path:?}: {source}")]

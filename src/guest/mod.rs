@@ -21,6 +21,7 @@ pub mod loopback;
 pub mod modules;
 pub mod mount;
 pub mod mountinfo;
+pub mod net_dev;
 pub mod power;
 pub mod rlimit;
 pub mod root;

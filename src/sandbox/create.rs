@@ -12,7 +12,7 @@ use super::container::{Container, Description};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
 use super::undo::{Undo, Why};
-use super::{CreateContainer, Environment, Gone, Running, facts, sysctl};
+use super::{CreateContainer, Environment, Gone, Running, diagnostics, facts, sysctl};
 use crate::cgroup::Cgroup;
 use crate::device::FoundDevice;
 use crate::ids::ContainerId;
@@ -71,6 +71,7 @@ async fn steps(
     })
     .await?;
     let annotations = request.spec.annotations().clone().unwrap_or_default();
+    let termination_log = diagnostics::termination_log(&request.spec);
     let prepared =
         prepare(environment, running, &id, request.spec, rootfs.clone(), devices, request.sandbox_pidns)
             .await?;
@@ -95,6 +96,8 @@ async fn steps(
         poststart: prepared.poststart,
         poststop: prepared.poststop,
         annotations,
+        termination_log,
+        own_network: diagnostics::has_own_network(&prepared.spec),
     };
     Ok(Made { description, init })
 }

@@ -20,17 +20,21 @@
 mod actor;
 pub mod container;
 mod create;
+mod diagnostics;
 pub mod dns;
 mod error;
 mod facts;
 pub mod hooks;
 mod launch;
 mod lifecycle;
+mod pause;
 mod pidfd;
 mod process;
 mod running;
+mod shares;
 mod sysctl;
 mod undo;
+mod update;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -152,6 +156,7 @@ struct Inner {
     /// Both are held for single operations only, never across an await.
     state: Mutex<State>,
     containers: Mutex<HashMap<ContainerId, Place>>,
+    looking: shares::Looking,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -167,6 +172,7 @@ impl Sandbox {
                 environment: Arc::new(environment),
                 state: Mutex::new(State::None),
                 containers: Mutex::default(),
+                looking: shares::Looking::default(),
             }),
         }
     }
