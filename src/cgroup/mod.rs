@@ -17,11 +17,15 @@
 //! - What a container can do inside its cgroup (thousands of sub-cgroups, forks while it is killed) costs
 //!   time, never correctness: walks hold one fd for each level and stop at [`MAX_DEPTH`].
 //!
-//! Everything here blocks: callers are on `spawn_blocking`. Limits (update), the device rules of v2
-//! (eBPF) and the watch for OOM kills will be files of their own beside `stats` and `control`.
+//! Everything here blocks, but for [`Notices`]: callers are on `spawn_blocking`. Limits (update) and the device
+//! rules of v2 (eBPF) will be files of their own beside `stats` and `control`.
 
 mod control;
 mod hierarchy;
+mod notice;
+mod oom;
+#[cfg(test)]
+mod oom_tests;
 mod pidfd;
 mod stats;
 #[cfg(test)]
@@ -29,6 +33,8 @@ mod tests;
 mod tree;
 
 pub use hierarchy::Hierarchy;
+pub use notice::Notices;
+pub use oom::OomKills;
 pub use tree::MAX_DEPTH;
 
 use nix::errno::Errno;
@@ -87,7 +93,21 @@ pub enum CgroupError {
         /// The file in it.
         file: &'static str,
         /// What was to be written.
-        value: &'static str,
+        value: String,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// The count of OOM kills can't be read.
+    #[error("reading the count of OOM kills: {source}")]
+    OomEvents {
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// There is no way to be told of OOM kills.
+    #[error("making an eventfd for the OOM kills of cgroup {path:?}: {source}")]
+    OomNotice {
+        /// The directory.
+        path: PathBuf,
         /// What the kernel said.
         source: Errno,
     },

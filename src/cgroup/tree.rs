@@ -100,13 +100,16 @@ impl Dir {
     }
 
     /// Writes a file. False if the kernel has no such file, does not support it here, or the cgroup is gone.
-    pub(super) fn write(&self, file: &'static str, value: &'static str) -> Result<bool, CgroupError> {
+    pub(super) fn write(&self, file: &'static str, value: &str) -> Result<bool, CgroupError> {
         let written = openat(&self.fd, file, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
             .and_then(|fd| nix::unistd::write(fd, value.as_bytes()));
         match written {
             Ok(_) => Ok(true),
             Err(Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(false),
-            Err(source) => Err(CgroupError::Write { path: self.path.clone(), file, value, source }),
+            Err(source) => {
+                let (path, value) = (self.path.clone(), value.to_owned());
+                Err(CgroupError::Write { path, file, value, source })
+            }
         }
     }
 
