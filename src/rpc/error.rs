@@ -50,6 +50,9 @@ pub enum RpcError {
     /// The guest has not come up.
     #[error("the guest has not booted completely: see its console")]
     BootFailed,
+    /// The sandbox has been destroyed, and the guest ends with it.
+    #[error("the agent is about to end")]
+    Ending,
     /// A blocking task ended early.
     #[error("{0} ended unexpectedly")]
     Task(&'static str),
@@ -74,7 +77,7 @@ impl RpcError {
             Self::Unimplemented { .. } | Self::UnimplementedPart { .. } => Code::UNIMPLEMENTED,
             Self::Missing { .. } | Self::Id(_) | Self::WireSpec(_) => Code::INVALID_ARGUMENT,
             Self::Sandbox(error) => sandbox_code(error),
-            Self::BootFailed => Code::UNAVAILABLE,
+            Self::BootFailed | Self::Ending => Code::UNAVAILABLE,
             Self::Details(_) | Self::Task(_) => Code::INTERNAL,
         }
     }

@@ -11,6 +11,7 @@ mod container;
 mod error;
 mod guest;
 mod health;
+mod oom;
 mod process;
 mod sandbox;
 mod server;
@@ -243,7 +244,7 @@ impl AgentService for Agent {
     }
 
     async fn get_oom_event(&self, _: &Context, _: GetOOMEventRequest) -> ttrpc::Result<OOMEvent> {
-        self.missing("GetOOMEvent").await
+        self.call("GetOOMEvent", oom::next(self)).await
     }
 
     async fn add_swap(&self, _: &Context, _: AddSwapRequest) -> ttrpc::Result<Empty> {

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::container::{Container, Slot, Status};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
+use super::oom::OomWatch;
 use super::process::Process;
 use super::undo::{Undo, Why};
 use super::{Environment, ExecRequest};
@@ -38,14 +39,16 @@ pub(super) fn spawn(
     commands: mpsc::UnboundedReceiver<Command>,
     undo: Undo,
 ) {
-    let actor = Actor { environment, container, work: JoinSet::new(), undo };
+    let mut work = JoinSet::new();
+    work.extend(container.oom.clone().map(OomWatch::run));
+    let actor = Actor { environment, container, work, undo };
     tokio::spawn(actor.run(commands));
 }
 
 struct Actor {
     environment: Arc<Environment>,
     container: Arc<Container>,
-    /// Starts and execs under way.
+    /// Starts and execs under way, and the watch for OOM kills.
     work: JoinSet<()>,
     undo: Undo,
 }
@@ -142,6 +145,7 @@ impl Actor {
             process.streams().stdin.abandon();
         }
         wait_until_empty(&container).await;
+        container.look_for_oom_kills().await;
         run_hooks(&self.environment, &container, &container.description.poststop, false).await;
         let leftovers = self.undo.run(Why::Removed, &container.logger).await;
         container.execs().clear();

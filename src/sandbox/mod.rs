@@ -22,6 +22,7 @@ mod facts;
 pub mod hooks;
 mod launch;
 mod lifecycle;
+mod oom;
 mod pidfd;
 mod process;
 mod running;
@@ -37,6 +38,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use container::{Container, Output, Status};
 pub use error::SandboxError;
+pub use oom::OomEvents;
 pub use running::Running;
 
 use self::undo::Undo;
@@ -65,6 +67,8 @@ pub struct Environment {
     pub storages: Storages,
     /// Finds devices.
     pub devices: Devices,
+    /// The OOM kills that the host has not asked for yet.
+    pub oom_events: Arc<OomEvents>,
 }
 
 /// CreateSandbox, checked.
