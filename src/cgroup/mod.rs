@@ -17,11 +17,15 @@
 //! - What a container can do inside its cgroup (thousands of sub-cgroups, forks while it is killed) costs
 //!   time, never correctness: walks hold one fd for each level and stop at [`MAX_DEPTH`].
 //!
-//! Everything here blocks: callers are on `spawn_blocking`. The device rules of v2 (eBPF) and the watch for
-//! OOM kills will be files of their own beside `stats`, `control` and `update`.
+//! Everything here blocks, but for [`Notices`]: callers are on `spawn_blocking`. The device rules of v2 (eBPF) will be
+//! files of their own beside `stats`, `control` and `update`.
 
 mod control;
 mod hierarchy;
+mod notice;
+mod oom;
+#[cfg(test)]
+mod oom_tests;
 mod pidfd;
 mod stats;
 #[cfg(test)]
@@ -30,6 +34,8 @@ mod tree;
 mod update;
 
 pub use hierarchy::Hierarchy;
+pub use notice::Notices;
+pub use oom::OomKills;
 pub use tree::MAX_DEPTH;
 
 use nix::errno::Errno;
@@ -89,6 +95,20 @@ pub enum CgroupError {
         file: String,
         /// What was to be written.
         value: String,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// The count of OOM kills can't be read.
+    #[error("reading the count of OOM kills: {source}")]
+    OomEvents {
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// There is no way to be told of OOM kills.
+    #[error("making an eventfd for the OOM kills of cgroup {path:?}: {source}")]
+    OomNotice {
+        /// The directory.
+        path: PathBuf,
         /// What the kernel said.
         source: Errno,
     },

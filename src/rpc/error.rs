@@ -59,6 +59,9 @@ pub enum RpcError {
     /// The guest has not come up.
     #[error("the guest has not booted completely: see its console")]
     BootFailed,
+    /// The sandbox has been destroyed, and the guest ends with it.
+    #[error("the agent is about to end")]
+    Ending,
     /// A blocking task ended early.
     #[error("{0} ended unexpectedly")]
     Task(&'static str),
@@ -85,7 +88,7 @@ impl RpcError {
                 Code::INVALID_ARGUMENT
             }
             Self::Sandbox(error) => sandbox_code(error),
-            Self::BootFailed => Code::UNAVAILABLE,
+            Self::BootFailed | Self::Ending => Code::UNAVAILABLE,
             Self::Details(_) | Self::Task(_) => Code::INTERNAL,
         }
     }

@@ -12,6 +12,7 @@ mod diagnostics;
 mod error;
 mod guest;
 mod health;
+mod oom;
 mod process;
 mod sandbox;
 mod server;
@@ -245,7 +246,7 @@ impl AgentService for Agent {
     }
 
     async fn get_oom_event(&self, _: &Context, _: GetOOMEventRequest) -> ttrpc::Result<OOMEvent> {
-        self.missing("GetOOMEvent").await
+        self.call("GetOOMEvent", oom::next(self)).await
     }
 
     async fn add_swap(&self, _: &Context, _: AddSwapRequest) -> ttrpc::Result<Empty> {

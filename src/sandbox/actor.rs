@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::container::{Container, Slot, Status};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
+use super::oom::OomWatch;
 use super::pause::Freezer;
 use super::process::Process;
 use super::undo::{Undo, Why};
@@ -41,14 +42,16 @@ pub(super) fn spawn(
     commands: mpsc::UnboundedReceiver<Command>,
     undo: Undo,
 ) {
-    let actor = Actor { environment, container, work: JoinSet::new(), freezer: Freezer::default(), undo };
+    let mut work = JoinSet::new();
+    work.extend(container.oom.clone().map(OomWatch::run));
+    let actor = Actor { environment, container, work, freezer: Freezer::default(), undo };
     tokio::spawn(actor.run(commands));
 }
 
 pub(super) struct Actor {
     environment: Arc<Environment>,
     pub(super) container: Arc<Container>,
-    /// Starts and execs under way.
+    /// Starts and execs under way, and the watch for OOM kills.
     pub(super) work: JoinSet<()>,
     pub(super) freezer: Freezer,
     undo: Undo,
@@ -150,6 +153,7 @@ impl Actor {
             process.streams().stdin.abandon();
         }
         wait_until_empty(&container).await;
+        container.look_for_oom_kills().await;
         run_hooks(&self.environment, &container, &container.description.poststop, false).await;
         let leftovers = self.undo.run(Why::Removed, &container.logger).await;
         container.execs().clear();

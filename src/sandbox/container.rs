@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::actor::Command;
 use super::error::SandboxError;
+use super::oom::OomWatch;
 use super::process::{Process, handles_sigterm};
 use crate::cgroup::Cgroup;
 use crate::ids::{ContainerId, ExecId};
@@ -119,6 +120,8 @@ pub(super) type Removal = Option<Vec<String>>;
 pub struct Container {
     pub(super) description: Description,
     pub(super) init: Arc<Process>,
+    /// None where nobody counts OOM kills.
+    pub(super) oom: Option<Arc<OomWatch>>,
     /// Held for map operations only, never across an await.
     execs: Mutex<HashMap<ExecId, Slot>>,
     status: watch::Sender<Status>,
@@ -133,12 +136,14 @@ impl Container {
     pub(super) fn new(
         description: Description,
         init: Arc<Process>,
+        oom: Option<Arc<OomWatch>>,
         commands: mpsc::UnboundedSender<Command>,
         logger: Logger,
     ) -> Self {
         Self {
             description,
             init,
+            oom,
             execs: Mutex::default(),
             status: watch::Sender::new(Status::Created),
             removal: watch::Sender::new(None),
@@ -288,10 +293,21 @@ impl Container {
             return Err(self.no_process(exec_id));
         }
         let status = process.wait().await.ok_or(SandboxError::TaskEnded("the supervisor's channel"))?;
+        // The host learns of the kill before it learns of the end that came of it.
+        if status.code() != 0 {
+            self.look_for_oom_kills().await;
+        }
         if process.set_waited() && !Arc::ptr_eq(&process, &self.init) {
             self.forget_when_read(exec_id, &process, linger);
         }
         Ok(status.code())
+    }
+
+    /// When this returns, every OOM kill so far has been added to the sandbox's events.
+    pub(super) async fn look_for_oom_kills(&self) {
+        if let Some(oom) = &self.oom {
+            oom.look().await;
+        }
     }
 
     /// A waited process can't be found any more, but for reading what it wrote: until all is read, or for `linger`.

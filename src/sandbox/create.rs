@@ -11,6 +11,7 @@ use super::actor;
 use super::container::{Container, Description};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
+use super::oom::{self, OomWatch};
 use super::undo::{Undo, Why};
 use super::{CreateContainer, Environment, Gone, Running, diagnostics, facts, sysctl};
 use crate::cgroup::Cgroup;
@@ -32,8 +33,9 @@ pub(super) async fn create(
     match steps(environment, running, request, &mut undo, gone, &logger).await {
         Ok(made) => {
             let (commands, mailbox) = mpsc::unbounded_channel();
+            let init = Arc::new(made.init);
             let container =
-                Arc::new(Container::new(made.description, Arc::new(made.init), commands, logger.clone()));
+                Arc::new(Container::new(made.description, init, made.oom, commands, logger.clone()));
             actor::spawn(environment.clone(), container.clone(), mailbox, undo);
             info!(logger, "container created"; "init" => container.init.pid().as_raw());
             Ok(container)
@@ -49,6 +51,7 @@ pub(super) async fn create(
 struct Made {
     description: Description,
     init: super::process::Process,
+    oom: Option<Arc<OomWatch>>,
 }
 
 async fn steps(
@@ -83,10 +86,12 @@ async fn steps(
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
     super::lock(&running.cgroup_parents).extend(cgroup.missing_ancestors());
+    let killed_before = oom::killed_before(&cgroup).await;
     push_launch_undo(&id, &state_root, &cgroup, undo);
     let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared);
     let init = gone.unless(launch).await?;
     running.publish_pid_namespace(init.pid());
+    let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
     let description = Description {
         id,
         bundle,
@@ -99,7 +104,7 @@ async fn steps(
         termination_log,
         own_network: diagnostics::has_own_network(&prepared.spec),
     };
-    Ok(Made { description, init })
+    Ok(Made { description, init, oom })
 }
 
 /// Runs `work` where it may block.

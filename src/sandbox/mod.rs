@@ -27,6 +27,7 @@ mod facts;
 pub mod hooks;
 mod launch;
 mod lifecycle;
+mod oom;
 mod pause;
 mod pidfd;
 mod process;
@@ -45,6 +46,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use container::{Container, Output, Status};
 pub use error::SandboxError;
+pub use oom::OomEvents;
 pub use running::Running;
 
 use self::undo::Undo;
@@ -73,6 +75,8 @@ pub struct Environment {
     pub storages: Storages,
     /// Finds devices.
     pub devices: Devices,
+    /// The OOM kills that the host has not asked for yet.
+    pub oom_events: Arc<OomEvents>,
 }
 
 /// CreateSandbox, checked.
