@@ -42,17 +42,19 @@ pub(super) fn spawn(
     commands: mpsc::UnboundedReceiver<Command>,
     undo: Undo,
 ) {
-    let mut work = JoinSet::new();
-    work.extend(container.oom.clone().map(OomWatch::run));
-    let actor = Actor { environment, container, work, freezer: Freezer::default(), undo };
+    let work = JoinSet::new();
+    let oom_watch = container.oom.clone().map(OomWatch::run).into_iter().collect();
+    let actor = Actor { environment, container, work, oom_watch, freezer: Freezer::default(), undo };
     tokio::spawn(actor.run(commands));
 }
 
 pub(super) struct Actor {
     environment: Arc<Environment>,
     pub(super) container: Arc<Container>,
-    /// Starts and execs under way, and the watch for OOM kills.
+    /// Starts and execs under way.
     pub(super) work: JoinSet<()>,
+    /// Watches for OOM kills, if anybody counts them.
+    oom_watch: JoinSet<()>,
     pub(super) freezer: Freezer,
     undo: Undo,
 }
@@ -153,6 +155,7 @@ impl Actor {
             process.streams().stdin.abandon();
         }
         wait_until_empty(&container).await;
+        self.oom_watch.shutdown().await;
         container.look_for_oom_kills().await;
         run_hooks(&self.environment, &container, &container.description.poststop, false).await;
         let leftovers = self.undo.run(Why::Removed, &container.logger).await;
