@@ -17,10 +17,11 @@
 //! - What a container can do inside its cgroup (thousands of sub-cgroups, forks while it is killed) costs
 //!   time, never correctness: walks hold one fd for each level and stop at [`MAX_DEPTH`].
 //!
-//! Everything here blocks: callers are on `spawn_blocking`. Limits (update), the device rules of v2
-//! (eBPF) and the watch for OOM kills will be files of their own beside `stats` and `control`.
+//! Everything here blocks: callers are on `spawn_blocking`. Limits (update) and the watch for OOM kills will be
+//! files of their own beside `stats` and `control`.
 
 mod control;
+mod devices;
 mod hierarchy;
 mod pidfd;
 mod stats;
@@ -28,6 +29,7 @@ mod stats;
 mod tests;
 mod tree;
 
+pub use devices::{AttachError, ProgramError};
 pub use hierarchy::Hierarchy;
 pub use tree::MAX_DEPTH;
 
@@ -126,6 +128,22 @@ pub enum CgroupError {
         wanted: &'static str,
         /// How long it was given.
         waited: Duration,
+    },
+    /// Device rules that can't be said in a program.
+    #[error("cgroup {path:?}: {source}")]
+    DeviceRules {
+        /// Below the hierarchy's root.
+        path: PathBuf,
+        /// Why not.
+        source: ProgramError,
+    },
+    /// Device rules that are not enforced.
+    #[error("cgroup {path:?}: {source}")]
+    DeviceProgram {
+        /// Below the hierarchy's root.
+        path: PathBuf,
+        /// Why not.
+        source: AttachError,
     },
     /// More than [`MAX_DEPTH`] levels of sub-cgroups.
     #[error("cgroup {path:?} has more than {MAX_DEPTH} levels of sub-cgroups")]

@@ -140,7 +140,7 @@ fn storage_code(error: &StorageError) -> Code {
 
 fn cgroup_code(error: &CgroupError) -> Code {
     match error {
-        CgroupError::BadPath { .. } => Code::INVALID_ARGUMENT,
+        CgroupError::BadPath { .. } | CgroupError::DeviceRules { .. } => Code::INVALID_ARGUMENT,
         CgroupError::NotFound { .. } => Code::NOT_FOUND,
         _ => Code::INTERNAL,
     }
