@@ -48,7 +48,7 @@ fn run(program: &[Instruction], kind: u32, access: u32, major: u32, minor: u32) 
         let Instruction { opcode, registers: pair, offset, immediate } = program[at];
         let (destination, source) = (usize::from(pair & 15), usize::from(pair >> 4));
         assert!(destination != 1, "the context is overwritten");
-        let operand = i64::from(immediate) as u64;
+        let operand = i64::from(immediate).cast_unsigned();
         let value = || registers[destination].expect("a register that was never set");
         at += 1;
         let taken = match opcode {
