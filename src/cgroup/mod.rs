@@ -17,10 +17,10 @@
 //! - What a container can do inside its cgroup (thousands of sub-cgroups, forks while it is killed) costs
 //!   time, never correctness: walks hold one fd for each level and stop at [`MAX_DEPTH`].
 //!
-//! Everything here blocks, but for [`Notices`]: callers are on `spawn_blocking`. The device rules of v2 (eBPF) will be
-//! files of their own beside `stats`, `control` and `update`.
+//! Everything here blocks, but for [`Notices`]: callers are on `spawn_blocking`.
 
 mod control;
+mod devices;
 mod hierarchy;
 mod notice;
 mod oom;
@@ -33,6 +33,7 @@ mod tests;
 mod tree;
 mod update;
 
+pub use devices::{AttachError, ProgramError};
 pub use hierarchy::Hierarchy;
 pub use notice::Notices;
 pub use oom::OomKills;
@@ -165,6 +166,22 @@ pub enum CgroupError {
         wanted: &'static str,
         /// How long it was given.
         waited: Duration,
+    },
+    /// Device rules that can't be said in a program.
+    #[error("cgroup {path:?}: {source}")]
+    DeviceRules {
+        /// Below the hierarchy's root.
+        path: PathBuf,
+        /// Why not.
+        source: ProgramError,
+    },
+    /// Device rules that are not enforced.
+    #[error("cgroup {path:?}: {source}")]
+    DeviceProgram {
+        /// Below the hierarchy's root.
+        path: PathBuf,
+        /// Why not.
+        source: AttachError,
     },
     /// More than [`MAX_DEPTH`] levels of sub-cgroups.
     #[error("cgroup {path:?} has more than {MAX_DEPTH} levels of sub-cgroups")]

@@ -43,6 +43,10 @@ impl Dir {
         &self.path
     }
 
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     fn child(&self, name: &CStr) -> Result<Option<Self>, CgroupError> {
         let path = self.path.join(OsStr::from_bytes(name.to_bytes()));
         match openat(&self.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {

@@ -156,7 +156,9 @@ fn storage_code(error: &StorageError) -> Code {
 
 fn cgroup_code(error: &CgroupError) -> Code {
     match error {
-        CgroupError::BadPath { .. } | CgroupError::BadLimit { .. } => Code::INVALID_ARGUMENT,
+        CgroupError::BadPath { .. } | CgroupError::BadLimit { .. } | CgroupError::DeviceRules { .. } => {
+            Code::INVALID_ARGUMENT
+        }
         // The kernel's words for a number that it does not take, and for one that is below what is in use.
         CgroupError::Write { source: Errno::EINVAL | Errno::ERANGE, .. } => Code::INVALID_ARGUMENT,
         CgroupError::Write { source: Errno::EBUSY, .. } => Code::FAILED_PRECONDITION,

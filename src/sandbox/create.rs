@@ -90,6 +90,7 @@ async fn steps(
     push_launch_undo(&id, &state_root, &cgroup, undo);
     let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared);
     let init = gone.unless(launch).await?;
+    enforce_devices(&id, &cgroup, &prepared.spec).await?;
     running.publish_pid_namespace(init.pid());
     let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
     let description = Description {
@@ -248,4 +249,14 @@ async fn launch_init(
         propagation: prepared.propagation.clone(),
     }));
     launch::start_process(environment, &job, wiring, || format!("create container {id}")).await
+}
+
+/// On v2 only now: libcontainer makes the device nodes from inside the cgroup. The init waits, so that nothing of
+/// the image has run yet.
+async fn enforce_devices(id: &ContainerId, cgroup: &Cgroup, spec: &Spec) -> Result<(), SandboxError> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().clone()).unwrap_or_default();
+    let (id, cgroup) = (id.clone(), cgroup.clone());
+    blocking(move || cgroup.enforce_devices(&rules).map_err(|source| SandboxError::Cgroup { id, source }))
+        .await
 }
