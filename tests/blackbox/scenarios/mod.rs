@@ -1,7 +1,12 @@
 //! The scenarios, a file per subject.
 
+mod cgroups;
+mod confinement;
+mod errors;
 mod lifecycle;
+mod namespaces;
 mod process;
+mod seccomp;
 mod signals;
 mod stdio;
 mod tty;
@@ -10,8 +15,19 @@ use crate::harness::Scenario;
 
 /// All of them.
 pub(crate) fn all() -> Vec<Scenario> {
-    [lifecycle::scenarios(), process::scenarios(), signals::scenarios(), stdio::scenarios(), tty::scenarios()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        cgroups::scenarios(),
+        confinement::scenarios(),
+        errors::scenarios(),
+        lifecycle::scenarios(),
+        namespaces::scenarios(),
+        process::scenarios(),
+        seccomp::scenarios(),
+        signals::scenarios(),
+        stdio::scenarios(),
+        tty::scenarios(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
