@@ -130,9 +130,14 @@ impl Actor {
             return Err(SandboxError::ProcessExists { container, exec });
         }
         match self.container.execs().entry(exec.clone()) {
-            std::collections::hash_map::Entry::Occupied(_) => {
-                Err(SandboxError::ProcessExists { container, exec })
-            }
+            // One that has been waited for is gone, but for its output.
+            std::collections::hash_map::Entry::Occupied(mut place) => match place.get() {
+                Slot::Process(process) if process.is_waited() => {
+                    place.insert(Slot::Launching);
+                    Ok(())
+                }
+                _ => Err(SandboxError::ProcessExists { container, exec }),
+            },
             std::collections::hash_map::Entry::Vacant(place) => {
                 place.insert(Slot::Launching);
                 Ok(())

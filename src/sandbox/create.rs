@@ -166,6 +166,9 @@ pub(super) async fn attach_storage(
 /// The container's root, absolute and without links. The guest's own root is never one.
 fn find_rootfs(spec: &Spec) -> Result<PathBuf, SandboxError> {
     let path = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
+    if path.as_os_str().is_empty() {
+        return Err(spec::SpecError::Missing { field: "root" }.into());
+    }
     let root = std::fs::canonicalize(&path).map_err(SandboxError::file("find the root filesystem", &path))?;
     let metadata = std::fs::metadata(&root).map_err(SandboxError::file("look at", &root))?;
     let refuse = |why: &'static str| SandboxError::Root { path: root.display().to_string(), why };

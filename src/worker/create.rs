@@ -42,7 +42,7 @@ pub(super) fn create(job: CreateJob, stdio: Vec<OwnedFd>, report: &Report) -> Re
         .with_systemd(false)
         .with_detach(true)
         .build()
-        .map_err(|error| report.failure(kind_of(&error), &chain(&error)))?;
+        .map_err(|error| about_cwd(report.failure(kind_of(&error), &chain(&error)), &job.cwd))?;
     // libcontainer has a nix of its own version.
     let pid = container.pid().map(|pid| Pid::from_raw(pid.as_raw()));
     let pid = pid.ok_or_else(|| Failure::internal("libcontainer names no pid"))?;
@@ -73,7 +73,8 @@ pub(super) fn exec(job: ExecJob, stdio: Vec<OwnedFd>, report: &Report) -> Result
     for leftover in notify_socket {
         let _ = std::fs::remove_file(leftover);
     }
-    let pid = result.map_err(|error| report.failure(kind_of(&error), &chain(&error)))?;
+    let cwd = job.process.cwd();
+    let pid = result.map_err(|error| about_cwd(report.failure(kind_of(&error), &chain(&error)), cwd))?;
     started(Pid::from_raw(pid.as_raw()), wiring.console)
 }
 
@@ -155,6 +156,15 @@ fn make_working_directory(rootfs: &Path, cwd: &Path) -> Result<(), Failure> {
         kind: FailureKind::WorkingDirectory,
         message: format!("make the working directory /{}: {error}", cwd.display()),
     })
+}
+
+/// libcontainer logs that its chdir(2) has failed, but not where to.
+fn about_cwd(failure: Failure, cwd: &Path) -> Failure {
+    if failure.kind != FailureKind::Internal || !failure.message.contains("failed to chdir") {
+        return failure;
+    }
+    let message = format!("enter the working directory {}: {}", cwd.display(), failure.message);
+    Failure { kind: FailureKind::WorkingDirectory, message }
 }
 
 /// What libcontainer's error is about, as far as callers care.

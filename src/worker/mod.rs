@@ -102,7 +102,9 @@ fn settle(report: &Report) -> Result<(), Failure> {
     sys::restrict_name_service_to_files();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::unistd::setgroups(&[]).map_err(|e| failed("drop the supplementary groups", &e))?;
-    sys::set_signal(Signal::SIGPIPE, SigHandler::SigDfl);
+    // A hook that ends before it has read the state must not take the worker with it. Hooks and programs get the
+    // default action back.
+    sys::set_signal(Signal::SIGPIPE, SigHandler::SigIgn);
     // The agent is spared when memory runs out; hooks are not, and containers get what their specification says.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     Ok(())

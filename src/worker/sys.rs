@@ -41,7 +41,7 @@ pub(super) fn default_signal_actions() {
 
 /// Sets what `signal` does.
 pub(super) fn set_signal(signal: nix::sys::signal::Signal, action: nix::sys::signal::SigHandler) {
-    // SAFETY: only ever called with SIG_DFL, which has no handler that could do harm.
+    // SAFETY: only ever called with SIG_DFL and SIG_IGN, which have no handler that could do harm.
     let _ = unsafe { nix::sys::signal::signal(signal, action) };
 }
 

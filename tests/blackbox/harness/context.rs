@@ -100,6 +100,11 @@ impl Ctx {
         &self.0.hooks.0
     }
 
+    /// What ids begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.0.prefix
+    }
+
     fn number(&self) -> u32 {
         self.0.count.fetch_add(1, Ordering::Relaxed)
     }

@@ -7,7 +7,7 @@
 //! |-------------------------|----------------------------------------------------------|
 //! | `PROC` `RUN` `CGROUP`   | the guest's `/proc`, `/run` and `/sys/fs/cgroup`         |
 //! | `SUPERVISOR` `SERVER`   | the pids of the agent's two processes                    |
-//! | `CGROUP_FILTER`         | arguments of find(1) that pass over other agents' cgroups |
+//! | `PREFIX`                | what the ids of the scenario begin with                  |
 
 use std::process::Command;
 
@@ -23,7 +23,7 @@ const SHELL: &str = "/guest/proc/1/root/bin/busybox";
 
 /// Whose side is looked at.
 pub(crate) enum GuestView {
-    Host { supervisor: u32, server: u32, filter: String },
+    Host { supervisor: u32, server: u32 },
     Vm { observer: OnceCell<String> },
 }
 
@@ -35,11 +35,14 @@ impl GuestView {
     /// Runs a shell script with the variables above and returns what it printed.
     pub(crate) async fn sh(&self, ctx: &Ctx, script: &str) -> Fallible<String> {
         match self {
-            Self::Host { supervisor, server, filter } => on_host(*supervisor, *server, filter, script),
+            Self::Host { supervisor, server } => on_host(*supervisor, *server, ctx.prefix(), script),
             Self::Vm { observer } => {
                 let id = observer.get_or_try_init(|| create_observer(ctx)).await?;
-                let setup = "PROC=/guest/proc RUN=/guest/run CGROUP=/guest/cgroup CGROUP_FILTER= SUPERVISOR=1\n\
-                             set -- $(cat $PROC/1/task/1/children); SERVER=$1\n";
+                let prefix = ctx.prefix();
+                let setup = format!(
+                    "PROC=/guest/proc RUN=/guest/run CGROUP=/guest/cgroup PREFIX={prefix} SUPERVISOR=1\n\
+                     set -- $(cat $PROC/1/task/1/children); SERVER=$1\n"
+                );
                 let args = [SHELL, "sh", "-c", &format!("{setup}{script}")];
                 let process = ctx.observer_spec(id).args(args).process();
                 let exec = ctx.fresh_exec_id();
@@ -52,13 +55,13 @@ impl GuestView {
     }
 }
 
-fn on_host(supervisor: u32, server: u32, filter: &str, script: &str) -> Fallible<String> {
+fn on_host(supervisor: u32, server: u32, prefix: &str, script: &str) -> Fallible<String> {
     let output = Command::new("sh")
         .args(["-c", script])
         .env("PROC", "/proc")
         .env("RUN", format!("/proc/{server}/root/run"))
         .env("CGROUP", "/sys/fs/cgroup")
-        .env("CGROUP_FILTER", filter)
+        .env("PREFIX", prefix)
         .env("SUPERVISOR", supervisor.to_string())
         .env("SERVER", server.to_string())
         .output()?;

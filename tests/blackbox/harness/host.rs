@@ -22,6 +22,9 @@ use super::{Fallible, Images, Outcome, Scenario};
 /// How long an agent may take to serve.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long it may take to end.
+const END_LIMIT: Duration = Duration::from_secs(20);
+
 const SETUP: &str = "set -e
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t proc proc /proc
@@ -32,7 +35,10 @@ wait $!";
 pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
     super::runtime().block_on(async {
         let mut agent = HostAgent::start(images)?;
-        let outcome = scenario_with(images, scenario, &agent).await;
+        let mut outcome = scenario_with(images, scenario, &mut agent).await;
+        if outcome.is_ok() && (scenario.ends_its_agent || !scenario.own_agent) {
+            outcome = agent.ended().await;
+        }
         let log = fs::read_to_string(agent.directory.join("agent.log")).unwrap_or_default();
         agent.stop();
         let cgroups = agent.remove_cgroups();
@@ -45,7 +51,7 @@ pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
     })
 }
 
-async fn scenario_with(images: &Images, scenario: &Scenario, agent: &HostAgent) -> Outcome {
+async fn scenario_with(images: &Images, scenario: &Scenario, agent: &mut HostAgent) -> Outcome {
     let ctx = agent.context(images).await?;
     if scenario.own_agent {
         return super::drive(scenario, &ctx).await;
@@ -85,12 +91,11 @@ impl HostAgent {
         Ok(Self { child, prefix, directory })
     }
 
-    async fn context(&self, images: &Images) -> Fallible<Ctx> {
+    async fn context(&mut self, images: &Images) -> Fallible<Ctx> {
         let address = Address::Unix(socket(&self.directory));
         let client = self.connect(&address).await?;
         let supervisor = first_child(first_child(self.child.id())?)?;
         let server = first_child(supervisor)?;
-        let filter = format!("-path *{}*", self.prefix);
         let roots = self.directory.join("roots");
         let hooks = self.directory.join("hooks");
         Ok(Ctx::new(Parts {
@@ -99,21 +104,34 @@ impl HostAgent {
             prefix: self.prefix.clone(),
             images: images.clone(),
             roots: Roots { guest: roots.display().to_string(), host: roots },
-            view: Arc::new(GuestView::Host { supervisor, server, filter }),
+            view: Arc::new(GuestView::Host { supervisor, server }),
             hooks: Hooks(hooks.display().to_string()),
         }))
     }
 
-    async fn connect(&self, address: &Address) -> Fallible<Client> {
+    async fn connect(&mut self, address: &Address) -> Fallible<Client> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
             match Client::connect(address).await {
                 Ok(client) => return Ok(client),
-                Err(error) if Instant::now() > deadline => {
+                Err(error) if Instant::now() > deadline || self.child.try_wait()?.is_some() => {
                     let log = fs::read_to_string(self.directory.join("agent.log")).unwrap_or_default();
                     return Err(format!("no agent (are you root?): {error}\n{log}").into());
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        }
+    }
+
+    /// Waits until the agent has ended by itself, which has to be with 0.
+    async fn ended(&mut self) -> Outcome {
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("the agent ended with {status}").into()),
+                None if Instant::now() > deadline => return Err("the agent has not ended".into()),
+                None => tokio::time::sleep(Duration::from_millis(2)).await,
             }
         }
     }

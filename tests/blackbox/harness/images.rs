@@ -29,7 +29,7 @@ struct Inner {
 
 impl Images {
     pub(crate) fn of_environment() -> Self {
-        let path = |name| std::env::var_os(name).map(PathBuf::from);
+        let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         Self(Arc::new(Inner {
             agent: path("NAKAI_AGENT").unwrap_or_else(|| env!("CARGO_BIN_EXE_nakai").into()),
             kernel: path("NAKAI_KERNEL"),

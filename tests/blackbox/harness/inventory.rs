@@ -1,7 +1,7 @@
 //! What an agent holds at a moment: to see that something left nothing behind.
 //!
 //! It is a list of lines, each with how often it is there: the descriptors of supervisor and server, the mounts of
-//! the server, the cgroups, the files below `/run`, the processes below the supervisor. Numbers that change by
+//! the server, the cgroups of the scenario's containers, the files below `/run`, the processes below the supervisor. Numbers that change by
 //! themselves (inodes, mount ids) are left out.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::fmt;
 pub(crate) const SCRIPT: &str = r#"
 for pid in $SUPERVISOR $SERVER; do ls -l $PROC/$pid/fd | sed -n "s/.* -> /fd $pid /p"; done
 cut -d ' ' -f 4- $PROC/$SERVER/mountinfo | sed 's/ shared:[0-9]*//; s/ master:[0-9]*//; s/^/mount /'
-find $CGROUP -type d $CGROUP_FILTER | sed 's/^/cgroup /'
+find $CGROUP -type d -path "*$PREFIX-*" | sed 's/^/cgroup /'
 (cd $RUN && find . -xdev | sed 's/^/file /')
 for child in $(cat $PROC/$SUPERVISOR/task/*/children); do
     echo "child $(cat $PROC/$child/comm 2>/dev/null)"

@@ -47,13 +47,25 @@ pub(crate) struct Scenario {
     pub(crate) in_vm: bool,
     /// It makes its sandbox itself, and may end it.
     pub(crate) own_agent: bool,
+    /// In a VM of its own: one more word for the kernel's command line.
+    pub(crate) kernel_parameter: Option<&'static str>,
+    /// It ends with the agent's own end: exit code 0 on the host, power off in a VM.
+    pub(crate) ends_its_agent: bool,
     pub(crate) body: Body,
 }
 
 impl Scenario {
     pub(crate) fn new(module: &str, name: &str, body: Body) -> Self {
         let room = module.rsplit("::").next().unwrap_or(module);
-        Self { name: format!("{room}::{name}"), on_host: true, in_vm: true, own_agent: false, body }
+        Self {
+            name: format!("{room}::{name}"),
+            on_host: true,
+            in_vm: true,
+            own_agent: false,
+            kernel_parameter: None,
+            ends_its_agent: false,
+            body,
+        }
     }
 
     /// It needs what only this host has.
@@ -69,6 +81,16 @@ impl Scenario {
     /// It gets an agent without a sandbox, for itself.
     pub(crate) fn own_agent(self) -> Self {
         Self { own_agent: true, ..self }
+    }
+
+    /// As [`Scenario::own_agent`], and the agent is expected to end by itself.
+    pub(crate) fn ends_its_agent(self) -> Self {
+        Self { own_agent: true, ends_its_agent: true, ..self }
+    }
+
+    /// It wants its VM to boot with this.
+    pub(crate) fn kernel_parameter(self, word: &'static str) -> Self {
+        Self { kernel_parameter: Some(word), ..self }
     }
 }
 

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use libtest_mimic::Failed;
 use nakai_ctl::vm::Vm;
@@ -36,6 +37,9 @@ pub(crate) fn hook_script() -> String {
     format!("#!/bin/sh\necho \"$0 $* $(cat)\" >> {HOOK_LOG}\n")
 }
 
+/// How long a guest may take to power off.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
 /// More than one such machine at a time would only keep each other from booting.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -46,11 +50,16 @@ pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
         let share = share(images)?;
         let mut config = images.vm(share.path())?;
         config.initrd = initrd_with_hooks(images)?;
+        config.cmdline.extend(scenario.kernel_parameter.map(str::to_owned));
         let vm = Vm::start(&config, |_| {}).await?;
         let client = vm.client().await?;
         let view = Arc::new(GuestView::of_vm());
         let ctx = context(images, &vm, client, share.path().to_owned(), view, "own".to_owned());
-        let outcome = super::drive(scenario, &ctx).await;
+        let mut outcome = super::drive(scenario, &ctx).await;
+        if outcome.is_ok() && scenario.ends_its_agent {
+            let ended = tokio::time::timeout(END_LIMIT, vm.ended()).await;
+            outcome = ended.map_err(|_| "the guest has not powered off".into());
+        }
         outcome.map_err(|error| super::failed(&error, &vm.console_tail()))
     })
 }

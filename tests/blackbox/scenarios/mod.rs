@@ -1,10 +1,15 @@
 //! The scenarios, a file per subject.
 
+mod cgroups;
+mod confinement;
 mod diagnostics;
+mod errors;
 mod lifecycle;
 mod mounts;
+mod namespaces;
 mod pause;
 mod process;
+mod seccomp;
 mod signals;
 mod stdio;
 mod tty;
@@ -15,11 +20,16 @@ use crate::harness::Scenario;
 /// All of them.
 pub(crate) fn all() -> Vec<Scenario> {
     [
+        cgroups::scenarios(),
+        confinement::scenarios(),
         diagnostics::scenarios(),
+        errors::scenarios(),
         lifecycle::scenarios(),
         mounts::scenarios(),
+        namespaces::scenarios(),
         pause::scenarios(),
         process::scenarios(),
+        seccomp::scenarios(),
         signals::scenarios(),
         stdio::scenarios(),
         tty::scenarios(),

@@ -1,0 +1,164 @@
+//! Limits: in the guest's cgroup files, and in force. Statistics.
+
+use nakai_ctl::SpecBuilder;
+use nakai_protocols::agent::CgroupStats;
+
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(limits_are_in_the_guests_cgroup),
+        scenario!(every_process_is_in_the_cgroup),
+        scenario!(too_many_processes_are_refused),
+        scenario!(too_much_memory_is_fatal),
+        scenario!(an_exec_shares_the_limits),
+        scenario!(every_form_of_cgroup_path_works),
+        scenario!(statistics_are_plausible),
+        scenario!(cgroup_v1_works_as_well)
+            .own_agent()
+            .vm_only()
+            .kernel_parameter("agent.unified_cgroup_hierarchy=0"),
+    ]
+}
+
+const MIB: i64 = 1 << 20;
+
+fn limited(spec: SpecBuilder) -> SpecBuilder {
+    let spec = spec.memory_limit(64 * MIB).memory_swap(64 * MIB).cpus(0.5).cpu_shares(512).pids_limit(20);
+    spec.cpuset("0", "0")
+}
+
+async fn is_v2(ctx: &Ctx) -> Fallible<bool> {
+    Ok(ctx.guest_sh("test -e $CGROUP/cgroup.controllers && echo v2 || :").await?.trim() == "v2")
+}
+
+/// A file of the container's cgroup. On v1 a controller is a directory of its own.
+async fn file(ctx: &Ctx, container: &Container, v2: (bool, &str), v1: (&str, &str)) -> Fallible<String> {
+    let id = &container.id;
+    let path = if v2.0 { format!("nakai/{id}/{}", v2.1) } else { format!("{}/nakai/{id}/{}", v1.0, v1.1) };
+    Ok(ctx.guest_sh(&format!("cat $CGROUP/{path}")).await?.trim().to_owned())
+}
+
+async fn limits_are_in_the_guests_cgroup(ctx: Ctx) -> Outcome {
+    let v2 = is_v2(&ctx).await?;
+    let container = ctx.idle(limited).await?;
+    let memory = (64 * MIB).to_string();
+    let quota = if v2 { "50000 100000" } else { "50000" };
+    let (shares, swap) = if v2 { ("59", "0") } else { ("512", memory.as_str()) };
+    let swap_files = ("memory.swap.max", ("memory", "memory.memsw.limit_in_bytes"));
+    for (in_v2, in_v1, expected) in [
+        ("memory.max", ("memory", "memory.limit_in_bytes"), memory.as_str()),
+        ("cpu.max", ("cpu", "cpu.cfs_quota_us"), quota),
+        ("cpu.weight", ("cpu", "cpu.shares"), shares),
+        ("pids.max", ("pids", "pids.max"), "20"),
+        ("cpuset.cpus", ("cpuset", "cpuset.cpus"), "0"),
+        (swap_files.0, swap_files.1, swap),
+    ] {
+        let result = file(&ctx, &container, (v2, in_v2), in_v1).await;
+        // Kernels can be built, or booted, without swap accounting.
+        match result {
+            Err(_) if in_v2 == swap_files.0 => {}
+            seen => assert_eq!(seen?, expected, "{in_v2}"),
+        }
+    }
+    Ok(())
+}
+
+async fn every_process_is_in_the_cgroup(ctx: Ctx) -> Outcome {
+    let v2 = is_v2(&ctx).await?;
+    let container = ctx.idle(|spec| spec).await?;
+    ctx.client().exec_process(&container.id, "other", container.process(["sleep", "1000000"])).await?;
+    container.sh("setsid sleep 1000000 > /dev/null 2>&1 < /dev/null &").await?;
+    let procs = file(&ctx, &container, (v2, "cgroup.procs"), ("memory", "cgroup.procs")).await?;
+    assert_eq!(procs.lines().count(), 3, "{procs}");
+    if !v2 {
+        for controller in ["cpu", "cpuset", "pids", "devices", "freezer"] {
+            let procs = file(&ctx, &container, (v2, ""), (controller, "cgroup.procs")).await?;
+            assert_eq!(procs.lines().count(), 3, "{controller}: {procs}");
+        }
+    }
+    Ok(())
+}
+
+async fn too_many_processes_are_refused(ctx: Ctx) -> Outcome {
+    let script = "i=0; while [ $i -lt 30 ]; do sleep 1000000 & i=$((i+1)); done; echo all";
+    let finished = ctx.run(|spec| spec.pids_limit(10).args(["sh", "-c", script])).await?;
+    let stderr = String::from_utf8_lossy(&finished.stderr).into_owned();
+    assert!(stderr.contains("can't fork"), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&finished.stdout), "");
+    Ok(())
+}
+
+/// One buffer of so many megabytes, all of it written.
+fn fill(megabytes: u32) -> [String; 5] {
+    ["dd", "if=/dev/zero", "of=/dev/null", &format!("bs={megabytes}M"), "count=1"].map(str::to_owned)
+}
+
+async fn too_much_memory_is_fatal(ctx: Ctx) -> Outcome {
+    let limit = |spec: SpecBuilder| spec.memory_limit(32 * MIB).memory_swap(32 * MIB);
+    assert_eq!(ctx.run(|spec| limit(spec).args(fill(64))).await?.status, 137);
+    assert_eq!(ctx.run(|spec| limit(spec).args(fill(8))).await?.status, 0);
+    Ok(())
+}
+
+async fn an_exec_shares_the_limits(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec.memory_limit(32 * MIB).memory_swap(32 * MIB)).await?;
+    assert_eq!(container.exec(fill(64)).await?.status, 137);
+    assert_eq!(container.sh("echo alive").await?, "alive");
+    Ok(())
+}
+
+async fn every_form_of_cgroup_path_works(ctx: Ctx) -> Outcome {
+    let name = ctx.fresh_exec_id();
+    for (given, expected) in [
+        (format!("/pods/burstable/{name}"), format!("/pods/burstable/{name}")),
+        (format!("blackbox.slice:cri:{name}"), format!("/blackbox.slice/cri/{name}")),
+        (format!("pods/{name}/"), format!("/pods/{name}")),
+        (String::new(), String::new()),
+    ] {
+        let container = ctx.idle(|spec| spec.cgroups_path(&given)).await?;
+        let expected = if expected.is_empty() { format!("/{}", container.id) } else { expected };
+        let find = format!("find $CGROUP -type d -path '*{expected}' | wc -l");
+        assert_ne!(ctx.guest_sh(&find).await?.trim(), "0", "{given}");
+        container.remove().await?;
+        assert_eq!(ctx.guest_sh(&find).await?.trim(), "0", "{given}, after the removal");
+    }
+    Ok(())
+}
+
+async fn stats(ctx: &Ctx, container: &Container) -> Fallible<CgroupStats> {
+    Ok(ctx.client().stats_container(&container.id).await?.cgroup_stats.unwrap_or_default())
+}
+
+async fn statistics_are_plausible(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(limited).await?;
+    let first = stats(&ctx, &container).await?;
+    assert_eq!((first.pids_stats.current, first.pids_stats.limit), (1, 20));
+    let memory = &first.memory_stats.usage;
+    assert_eq!(memory.limit, (64 * MIB).unsigned_abs());
+    assert!((10_000..memory.limit).contains(&memory.usage), "{memory:?}");
+    assert!(first.cpu_stats.cpu_usage.total_usage > 0, "{first}");
+    container.sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done").await?;
+    ctx.client().exec_process(&container.id, "other", container.process(["sleep", "1000000"])).await?;
+    let second = stats(&ctx, &container).await?;
+    assert_eq!(second.pids_stats.current, 2);
+    let used = |stats: &CgroupStats| stats.cpu_stats.cpu_usage.total_usage;
+    // Nanoseconds: counting to 20,000 takes at least a millisecond.
+    assert!(used(&second) > used(&first) + 1_000_000, "{} then {}", used(&first), used(&second));
+    // Also of one that has not started, and of one that has ended.
+    let other = ctx.created(|spec| spec.args(["true"])).await?;
+    assert_eq!(stats(&ctx, &other).await?.pids_stats.current, 1);
+    other.start().await?;
+    other.wait().await?;
+    assert_eq!(stats(&ctx, &other).await?.pids_stats.current, 0);
+    Ok(())
+}
+
+async fn cgroup_v1_works_as_well(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&nakai_ctl::sandbox::request("v1", "v1", true)).await?;
+    assert!(!is_v2(&ctx).await?);
+    limits_are_in_the_guests_cgroup(ctx.clone()).await?;
+    every_process_is_in_the_cgroup(ctx.clone()).await?;
+    too_much_memory_is_fatal(ctx.clone()).await?;
+    statistics_are_plausible(ctx).await
+}
