@@ -2,11 +2,13 @@
 
 mod cgroups;
 mod confinement;
+mod devices;
 mod diagnostics;
 mod errors;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod oom;
 mod pause;
 mod process;
 mod seccomp;
@@ -22,11 +24,13 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         cgroups::scenarios(),
         confinement::scenarios(),
+        devices::scenarios(),
         diagnostics::scenarios(),
         errors::scenarios(),
         lifecycle::scenarios(),
         mounts::scenarios(),
         namespaces::scenarios(),
+        oom::scenarios(),
         pause::scenarios(),
         process::scenarios(),
         seccomp::scenarios(),
