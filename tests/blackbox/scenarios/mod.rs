@@ -3,9 +3,12 @@
 mod cgroups;
 mod confinement;
 mod errors;
+mod failures;
+mod hooks;
 mod lifecycle;
 mod namespaces;
 mod process;
+mod sandbox;
 mod seccomp;
 mod signals;
 mod stdio;
@@ -19,9 +22,12 @@ pub(crate) fn all() -> Vec<Scenario> {
         cgroups::scenarios(),
         confinement::scenarios(),
         errors::scenarios(),
+        failures::scenarios(),
+        hooks::scenarios(),
         lifecycle::scenarios(),
         namespaces::scenarios(),
         process::scenarios(),
+        sandbox::scenarios(),
         seccomp::scenarios(),
         signals::scenarios(),
         stdio::scenarios(),
