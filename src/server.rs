@@ -19,7 +19,7 @@ use crate::guest::boot::{self, Mode};
 use crate::guest::modules::Modules;
 use crate::observe::{console, log};
 use crate::rpc::{Agent, ServeError, Server};
-use crate::sandbox::{Environment, Sandbox};
+use crate::sandbox::{Environment, OomEvents, Sandbox};
 use crate::storage::{KernelMounts, Storages};
 use crate::supervisor::channel::Channel;
 use crate::supervisor::client::Launcher;
@@ -77,6 +77,7 @@ pub fn version() -> String {
 }
 
 fn start(channel: Channel, overrides: &Overrides, mode: Mode) -> Result<(), StartError> {
+    crate::guest::allocator::keep_small();
     let kernel = (mode == Mode::Init).then(|| std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     let env: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
@@ -139,8 +140,11 @@ async fn serve(
     info!(logger, "serving"; "address" => %config.server_addr);
 
     let environment = finish_boot(config, mode, launcher.clone(), logger.clone(), boot_logger).await?;
+    let oom_events = environment.oom_events.clone();
     booted.send_replace(Some(Sandbox::new(environment)));
     destroyed.notified().await;
+    // The server waits for every call under way, and this one would never end.
+    oom_events.close();
     server.stop().await;
     launcher.shut_down().await;
     Ok(())
@@ -166,5 +170,6 @@ async fn finish_boot(
     let mounts = Arc::new(KernelMounts::new(modules.clone()));
     let log = logger.new(o!("subsystem" => "storage"));
     let storages = Storages::new(&config.kata_dir, mounts, Arc::new(devices.clone()), log);
-    Ok(Environment { config, logger, launcher, hierarchy, modules, storages, devices })
+    let oom_events = Arc::new(OomEvents::default());
+    Ok(Environment { config, logger, launcher, hierarchy, modules, storages, devices, oom_events })
 }

@@ -17,18 +17,26 @@
 //! - What a container can do inside its cgroup (thousands of sub-cgroups, forks while it is killed) costs
 //!   time, never correctness: walks hold one fd for each level and stop at [`MAX_DEPTH`].
 //!
-//! Everything here blocks: callers are on `spawn_blocking`. Limits (update), the device rules of v2
-//! (eBPF) and the watch for OOM kills will be files of their own beside `stats` and `control`.
+//! Everything here blocks, but for [`Notices`]: callers are on `spawn_blocking`.
 
 mod control;
+mod devices;
 mod hierarchy;
+mod notice;
+mod oom;
+#[cfg(test)]
+mod oom_tests;
 mod pidfd;
 mod stats;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod update;
 
+pub use devices::{AttachError, ProgramError};
 pub use hierarchy::Hierarchy;
+pub use notice::Notices;
+pub use oom::OomKills;
 pub use tree::MAX_DEPTH;
 
 use nix::errno::Errno;
@@ -85,11 +93,43 @@ pub enum CgroupError {
         /// The directory.
         path: PathBuf,
         /// The file in it.
-        file: &'static str,
+        file: String,
         /// What was to be written.
-        value: &'static str,
+        value: String,
         /// What the kernel said.
         source: Errno,
+    },
+    /// The count of OOM kills can't be read.
+    #[error("reading the count of OOM kills: {source}")]
+    OomEvents {
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// There is no way to be told of OOM kills.
+    #[error("making an eventfd for the OOM kills of cgroup {path:?}: {source}")]
+    OomNotice {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// A limit that makes no sense, by itself or with those in force.
+    #[error("{field} of {value}: {reason}")]
+    BadLimit {
+        /// Its name in the OCI specification.
+        field: &'static str,
+        /// What was asked for.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A limit that the guest's kernel does not know.
+    #[error("{field}: the guest's cgroups have no {file}")]
+    NoSuchLimit {
+        /// Its name in the OCI specification.
+        field: &'static str,
+        /// The file that it is written to.
+        file: String,
     },
     /// A directory that can't be removed, for another reason than [`CgroupError::Busy`].
     #[error("removing cgroup {path:?}: {source}")]
@@ -126,6 +166,22 @@ pub enum CgroupError {
         wanted: &'static str,
         /// How long it was given.
         waited: Duration,
+    },
+    /// Device rules that can't be said in a program.
+    #[error("cgroup {path:?}: {source}")]
+    DeviceRules {
+        /// Below the hierarchy's root.
+        path: PathBuf,
+        /// Why not.
+        source: ProgramError,
+    },
+    /// Device rules that are not enforced.
+    #[error("cgroup {path:?}: {source}")]
+    DeviceProgram {
+        /// Below the hierarchy's root.
+        path: PathBuf,
+        /// Why not.
+        source: AttachError,
     },
     /// More than [`MAX_DEPTH`] levels of sub-cgroups.
     #[error("cgroup {path:?} has more than {MAX_DEPTH} levels of sub-cgroups")]

@@ -64,22 +64,22 @@ fn a_cgroup_is_below_the_root_of_its_hierarchy() {
 }
 
 /// A hierarchy in a temporary directory with the container `pod/one`.
-struct Fixture {
-    root: TempDir,
-    cgroup: Cgroup,
+pub(super) struct Fixture {
+    pub(super) root: TempDir,
+    pub(super) cgroup: Cgroup,
 }
 
 const V1_TREES: [&str; 7] = ["blkio", "cpu", "cpuacct", "freezer", "hugetlb", "memory", "pids"];
 
 impl Fixture {
-    fn v2(files: &[(&str, &str)]) -> Self {
+    pub(super) fn v2(files: &[(&str, &str)]) -> Self {
         let root = TempDir::new().unwrap();
         let hierarchy = Hierarchy::V2 { mount_point: root.path().to_owned() };
         Self::with(root, hierarchy, "pod/one", files)
     }
 
     /// Each file by `controller/file`.
-    fn v1(files: &[(&str, &str)]) -> Self {
+    pub(super) fn v1(files: &[(&str, &str)]) -> Self {
         let root = TempDir::new().unwrap();
         let mount = |name: &&str| ((*name).to_owned(), root.path().join(name));
         let hierarchy = Hierarchy::V1 { controllers: V1_TREES.iter().map(mount).collect() };

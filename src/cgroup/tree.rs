@@ -43,6 +43,10 @@ impl Dir {
         &self.path
     }
 
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     fn child(&self, name: &CStr) -> Result<Option<Self>, CgroupError> {
         let path = self.path.join(OsStr::from_bytes(name.to_bytes()));
         match openat(&self.fd, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
@@ -100,14 +104,23 @@ impl Dir {
     }
 
     /// Writes a file. False if the kernel has no such file, does not support it here, or the cgroup is gone.
-    pub(super) fn write(&self, file: &'static str, value: &'static str) -> Result<bool, CgroupError> {
-        let written = openat(&self.fd, file, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .and_then(|fd| nix::unistd::write(fd, value.as_bytes()));
-        match written {
-            Ok(_) => Ok(true),
+    pub(super) fn write(&self, file: &str, value: &str) -> Result<bool, CgroupError> {
+        match self.set(file, value) {
+            Ok(()) => Ok(true),
             Err(Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP) => Ok(false),
-            Err(source) => Err(CgroupError::Write { path: self.path.clone(), file, value, source }),
+            Err(source) => {
+                let (file, value) = (file.to_owned(), value.to_owned());
+                Err(CgroupError::Write { path: self.path.clone(), file, value, source })
+            }
         }
+    }
+
+    /// Writes a file, and tells what the kernel says.
+    pub(super) fn set(&self, file: &str, value: &str) -> nix::Result<()> {
+        let fd = openat(&self.fd, file, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        // An empty list is said by an empty line: nothing at all would not be a write.
+        let value = if value.is_empty() { "\n" } else { value };
+        nix::unistd::write(fd, value.as_bytes()).map(drop)
     }
 
     /// Whether the cgroup was removed since it was opened: its files go with it.

@@ -5,11 +5,13 @@
 //! - [`mount`], [`mountinfo`], [`beneath`]: the one place where mounts are made, listed, and given a target;
 //! - [`modules`]: kernel modules, loaded without a helper program;
 //! - [`details`]: what the host asks about the guest's hardware;
+//! - [`allocator`]: the server's own memory;
 //! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`]: one step each.
 //!
 //! Lowest floor: imports nothing of the crate but `config` and `observe`. Everything here blocks for the time
 //! of a few system calls; async code calls it by `spawn_blocking`.
 
+pub mod allocator;
 pub mod beneath;
 pub mod boot;
 pub mod cgroups;
@@ -19,6 +21,7 @@ pub mod loopback;
 pub mod modules;
 pub mod mount;
 pub mod mountinfo;
+pub mod net_dev;
 pub mod power;
 pub mod rlimit;
 pub mod root;

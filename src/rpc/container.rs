@@ -1,15 +1,18 @@
-//! CreateContainer, StartContainer, RemoveContainer and StatsContainer.
+//! CreateContainer, StartContainer, PauseContainer, ResumeContainer, UpdateContainer, RemoveContainer and
+//! StatsContainer.
 
 use std::time::Duration;
 
 use nakai_protocols::agent::{
-    CreateContainerRequest, RemoveContainerRequest, StartContainerRequest, StatsContainerRequest,
-    StatsContainerResponse,
+    CreateContainerRequest, NetworkStats, PauseContainerRequest, RemoveContainerRequest,
+    ResumeContainerRequest, StartContainerRequest, StatsContainerRequest, StatsContainerResponse,
+    UpdateContainerRequest,
 };
 use nakai_protocols::empty::Empty;
 
 use super::{Agent, Answer, RpcError};
 use crate::device::DeviceRequest;
+use crate::guest::net_dev::Traffic;
 use crate::ids::ContainerId;
 use crate::sandbox::{CreateContainer, SandboxError};
 use crate::storage::StorageRequest;
@@ -53,14 +56,50 @@ pub(super) async fn remove(agent: &Agent, request: RemoveContainerRequest) -> An
     Ok(Empty::new())
 }
 
+pub(super) async fn pause(agent: &Agent, request: PauseContainerRequest) -> Answer<Empty> {
+    agent.sandbox().await?.container(&request.container_id)?.pause().await?;
+    Ok(Empty::new())
+}
+
+pub(super) async fn resume(agent: &Agent, request: ResumeContainerRequest) -> Answer<Empty> {
+    agent.sandbox().await?.container(&request.container_id)?.resume().await?;
+    Ok(Empty::new())
+}
+
+pub(super) async fn update(agent: &Agent, request: UpdateContainerRequest) -> Answer<Empty> {
+    let container = agent.sandbox().await?.container(&request.container_id)?;
+    if let Some(resources) = request.resources.as_ref() {
+        container.update(nakai_protocols::spec::resources_from_wire(resources)?).await?;
+    }
+    Ok(Empty::new())
+}
+
 pub(super) async fn stats(agent: &Agent, request: StatsContainerRequest) -> Answer<StatsContainerResponse> {
     let container = agent.sandbox().await?.container(&request.container_id)?;
     let stats = tokio::task::spawn_blocking(move || {
         let id = container.id().clone();
-        container.cgroup().stats().map_err(|source| SandboxError::Cgroup { id, source })
+        let cgroup = container.cgroup().stats().map_err(|source| SandboxError::Cgroup { id, source })?;
+        Ok::<_, SandboxError>((cgroup, container.traffic()?))
     });
-    let cgroup_stats = stats.await.map_err(|_| RpcError::Task("reading the statistics"))??;
+    let (cgroup, traffic) = stats.await.map_err(|_| RpcError::Task("reading the statistics"))??;
     let mut response = StatsContainerResponse::new();
-    response.cgroup_stats = Some(cgroup_stats).into();
+    response.cgroup_stats = Some(cgroup).into();
+    response.network_stats = traffic.into_iter().map(network_stats).collect();
     Ok(response)
+}
+
+fn network_stats(traffic: Traffic) -> NetworkStats {
+    let Traffic { name, received, sent } = traffic;
+    NetworkStats {
+        name,
+        rx_bytes: received.bytes,
+        rx_packets: received.packets,
+        rx_errors: received.errors,
+        rx_dropped: received.dropped,
+        tx_bytes: sent.bytes,
+        tx_packets: sent.packets,
+        tx_errors: sent.errors,
+        tx_dropped: sent.dropped,
+        ..Default::default()
+    }
 }

@@ -3,6 +3,7 @@
 //! What shims act on: UNIMPLEMENTED for optional calls, NOT_FOUND for a process that is gone, UNAVAILABLE for
 //! a resize without a terminal.
 
+use nix::errno::Errno;
 use ttrpc::{Code, get_status};
 
 use crate::cgroup::CgroupError;
@@ -35,6 +36,14 @@ pub enum RpcError {
         /// Its name on the wire.
         field: &'static str,
     },
+    /// A diagnosis that there is not.
+    #[error("log type {given:?} is not known: there is {known}")]
+    LogType {
+        /// What was asked for.
+        given: String,
+        /// What there is.
+        known: &'static str,
+    },
     /// An id or a path is not one.
     #[error(transparent)]
     Id(#[from] IdError),
@@ -50,6 +59,9 @@ pub enum RpcError {
     /// The guest has not come up.
     #[error("the guest has not booted completely: see its console")]
     BootFailed,
+    /// The sandbox has been destroyed, and the guest ends with it.
+    #[error("the agent is about to end")]
+    Ending,
     /// A blocking task ended early.
     #[error("{0} ended unexpectedly")]
     Task(&'static str),
@@ -72,9 +84,11 @@ impl RpcError {
     pub fn code(&self) -> Code {
         match self {
             Self::Unimplemented { .. } | Self::UnimplementedPart { .. } => Code::UNIMPLEMENTED,
-            Self::Missing { .. } | Self::Id(_) | Self::WireSpec(_) => Code::INVALID_ARGUMENT,
+            Self::Missing { .. } | Self::LogType { .. } | Self::Id(_) | Self::WireSpec(_) => {
+                Code::INVALID_ARGUMENT
+            }
             Self::Sandbox(error) => sandbox_code(error),
-            Self::BootFailed => Code::UNAVAILABLE,
+            Self::BootFailed | Self::Ending => Code::UNAVAILABLE,
             Self::Details(_) | Self::Task(_) => Code::INTERNAL,
         }
     }
@@ -85,15 +99,16 @@ fn sandbox_code(error: &SandboxError) -> Code {
     match error {
         E::SandboxState { .. } | E::ContainerState { .. } | E::Removing(_) => Code::FAILED_PRECONDITION,
         E::SandboxExists { .. } | E::ContainerExists(_) | E::ProcessExists { .. } => Code::ALREADY_EXISTS,
-        E::NoContainer(_) | E::NoProcess { .. } => Code::NOT_FOUND,
+        E::NoContainer(_) | E::NoProcess { .. } | E::NoTerminationLog(_) => Code::NOT_FOUND,
         E::Device(error) => device_code(error),
         E::Storage(error) => storage_code(error),
         E::Spec(_) | E::Root { .. } => Code::INVALID_ARGUMENT,
         E::Stdio { source, .. } => stdio_code(source),
         E::Launch { source, .. } => launch_code(source),
         E::Cgroup { source, .. } => cgroup_code(source),
-        E::Signal { source: nix::errno::Errno::EINVAL, .. } => Code::INVALID_ARGUMENT,
+        E::Signal { source: Errno::EINVAL, .. } => Code::INVALID_ARGUMENT,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NOT_FOUND,
+        E::File { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => Code::INVALID_ARGUMENT,
         E::RemovalTimeout { .. } => Code::DEADLINE_EXCEEDED,
         E::CallerGone => Code::CANCELLED,
         E::Signal { .. }
@@ -133,6 +148,7 @@ fn storage_code(error: &StorageError) -> Code {
         }
         E::NotBlockDevice { .. } => Code::INVALID_ARGUMENT,
         E::Unsupported { .. } => Code::UNIMPLEMENTED,
+        E::NotAttached { .. } => Code::NOT_FOUND,
         E::Conflict { .. } => Code::FAILED_PRECONDITION,
         _ => Code::INTERNAL,
     }
@@ -140,8 +156,15 @@ fn storage_code(error: &StorageError) -> Code {
 
 fn cgroup_code(error: &CgroupError) -> Code {
     match error {
-        CgroupError::BadPath { .. } => Code::INVALID_ARGUMENT,
+        CgroupError::BadPath { .. } | CgroupError::BadLimit { .. } | CgroupError::DeviceRules { .. } => {
+            Code::INVALID_ARGUMENT
+        }
+        // The kernel's words for a number that it does not take, and for one that is below what is in use.
+        CgroupError::Write { source: Errno::EINVAL | Errno::ERANGE, .. } => Code::INVALID_ARGUMENT,
+        CgroupError::Write { source: Errno::EBUSY, .. } => Code::FAILED_PRECONDITION,
         CgroupError::NotFound { .. } => Code::NOT_FOUND,
+        CgroupError::NoController { .. } | CgroupError::NoSuchLimit { .. } => Code::UNIMPLEMENTED,
+        CgroupError::Freezer { .. } => Code::DEADLINE_EXCEEDED,
         _ => Code::INTERNAL,
     }
 }

@@ -8,13 +8,16 @@
 //! the boot, which goes on meanwhile.
 
 mod container;
+mod diagnostics;
 mod error;
 mod guest;
 mod health;
+mod oom;
 mod process;
 mod sandbox;
 mod server;
 mod stdio;
+mod storage;
 
 use std::sync::Arc;
 
@@ -146,24 +149,24 @@ impl AgentService for Agent {
         self.call("GetGuestDetails", guest::details(r)).await
     }
 
-    async fn update_container(&self, _: &Context, _: UpdateContainerRequest) -> ttrpc::Result<Empty> {
-        self.missing("UpdateContainer").await
+    async fn update_container(&self, _: &Context, r: UpdateContainerRequest) -> ttrpc::Result<Empty> {
+        self.call("UpdateContainer", container::update(self, r)).await
     }
 
     async fn update_ephemeral_mounts(
         &self,
         _: &Context,
-        _: UpdateEphemeralMountsRequest,
+        r: UpdateEphemeralMountsRequest,
     ) -> ttrpc::Result<Empty> {
-        self.missing("UpdateEphemeralMounts").await
+        self.call("UpdateEphemeralMounts", storage::update_ephemeral(self, r)).await
     }
 
-    async fn pause_container(&self, _: &Context, _: PauseContainerRequest) -> ttrpc::Result<Empty> {
-        self.missing("PauseContainer").await
+    async fn pause_container(&self, _: &Context, r: PauseContainerRequest) -> ttrpc::Result<Empty> {
+        self.call("PauseContainer", container::pause(self, r)).await
     }
 
-    async fn resume_container(&self, _: &Context, _: ResumeContainerRequest) -> ttrpc::Result<Empty> {
-        self.missing("ResumeContainer").await
+    async fn resume_container(&self, _: &Context, r: ResumeContainerRequest) -> ttrpc::Result<Empty> {
+        self.call("ResumeContainer", container::resume(self, r)).await
     }
 
     async fn remove_stale_virtiofs_share_mounts(
@@ -171,15 +174,15 @@ impl AgentService for Agent {
         _: &Context,
         _: RemoveStaleVirtiofsShareMountsRequest,
     ) -> ttrpc::Result<Empty> {
-        self.missing("RemoveStaleVirtiofsShareMounts").await
+        self.call("RemoveStaleVirtiofsShareMounts", storage::look_at_shares(self)).await
     }
 
     async fn get_diagnostic_data(
         &self,
         _: &Context,
-        _: GetDiagnosticDataRequest,
+        r: GetDiagnosticDataRequest,
     ) -> ttrpc::Result<GetDiagnosticDataResponse> {
-        self.missing("GetDiagnosticData").await
+        self.call("GetDiagnosticData", diagnostics::get(self, r)).await
     }
 
     async fn update_interface(&self, _: &Context, _: UpdateInterfaceRequest) -> ttrpc::Result<Interface> {
@@ -243,7 +246,7 @@ impl AgentService for Agent {
     }
 
     async fn get_oom_event(&self, _: &Context, _: GetOOMEventRequest) -> ttrpc::Result<OOMEvent> {
-        self.missing("GetOOMEvent").await
+        self.call("GetOOMEvent", oom::next(self)).await
     }
 
     async fn add_swap(&self, _: &Context, _: AddSwapRequest) -> ttrpc::Result<Empty> {

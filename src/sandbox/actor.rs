@@ -1,4 +1,4 @@
-//! The actor of a container: start, exec and removal, in the order in which they are asked for.
+//! The actor of a container: start, exec, pause, resume and removal, in the order in which they are asked for.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 use super::container::{Container, Slot, Status};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
+use super::oom::OomWatch;
+use super::pause::Freezer;
 use super::process::Process;
 use super::undo::{Undo, Why};
 use super::{Environment, ExecRequest};
@@ -27,6 +29,8 @@ pub(super) type Answer = oneshot::Sender<Result<(), SandboxError>>;
 pub(super) enum Command {
     Start(Answer),
     Exec(Box<ExecRequest>, Answer),
+    Pause(Answer),
+    Resume(Answer),
     /// Its end is published in [`Container::removal`].
     Remove,
 }
@@ -38,15 +42,20 @@ pub(super) fn spawn(
     commands: mpsc::UnboundedReceiver<Command>,
     undo: Undo,
 ) {
-    let actor = Actor { environment, container, work: JoinSet::new(), undo };
+    let work = JoinSet::new();
+    let oom_watch = container.oom.clone().map(OomWatch::run).into_iter().collect();
+    let actor = Actor { environment, container, work, oom_watch, freezer: Freezer::default(), undo };
     tokio::spawn(actor.run(commands));
 }
 
-struct Actor {
+pub(super) struct Actor {
     environment: Arc<Environment>,
-    container: Arc<Container>,
+    pub(super) container: Arc<Container>,
     /// Starts and execs under way.
-    work: JoinSet<()>,
+    pub(super) work: JoinSet<()>,
+    /// Watches for OOM kills, if anybody counts them.
+    oom_watch: JoinSet<()>,
+    pub(super) freezer: Freezer,
     undo: Undo,
 }
 
@@ -54,10 +63,13 @@ impl Actor {
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         loop {
             tokio::select! {
-                Some(_) = self.work.join_next() => {}
+                Some(_) = self.work.join_next() => self.freeze_if_idle(),
+                Some(_) = self.freezer.task.join_next() => {}
                 command = commands.recv() => match command {
                     Some(Command::Start(answer)) => self.start(answer),
                     Some(Command::Exec(request, answer)) => self.exec(*request, answer),
+                    Some(Command::Pause(answer)) => self.pause(answer),
+                    Some(Command::Resume(answer)) => self.resume(answer),
                     Some(Command::Remove) | None => break,
                 },
             }
@@ -139,6 +151,7 @@ impl Actor {
         container.set_status(Status::Removing);
         // Launches under way are given up; their workers are killed.
         self.work.shutdown().await;
+        self.freezer.finish().await;
         if let Err(error) = container.kill_all().await {
             warn!(container.logger, "not all could be killed at once"; "error" => %error);
         }
@@ -147,6 +160,8 @@ impl Actor {
             process.streams().stdin.abandon();
         }
         wait_until_empty(&container).await;
+        self.oom_watch.shutdown().await;
+        container.look_for_oom_kills().await;
         run_hooks(&self.environment, &container, &container.description.poststop, false).await;
         let leftovers = self.undo.run(Why::Removed, &container.logger).await;
         container.execs().clear();

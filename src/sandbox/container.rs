@@ -1,14 +1,20 @@
 //! A container and the actor that owns its life.
 //!
 //! ```text
-//! creating -> created -> starting -> running -> stopped
-//!                 \___________\_________\_________\____ removing -> gone
+//! creating -> created -> starting -> running <------- resuming
+//!                |          |          |  |               ^
+//!                |          |          |  +--> pausing -> paused
+//!                |          |          v                  |
+//!                +----------+------> stopped <------------+     all: -> removing -> gone
 //! ```
 //!
 //! - *creating*: only the directory of the sandbox knows the id (`create`).
 //! - *created*: init waits before exec. Start is allowed, and whatever reads.
 //! - *starting*, *running*: init has been let go. Exec is allowed once it runs; a start that fails goes back to
 //!   *created*.
+//! - *pausing*, *paused*, *resuming*: the cgroup is being frozen, is frozen, is being thawed (`pause`). Resume is
+//!   allowed once it is paused; removal, SIGKILL for all and an update at any time. Other signals arrive when it
+//!   is resumed. A created container can be paused, too, and is *created* again when it is resumed.
 //! - *stopped*: init has ended; nothing but its exit status, its streams, its statistics and the removal is left.
 //! - *removing*: all is being killed and given back. A start or an exec gets FAILED_PRECONDITION when that is
 //!   over; waits, reads and further removals are served.
@@ -27,6 +33,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::actor::Command;
 use super::error::SandboxError;
+use super::oom::OomWatch;
 use super::process::{Process, handles_sigterm};
 use crate::cgroup::Cgroup;
 use crate::ids::{ContainerId, ExecId};
@@ -42,6 +49,12 @@ pub enum Status {
     Starting,
     /// Init runs the program.
     Running,
+    /// The processes are being frozen.
+    Pausing,
+    /// No process runs until Resume.
+    Paused,
+    /// The processes are being let go on.
+    Resuming,
     /// Init has ended.
     Stopped,
     /// All is being killed and given back.
@@ -55,6 +68,9 @@ impl Status {
             Self::Created => "created",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Pausing => "being paused",
+            Self::Paused => "paused",
+            Self::Resuming => "being resumed",
             Self::Stopped => "stopped",
             Self::Removing => "being removed",
         }
@@ -90,6 +106,10 @@ pub(super) struct Description {
     pub(super) poststart: Vec<Hook>,
     pub(super) poststop: Vec<Hook>,
     pub(super) annotations: HashMap<String, String>,
+    /// Where in the guest it writes why it ended.
+    pub(super) termination_log: Option<PathBuf>,
+    /// Whether it has another network than the guest's.
+    pub(super) own_network: bool,
 }
 
 /// How a removal ended: nothing, or what stayed behind.
@@ -100,10 +120,14 @@ pub(super) type Removal = Option<Vec<String>>;
 pub struct Container {
     pub(super) description: Description,
     pub(super) init: Arc<Process>,
+    /// None where nobody counts OOM kills.
+    pub(super) oom: Option<Arc<OomWatch>>,
     /// Held for map operations only, never across an await.
     execs: Mutex<HashMap<ExecId, Slot>>,
     status: watch::Sender<Status>,
     pub(super) removal: watch::Sender<Removal>,
+    /// Held while limits are written, by a thread that may block: they depend on those in force.
+    pub(super) limits: Mutex<()>,
     commands: mpsc::UnboundedSender<Command>,
     pub(super) logger: Logger,
 }
@@ -112,15 +136,18 @@ impl Container {
     pub(super) fn new(
         description: Description,
         init: Arc<Process>,
+        oom: Option<Arc<OomWatch>>,
         commands: mpsc::UnboundedSender<Command>,
         logger: Logger,
     ) -> Self {
         Self {
             description,
             init,
+            oom,
             execs: Mutex::default(),
             status: watch::Sender::new(Status::Created),
             removal: watch::Sender::new(None),
+            limits: Mutex::default(),
             commands,
             logger,
         }
@@ -139,28 +166,44 @@ impl Container {
     /// Where in its life it is.
     pub fn status(&self) -> Status {
         match *self.status.borrow() {
-            Status::Created | Status::Starting | Status::Running if self.init.exit_status().is_some() => {
-                Status::Stopped
-            }
+            Status::Removing => Status::Removing,
+            _ if self.init.exit_status().is_some() => Status::Stopped,
             status => status,
         }
+    }
+
+    /// Where the actor has brought it, whether or not init has ended since.
+    pub(super) fn reached(&self) -> Status {
+        *self.status.borrow()
     }
 
     pub(super) fn set_status(&self, status: Status) {
         self.status.send_replace(status);
     }
 
+    /// Goes on to `to`, unless it is somewhere else than `from` by now.
+    pub(super) fn leave_status(&self, from: Status, to: Status) {
+        self.status.send_if_modified(|status| {
+            let still = *status == from;
+            if still {
+                *status = to;
+            }
+            still
+        });
+    }
+
     /// Refuses with the state's name unless the container is as `needed`.
     pub(super) fn expect(&self, needed: Status) -> Result<(), SandboxError> {
-        let status = self.status();
-        if status == needed {
-            return Ok(());
-        }
-        Err(SandboxError::ContainerState {
+        if self.status() == needed { Ok(()) } else { Err(self.refuse(needed)) }
+    }
+
+    /// The refusal of what needs another state.
+    pub(super) fn refuse(&self, needed: Status) -> SandboxError {
+        SandboxError::ContainerState {
             id: self.id().clone(),
-            state: status.name(),
+            state: self.status().name(),
             needed: needed.name(),
-        })
+        }
     }
 
     /// Lets init go.
@@ -172,6 +215,23 @@ impl Container {
     pub async fn exec(&self, request: super::ExecRequest) -> Result<(), SandboxError> {
         let request = Box::new(request);
         self.ask(|answer| Command::Exec(request, answer)).await
+    }
+
+    /// Stops all processes until [`Container::resume`]; returns when they have stopped.
+    ///
+    /// # Errors
+    /// [`SandboxError::ContainerState`] unless it is created or running; [`SandboxError::Cgroup`] if they don't
+    /// stop in time, and then they run on.
+    pub async fn pause(&self) -> Result<(), SandboxError> {
+        self.ask(Command::Pause).await
+    }
+
+    /// Lets the processes of a paused container go on.
+    ///
+    /// # Errors
+    /// [`SandboxError::ContainerState`] unless it is paused; [`SandboxError::Cgroup`].
+    pub async fn resume(&self) -> Result<(), SandboxError> {
+        self.ask(Command::Resume).await
     }
 
     /// Kills all, gives all back, and returns when that is done, or after `timeout`.
@@ -233,10 +293,21 @@ impl Container {
             return Err(self.no_process(exec_id));
         }
         let status = process.wait().await.ok_or(SandboxError::TaskEnded("the supervisor's channel"))?;
+        // The host learns of the kill before it learns of the end that came of it.
+        if status.code() != 0 {
+            self.look_for_oom_kills().await;
+        }
         if process.set_waited() && !Arc::ptr_eq(&process, &self.init) {
             self.forget_when_read(exec_id, &process, linger);
         }
         Ok(status.code())
+    }
+
+    /// When this returns, every OOM kill so far has been added to the sandbox's events.
+    pub(super) async fn look_for_oom_kills(&self) {
+        if let Some(oom) = &self.oom {
+            oom.look().await;
+        }
     }
 
     /// A waited process can't be found any more, but for reading what it wrote: until all is read, or for `linger`.

@@ -11,8 +11,9 @@ use super::actor;
 use super::container::{Container, Description};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
+use super::oom::{self, OomWatch};
 use super::undo::{Undo, Why};
-use super::{CreateContainer, Environment, Gone, Running, facts, sysctl};
+use super::{CreateContainer, Environment, Gone, Running, diagnostics, facts, sysctl};
 use crate::cgroup::Cgroup;
 use crate::device::FoundDevice;
 use crate::ids::ContainerId;
@@ -32,8 +33,9 @@ pub(super) async fn create(
     match steps(environment, running, request, &mut undo, gone, &logger).await {
         Ok(made) => {
             let (commands, mailbox) = mpsc::unbounded_channel();
+            let init = Arc::new(made.init);
             let container =
-                Arc::new(Container::new(made.description, Arc::new(made.init), commands, logger.clone()));
+                Arc::new(Container::new(made.description, init, made.oom, commands, logger.clone()));
             actor::spawn(environment.clone(), container.clone(), mailbox, undo);
             info!(logger, "container created"; "init" => container.init.pid().as_raw());
             Ok(container)
@@ -49,6 +51,7 @@ pub(super) async fn create(
 struct Made {
     description: Description,
     init: super::process::Process,
+    oom: Option<Arc<OomWatch>>,
 }
 
 async fn steps(
@@ -71,6 +74,7 @@ async fn steps(
     })
     .await?;
     let annotations = request.spec.annotations().clone().unwrap_or_default();
+    let termination_log = diagnostics::termination_log(&request.spec);
     let prepared =
         prepare(environment, running, &id, request.spec, rootfs.clone(), devices, request.sandbox_pidns)
             .await?;
@@ -82,10 +86,13 @@ async fn steps(
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
     super::lock(&running.cgroup_parents).extend(cgroup.missing_ancestors());
+    let killed_before = oom::killed_before(&cgroup).await;
     push_launch_undo(&id, &state_root, &cgroup, undo);
     let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared);
     let init = gone.unless(launch).await?;
+    enforce_devices(&id, &cgroup, &prepared.spec).await?;
     running.publish_pid_namespace(init.pid());
+    let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
     let description = Description {
         id,
         bundle,
@@ -95,8 +102,10 @@ async fn steps(
         poststart: prepared.poststart,
         poststop: prepared.poststop,
         annotations,
+        termination_log,
+        own_network: diagnostics::has_own_network(&prepared.spec),
     };
-    Ok(Made { description, init })
+    Ok(Made { description, init, oom })
 }
 
 /// Runs `work` where it may block.
@@ -243,4 +252,14 @@ async fn launch_init(
         propagation: prepared.propagation.clone(),
     }));
     launch::start_process(environment, &job, wiring, || format!("create container {id}")).await
+}
+
+/// On v2 only now: libcontainer makes the device nodes from inside the cgroup. The init waits, so that nothing of
+/// the image has run yet.
+async fn enforce_devices(id: &ContainerId, cgroup: &Cgroup, spec: &Spec) -> Result<(), SandboxError> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().clone()).unwrap_or_default();
+    let (id, cgroup) = (id.clone(), cgroup.clone());
+    blocking(move || cgroup.enforce_devices(&rules).map_err(|source| SandboxError::Cgroup { id, source }))
+        .await
 }

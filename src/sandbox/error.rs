@@ -47,6 +47,9 @@ pub enum SandboxError {
         /// The exec id as given; empty for the container's init.
         process: String,
     },
+    /// The container's specification names no termination log, or no mount for it.
+    #[error("container {0} has no termination log")]
+    NoTerminationLog(ContainerId),
     /// The exec id is taken.
     #[error("process {exec} of container {container} exists")]
     ProcessExists {

@@ -23,12 +23,7 @@ pub(super) fn gather(
     devices: Vec<FoundDevice>,
     hooks: Option<Hooks>,
 ) -> Result<Facts, SandboxError> {
-    let hardware = Hardware::default();
-    let online_cpus = cpu_set("online CPUs", &hardware.online_cpus()?)?;
-    let online_mems = match hardware.online_memory_nodes()? {
-        Some(text) => Some(cpu_set("online memory nodes", &text)?),
-        None => None,
-    };
+    let (online_cpus, online_mems) = online()?;
     Ok(Facts {
         container_id,
         rootfs,
@@ -45,6 +40,15 @@ pub(super) fn gather(
         apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
             .is_ok_and(|enabled| enabled.starts_with('Y')),
     })
+}
+
+/// The CPUs and memory nodes that are online; no nodes are known without NUMA.
+pub(super) fn online() -> Result<(CpuSet, Option<CpuSet>), SandboxError> {
+    let hardware = Hardware::default();
+    let cpus = cpu_set("online CPUs", &hardware.online_cpus()?)?;
+    let nodes =
+        hardware.online_memory_nodes()?.map(|text| cpu_set("online memory nodes", &text)).transpose()?;
+    Ok((cpus, nodes))
 }
 
 /// Whether cgroups limit swap: a kernel option, and on v1 a boot parameter, too. On v2 the root has no such file,

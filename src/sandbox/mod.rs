@@ -20,17 +20,22 @@
 mod actor;
 pub mod container;
 mod create;
+mod diagnostics;
 pub mod dns;
 mod error;
 mod facts;
 pub mod hooks;
 mod launch;
 mod lifecycle;
+mod oom;
+mod pause;
 mod pidfd;
 mod process;
 mod running;
+mod shares;
 mod sysctl;
 mod undo;
+mod update;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +46,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use container::{Container, Output, Status};
 pub use error::SandboxError;
+pub use oom::OomEvents;
 pub use running::Running;
 
 use self::undo::Undo;
@@ -69,6 +75,8 @@ pub struct Environment {
     pub storages: Storages,
     /// Finds devices.
     pub devices: Devices,
+    /// The OOM kills that the host has not asked for yet.
+    pub oom_events: Arc<OomEvents>,
 }
 
 /// CreateSandbox, checked.
@@ -152,6 +160,7 @@ struct Inner {
     /// Both are held for single operations only, never across an await.
     state: Mutex<State>,
     containers: Mutex<HashMap<ContainerId, Place>>,
+    looking: shares::Looking,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -167,6 +176,7 @@ impl Sandbox {
                 environment: Arc::new(environment),
                 state: Mutex::new(State::None),
                 containers: Mutex::default(),
+                looking: shares::Looking::default(),
             }),
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use oci_spec::runtime::{Linux, LinuxCpu};
+use oci_spec::runtime::{Linux, LinuxCpu, LinuxResources};
 
 use super::SpecError;
 
@@ -118,17 +118,29 @@ impl fmt::Display for CpuSet {
     }
 }
 
-/// Narrows `linux.resources.cpu.cpus` and `.mems` to what is online. A set of which nothing is online says
-/// nothing about this guest: it is left out, with a warning.
+/// Narrows `linux.resources.cpu.cpus` and `.mems` to what is online.
 pub(super) fn apply(
     linux: &mut Linux,
     cpus: &CpuSet,
     mems: Option<&CpuSet>,
     warnings: &mut Vec<String>,
 ) -> Result<(), SpecError> {
-    let Some(cpu) = linux.resources_mut().as_mut().and_then(|r| r.cpu_mut().as_mut()) else {
-        return Ok(());
-    };
+    let Some(resources) = linux.resources_mut().as_mut() else { return Ok(()) };
+    narrow_to_online(resources, cpus, mems, warnings)
+}
+
+/// Narrows `cpu.cpus` and `cpu.mems` to what is online. A set of which nothing is online says nothing about this
+/// guest: it is left out, with a warning.
+///
+/// # Errors
+/// [`SpecError::CpuSet`] if either is no set.
+pub fn narrow_to_online(
+    resources: &mut LinuxResources,
+    cpus: &CpuSet,
+    mems: Option<&CpuSet>,
+    warnings: &mut Vec<String>,
+) -> Result<(), SpecError> {
+    let Some(cpu) = resources.cpu_mut().as_mut() else { return Ok(()) };
     cpu.set_cpus(narrow("linux.resources.cpu.cpus", LinuxCpu::cpus(cpu).as_deref(), cpus, warnings)?);
     // Without NUMA there is one node, the first.
     let first = CpuSet::from_iter([0]);

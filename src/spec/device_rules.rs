@@ -4,10 +4,9 @@
 //! request that no rule named; what every container needs ([`default_rules`]); the denial of the guest's own
 //! root disk. Shims drop the rules altogether: then each node listed is allowed.
 //!
-//! On v1 libcontainer writes the list. On v2 it enforces nothing (unless built with libbpf): a
-//! BPF_PROG_TYPE_CGROUP_DEVICE program has to be made of the list, which the agent does not do yet. v1 can't except a device from an allowed
-//! range (the kernel removes only an equal exception), so a range that has the root disk in it is refused
-//! there.
+//! On v1 libcontainer writes the list. On v2 it does nothing; there [`crate::cgroup::Cgroup::enforce_devices`] makes
+//! a program of it. v1 can't except a device from an allowed range (the kernel removes only an equal exception),
+//! so a range that has the root disk in it is refused there.
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup as Rule, LinuxDeviceType as Type};
 

@@ -43,7 +43,7 @@ use std::path::Path;
 use libcontainer::validator::Validator;
 use oci_spec::runtime::{Linux, Process, Root, Spec};
 
-pub use cpuset::{CpuSet, CpuSetError};
+pub use cpuset::{CpuSet, CpuSetError, narrow_to_online};
 pub use device_rules::default_rules;
 pub use devices::{DeviceKind, DeviceNumber, DeviceUpdate};
 pub use error::SpecError;

@@ -15,6 +15,8 @@ mod parse;
 mod v1;
 mod v2;
 
+pub(super) use parse::flat;
+
 use super::tree::Dir;
 use super::{Cgroup, CgroupError, Hierarchy};
 use nakai_protocols::agent::CgroupStats;

@@ -20,7 +20,7 @@ pub(super) fn limit(dir: &Dir, file: &str) -> Result<Option<u64>, CgroupError> {
 }
 
 /// Lines of `key value`.
-pub(super) fn flat(text: &str) -> HashMap<String, u64> {
+pub(in crate::cgroup) fn flat(text: &str) -> HashMap<String, u64> {
     let pair = |line: &str| {
         let (key, value) = line.trim().split_once(' ')?;
         Some((key.to_owned(), value.trim().parse().ok()?))

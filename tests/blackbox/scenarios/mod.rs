@@ -2,17 +2,21 @@
 
 mod cgroups;
 mod confinement;
+mod diagnostics;
 mod errors;
 mod failures;
 mod hooks;
 mod lifecycle;
+mod mounts;
 mod namespaces;
+mod pause;
 mod process;
 mod sandbox;
 mod seccomp;
 mod signals;
 mod stdio;
 mod tty;
+mod update;
 
 use crate::harness::Scenario;
 
@@ -21,17 +25,21 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         cgroups::scenarios(),
         confinement::scenarios(),
+        diagnostics::scenarios(),
         errors::scenarios(),
         failures::scenarios(),
         hooks::scenarios(),
         lifecycle::scenarios(),
+        mounts::scenarios(),
         namespaces::scenarios(),
+        pause::scenarios(),
         process::scenarios(),
         sandbox::scenarios(),
         seccomp::scenarios(),
         signals::scenarios(),
         stdio::scenarios(),
         tty::scenarios(),
+        update::scenarios(),
     ]
     .into_iter()
     .flatten()

@@ -1,0 +1,150 @@
+//! The OOM kills of a cgroup: how many there were, and when to look again.
+//!
+//! A kill in a sub-cgroup is one of the container's, whichever limit was hit: its own, one above, or the guest's.
+//!
+//! - v2 counts a whole tree in `memory.events` and tells of a change by POLLPRI on an open file (cgroup-v2.rst,
+//!   "Memory Interface Files"). Nothing is missed, unless the hierarchy is mounted with `memory_localevents`.
+//! - v1 counts each cgroup for itself in `memory.oom_control`; we add them up. `cgroup.event_control` gives notice
+//!   through an eventfd, *before* the kernel kills, and only if this cgroup or one above is out of memory, not one
+//!   below nor the guest (cgroup-v1/memory.rst, section 10). So the reader has to look again for a while
+//!   ([`OomKills::is_early`]), and when a process has ended. What a sub-cgroup counted is gone with it.
+//!
+//! Owns the fds, so a cgroup that is removed and made anew is never taken for the old one. Invariants: a kill is
+//! counted once, whoever asks, in whichever thread. A cgroup that is gone, or a file that makes no sense, has
+//! nothing new to say; neither is an error.
+
+use super::stats::flat;
+use super::tree::{Dir, read_from_start};
+use super::{Cgroup, CgroupError, Hierarchy};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::io::Interest;
+
+/// Kills of this cgroup and all below.
+const V2_EVENTS: &str = "memory.events";
+/// Kills of this cgroup alone.
+const V1_CONTROL: &str = "memory.oom_control";
+const KEY: &str = "oom_kill";
+
+/// Counts the OOM kills of a cgroup from a given number on.
+#[derive(Debug)]
+pub struct OomKills {
+    counter: Counter,
+    /// The count at the last look. Held while looking, so that a slow look never comes after a later one.
+    seen: Mutex<u64>,
+}
+
+#[derive(Debug)]
+enum Counter {
+    /// [`V2_EVENTS`]. Reading it also ends its notice.
+    Tree { events: Arc<OwnedFd> },
+    /// One [`V1_CONTROL`] in each cgroup, and an eventfd.
+    Each { dir: Dir, notice: Arc<OwnedFd> },
+}
+
+impl Cgroup {
+    /// How many processes the kernel has ended here so far for want of memory: zero if the cgroup does not exist.
+    ///
+    /// # Errors
+    /// What can't be opened or read.
+    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
+        let Some(dir) = self.memory_dir()? else { return Ok(0) };
+        let kills = if self.hierarchy.is_v2() { kills_in(&dir, V2_EVENTS)? } else { kills_below(&dir)? };
+        Ok(kills.unwrap_or(0))
+    }
+
+    /// Counts the kills that come after the first `seen` of them. `None` if the cgroup is gone or nobody counts
+    /// there, without a memory controller, say.
+    ///
+    /// # Errors
+    /// What can't be opened, read or registered.
+    pub fn count_oom_kills(&self, seen: u64) -> Result<Option<OomKills>, CgroupError> {
+        let Some(dir) = self.memory_dir()? else { return Ok(None) };
+        let counter = if self.hierarchy.is_v2() {
+            dir.file(V2_EVENTS)?.map(|events| Counter::Tree { events: Arc::new(events) })
+        } else {
+            register(&dir)?.map(|notice| Counter::Each { dir, notice: Arc::new(notice) })
+        };
+        Ok(counter.map(|counter| OomKills { counter, seen: Mutex::new(seen) }))
+    }
+
+    fn memory_dir(&self) -> Result<Option<Dir>, CgroupError> {
+        match &*self.hierarchy {
+            Hierarchy::V2 { mount_point } => self.open_at(mount_point),
+            Hierarchy::V1 { .. } => self.open_v1("memory"),
+        }
+    }
+}
+
+impl OomKills {
+    /// How many there were since the last time. Blocks: in a v1 hierarchy it walks the tree.
+    ///
+    /// # Errors
+    /// What can't be read.
+    pub fn news(&self) -> Result<u64, CgroupError> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kills) = self.counter.read()? else { return Ok(0) };
+        // Fewer than before: a v1 sub-cgroup has been removed.
+        let news = kills.saturating_sub(*seen);
+        *seen = kills;
+        Ok(news)
+    }
+
+    /// Whether notice is given before the kill, so that a look right after it may find nothing yet.
+    pub fn is_early(&self) -> bool {
+        matches!(self.counter, Counter::Each { .. })
+    }
+
+    /// What gives notice, and how it shows.
+    pub(super) fn notice(&self) -> (&Arc<OwnedFd>, Interest) {
+        match &self.counter {
+            Counter::Tree { events } => (events, Interest::PRIORITY),
+            Counter::Each { notice, .. } => (notice, Interest::READABLE),
+        }
+    }
+}
+
+impl Counter {
+    /// `None` if nothing counts (any more).
+    fn read(&self) -> Result<Option<u64>, CgroupError> {
+        match self {
+            Self::Tree { events } => match read_from_start(events.as_fd()) {
+                Ok(text) => Ok(flat(&text).get(KEY).copied()),
+                Err(Errno::ENODEV) => Ok(None),
+                Err(source) => Err(CgroupError::OomEvents { source }),
+            },
+            Self::Each { dir, notice } => {
+                // Read first: what is told while we look is for the next look.
+                let _ = nix::unistd::read(notice.as_fd(), &mut [0; size_of::<u64>()]);
+                kills_below(dir)
+            }
+        }
+    }
+}
+
+/// Has the kernel give notice of v1. `None` if it has no such thing.
+fn register(dir: &Dir) -> Result<Option<OwnedFd>, CgroupError> {
+    let Some(control) = dir.file(V1_CONTROL)? else { return Ok(None) };
+    let failed = |source| CgroupError::OomNotice { path: dir.path().clone(), source };
+    let notice = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(failed)?;
+    let line = format!("{} {}", notice.as_fd().as_raw_fd(), control.as_raw_fd());
+    Ok(dir.write("cgroup.event_control", &line)?.then(|| notice.into()))
+}
+
+fn kills_in(dir: &Dir, file: &str) -> Result<Option<u64>, CgroupError> {
+    Ok(dir.read(file)?.and_then(|text| flat(&text).get(KEY).copied()))
+}
+
+/// The sum of a v1 tree, `None` if not even its top counts.
+fn kills_below(top: &Dir) -> Result<Option<u64>, CgroupError> {
+    let mut sum = None;
+    top.walk(&mut |dir| {
+        if let Some(kills) = kills_in(dir, V1_CONTROL)? {
+            sum = Some(kills.saturating_add(sum.unwrap_or(0)));
+        }
+        Ok(())
+    })?;
+    Ok(sum)
+}

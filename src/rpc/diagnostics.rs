@@ -1,0 +1,20 @@
+//! GetDiagnosticData.
+
+use nakai_protocols::agent::{GetDiagnosticDataRequest, GetDiagnosticDataResponse};
+
+use super::{Agent, Answer, RpcError};
+
+const TERMINATION_LOG: &str = "termination_log";
+
+pub(super) async fn get(
+    agent: &Agent,
+    request: GetDiagnosticDataRequest,
+) -> Answer<GetDiagnosticDataResponse> {
+    if request.log_type != TERMINATION_LOG {
+        return Err(RpcError::LogType { given: request.log_type, known: TERMINATION_LOG });
+    }
+    let sandbox = agent.sandbox().await?;
+    let container = sandbox.container(&request.container_id)?;
+    let data = container.read_termination_log(&sandbox.environment().config.kata_dir).await?;
+    Ok(GetDiagnosticDataResponse { data, ..Default::default() })
+}
