@@ -36,7 +36,7 @@ pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
     super::runtime().block_on(async {
         let mut agent = HostAgent::start(images)?;
         let mut outcome = scenario_with(images, scenario, &mut agent).await;
-        if outcome.is_ok() && (scenario.ends_its_agent || !scenario.own_agent) {
+        if outcome.is_ok() {
             outcome = agent.ended().await;
         }
         let log = fs::read_to_string(agent.directory.join("agent.log")).unwrap_or_default();
@@ -54,10 +54,14 @@ pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
 async fn scenario_with(images: &Images, scenario: &Scenario, agent: &mut HostAgent) -> Outcome {
     let ctx = agent.context(images).await?;
     if scenario.own_agent {
-        return super::drive(scenario, &ctx).await;
+        super::drive(scenario, &ctx).await?;
+    } else {
+        super::create_sandbox(&ctx, false).await?;
+        super::drive_in_sandbox(scenario, &ctx).await?;
     }
-    super::create_sandbox(&ctx, false).await?;
-    super::drive_in_sandbox(scenario, &ctx).await?;
+    if scenario.ends_its_agent {
+        return Ok(());
+    }
     ctx.client().destroy_sandbox().await?;
     Ok(())
 }

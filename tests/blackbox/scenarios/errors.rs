@@ -131,7 +131,7 @@ const BAD_SPECS: &[(SpecEdit, &[&str])] = &[
     (|spec| spec.namespaces([("mount", ""), ("mount", "")]), &["linux.namespaces", "two entries"]),
     (|spec| spec.namespaces([("user", "")]), &["namespaces", "user"]),
     (|spec| spec.namespaces([("pid", "/proc/1/ns/pid")]), &["pid", "/proc/1/ns/pid"]),
-    (|spec| spec.namespaces([("mount", "/proc/1/ns/mnt")]), &["mount", "/proc/1/ns/mnt"]),
+    (|spec| spec.namespaces([("mount", "/proc/1/ns/mnt")]), &["linux.namespaces", "/proc/1/ns/mnt"]),
     (|spec| spec.mount("/../up", "tmpfs", "tmpfs", &[]), &["/../up"]),
     (|spec| spec.mount("/", "tmpfs", "tmpfs", &[]), &["mount", "root"]),
     (|spec| spec.mount("/x", "tmpfs", "tmpfs", &["idmap"]), &["/x", "id-mapped"]),
@@ -144,7 +144,7 @@ const BAD_SPECS: &[(SpecEdit, &[&str])] = &[
         &["NONSENSE"],
     ),
     (|spec| spec.hook(HookKind::Prestart, "bin/relative", ["x"], 0), &["hooks.prestart", "bin/relative"]),
-    (|spec| spec.hook(HookKind::Poststop, "/bin/true", ["x"], -1), &["hooks.poststop", "-1"]),
+    (|spec| spec.hook(HookKind::Poststop, "/bin/true", ["x"], -1), &["hooks", "-1"]),
     (
         |spec| {
             spec.add_device(oci::LinuxDevice {

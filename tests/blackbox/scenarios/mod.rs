@@ -5,12 +5,15 @@ mod confinement;
 mod devices;
 mod diagnostics;
 mod errors;
+mod failures;
+mod hooks;
 mod lifecycle;
 mod mounts;
 mod namespaces;
 mod oom;
 mod pause;
 mod process;
+mod sandbox;
 mod seccomp;
 mod signals;
 mod stdio;
@@ -27,12 +30,15 @@ pub(crate) fn all() -> Vec<Scenario> {
         devices::scenarios(),
         diagnostics::scenarios(),
         errors::scenarios(),
+        failures::scenarios(),
+        hooks::scenarios(),
         lifecycle::scenarios(),
         mounts::scenarios(),
         namespaces::scenarios(),
         oom::scenarios(),
         pause::scenarios(),
         process::scenarios(),
+        sandbox::scenarios(),
         seccomp::scenarios(),
         signals::scenarios(),
         stdio::scenarios(),

@@ -1,0 +1,286 @@
+//! Creations that fail, hang, or lose their caller: nothing stays behind, and nobody else waits.
+
+use std::time::Duration;
+
+use nakai_ctl::SpecBuilder;
+use nakai_ctl::sandbox::shm_storage;
+use nakai_ctl::spec::HookKind;
+use nakai_protocols::agent::{CreateContainerRequest, Device, Storage};
+use nakai_protocols::oci;
+use ttrpc::Code;
+
+use crate::harness::expect::{refused, succeeded};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(a_create_that_fails_leaves_nothing),
+        scenario!(a_failing_hook_fails_the_create),
+        scenario!(a_slow_hook_is_ended_by_its_timeout),
+        scenario!(a_slow_hook_keeps_nobody_waiting),
+        scenario!(a_create_whose_caller_goes_leaves_nothing),
+        scenario!(a_create_whose_time_is_up_leaves_nothing),
+        scenario!(a_container_dies_with_its_start_under_way),
+        scenario!(many_containers_are_made_at_once),
+    ]
+}
+
+type RequestEdit = fn(&mut CreateContainerRequest);
+
+/// What goes wrong, what the caller is told, and the words in it. In the order of the steps of a creation.
+const FAILURES: &[(RequestEdit, Code, &[&str])] = &[
+    (
+        |request| {
+            let device = Device { id: "d1".into(), type_: "nonsense".into(), ..Default::default() };
+            request.devices.push(device);
+        },
+        Code::INVALID_ARGUMENT,
+        &["nonsense"],
+    ),
+    (
+        // The first one is attached, then taken back.
+        |request| {
+            request.storages.push(volume("first"));
+            request.storages.push(Storage { driver: "nonsense".into(), ..volume("second") });
+        },
+        Code::INVALID_ARGUMENT,
+        &["nonsense"],
+    ),
+    (
+        |request| {
+            request.storages.push(volume("first"));
+            request.storages.push(Storage { fstype: "nonsense".into(), ..volume("second") });
+        },
+        Code::INVALID_ARGUMENT,
+        &["nonsense"],
+    ),
+    (
+        |request| request.storages.push(Storage { mount_point: "/etc".into(), ..volume("x") }),
+        Code::INVALID_ARGUMENT,
+        &["/etc"],
+    ),
+    (
+        |request| spec(request).Root.mut_or_insert_default().Path = "/no/root".into(),
+        Code::NOT_FOUND,
+        &["/no/root"],
+    ),
+    (
+        |request| spec(request).Root.mut_or_insert_default().Path = "/".into(),
+        Code::INVALID_ARGUMENT,
+        &["root"],
+    ),
+    (|request| spec(request).Process = None.into(), Code::INVALID_ARGUMENT, &["process"]),
+    (
+        |request| {
+            let mount = oci::Mount {
+                destination: "/mnt".into(),
+                source: "/no/source".into(),
+                type_: "bind".into(),
+                options: vec!["bind".into()],
+                ..Default::default()
+            };
+            spec(request).Mounts.push(mount);
+        },
+        Code::INTERNAL,
+        &["/no/source"],
+    ),
+    (
+        |request| {
+            let mount = oci::Mount {
+                destination: "/mnt".into(),
+                source: "x".into(),
+                type_: "nonsensefs".into(),
+                ..Default::default()
+            };
+            spec(request).Mounts.push(mount);
+        },
+        Code::INTERNAL,
+        &["/mnt"],
+    ),
+    (
+        // The kernel says no to a file of the cgroup, when the cgroup is there already.
+        |request| {
+            spec(request).Linux.mut_or_insert_default().Resources.mut_or_insert_default().Pids =
+                Some(oci::LinuxPids { Limit: i64::MAX, ..Default::default() }).into()
+        },
+        Code::INTERNAL,
+        &["pids.max"],
+    ),
+    (
+        |request| spec(request).Process.mut_or_insert_default().Args = vec!["no-such-program".into()],
+        Code::NOT_FOUND,
+        &["no-such-program"],
+    ),
+    (
+        |request| spec(request).Process.mut_or_insert_default().Cwd = "/etc/passwd".into(),
+        Code::INVALID_ARGUMENT,
+        &["/etc/passwd"],
+    ),
+];
+
+fn spec(request: &mut CreateContainerRequest) -> &mut oci::Spec {
+    request.OCI.mut_or_insert_default()
+}
+
+fn volume(name: &str) -> Storage {
+    Storage { mount_point: format!("/run/kata-containers/sandbox/ephemeral/{name}"), ..shm_storage() }
+}
+
+/// The same id can be created afterwards, as if nothing had been.
+async fn works_now(container: &Container) -> Outcome {
+    container.create().await?;
+    container.start().await?;
+    assert_eq!(succeeded(container.finish(b"").await?), "works");
+    container.remove().await?;
+    Ok(())
+}
+
+async fn a_create_that_fails_leaves_nothing(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["echo", "works"]))?;
+    let before = ctx.inventory().await?;
+    for (number, (edit, code, words)) in FAILURES.iter().enumerate() {
+        let mut request = container.request();
+        edit(&mut request);
+        let created = ctx.client().create_container_with(&request).await;
+        assert!(created.is_err(), "failure {number} {words:?} was accepted");
+        refused(created, *code, words);
+        refused(container.start().await, Code::NOT_FOUND, &[&container.id]);
+        ctx.returns_to(&before).await.map_err(|error| format!("failure {number} {words:?}: {error}"))?;
+    }
+    works_now(&container).await?;
+    ctx.returns_to(&before).await
+}
+
+/// `/bin/sh` is where hooks of the runtime run, on the host as in the guest.
+fn hook(spec: SpecBuilder, kind: HookKind, script: &str, timeout: i64) -> SpecBuilder {
+    spec.hook(kind, "/bin/sh", ["sh", "-c", script], timeout)
+}
+
+async fn a_failing_hook_fails_the_create(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["echo", "works"]))?;
+    let before = ctx.inventory().await?;
+    for kind in [HookKind::Prestart, HookKind::CreateRuntime, HookKind::CreateContainer] {
+        let script = "echo the reason >&2; exit 3";
+        let failing = hook(container.spec().clone(), kind, script, 0).build();
+        let created = ctx.client().create_container(&container.id, failing).await;
+        // What a hook says inside the container's namespaces goes where its init's words go.
+        let reason = if kind == HookKind::CreateContainer { "3" } else { "the reason" };
+        refused(created, Code::INTERNAL, &["hook", reason]);
+        ctx.returns_to(&before).await.map_err(|error| format!("{kind:?}: {error}"))?;
+    }
+    works_now(&container).await
+}
+
+async fn a_slow_hook_is_ended_by_its_timeout(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["echo", "works"]))?;
+    let before = ctx.inventory().await?;
+    let slow = hook(container.spec().clone(), HookKind::Prestart, "exec sleep 1000000", 1).build();
+    refused(ctx.client().create_container(&container.id, slow).await, Code::INTERNAL, &["hook"]);
+    ctx.returns_to(&before).await?;
+    works_now(&container).await
+}
+
+/// A container whose creation waits in a prestart hook until the file, returned too, is made.
+fn gated(ctx: &Ctx) -> Fallible<(Container, std::path::PathBuf)> {
+    let container = ctx.container(|spec| spec.args(["echo", "works"]))?;
+    let (host, guest) = ctx.directory(&container, "gate")?;
+    let script = format!(": > {guest}/waiting; while [ ! -e {guest}/open ]; do sleep 0.1; done");
+    let container = container.edit(|spec| hook(spec, HookKind::Prestart, &script, 0));
+    Ok((container, host))
+}
+
+/// Until the hook waits.
+async fn hook_runs(gate: &std::path::Path) {
+    while !gate.join("waiting").exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn a_slow_hook_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
+    let (container, gate) = gated(&ctx)?;
+    let other = ctx.idle(|spec| spec).await?;
+    let others = async {
+        hook_runs(&gate).await;
+        ctx.client().check().await?;
+        assert_eq!(other.sh("echo alive").await?, "alive");
+        assert_eq!(ctx.output("echo another", |spec| spec).await?, "another");
+        ctx.client().stats_container(&other.id).await?;
+        ctx.client().signal_process(&other.id, "", 9).await?;
+        other.remove().await?;
+        // Itself, it is not there yet, but its id is taken.
+        refused(container.start().await, Code::NOT_FOUND, &[&container.id]);
+        refused(container.create().await, Code::ALREADY_EXISTS, &[&container.id]);
+        std::fs::write(gate.join("open"), "")?;
+        Fallible::Ok(())
+    };
+    let (created, others) = tokio::join!(container.create(), others);
+    others?;
+    created?;
+    container.start().await?;
+    assert_eq!(succeeded(container.finish(b"").await?), "works");
+    Ok(())
+}
+
+async fn a_create_whose_caller_goes_leaves_nothing(ctx: Ctx) -> Outcome {
+    let before = ctx.inventory().await?;
+    let (container, gate) = gated(&ctx)?;
+    let other = ctx.another_client().await?;
+    let request = container.request();
+    let create = tokio::spawn(async move { other.create_container_with(&request).await });
+    hook_runs(&gate).await;
+    // Its client and its connection go with it.
+    create.abort();
+    let _ = create.await;
+    std::fs::write(gate.join("open"), "")?;
+    ctx.returns_to(&before).await?;
+    refused(container.start().await, Code::NOT_FOUND, &[&container.id]);
+    container.create().await?;
+    Ok(())
+}
+
+async fn a_create_whose_time_is_up_leaves_nothing(ctx: Ctx) -> Outcome {
+    let before = ctx.inventory().await?;
+    let (container, gate) = gated(&ctx)?;
+    let hasty = ctx.client().within(Duration::from_secs(2));
+    let created = hasty.create_container(&container.id, container.spec().build()).await;
+    refused(created, Code::DEADLINE_EXCEEDED, &[]);
+    hook_runs(&gate).await;
+    std::fs::write(gate.join("open"), "")?;
+    ctx.returns_to(&before).await?;
+    container.create().await?;
+    Ok(())
+}
+
+/// A poststart hook hangs in StartContainer while the container is removed.
+async fn a_container_dies_with_its_start_under_way(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let (gate, guest) = ctx.directory(&container, "gate")?;
+    let script = format!(": > {guest}/waiting; exec sleep 1000000");
+    let container = container.edit(|spec| hook(spec, HookKind::Poststart, &script, 0));
+    container.create().await?;
+    let removed = async {
+        hook_runs(&gate).await;
+        container.remove().await
+    };
+    let (started, removed) = tokio::join!(container.start(), removed);
+    refused(started, Code::FAILED_PRECONDITION, &[&container.id]);
+    removed?;
+    Ok(())
+}
+
+async fn many_containers_are_made_at_once(ctx: Ctx) -> Outcome {
+    let count = if ctx.is_host() { 20 } else { 8 };
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..count {
+        let ctx = ctx.clone();
+        tasks.spawn(async move {
+            let finished = ctx.run(|spec| spec.args(["echo", &number.to_string()])).await?;
+            assert_eq!(succeeded(finished), number.to_string());
+            Fallible::Ok(())
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result??;
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Hooks of the specification: when they run, where, and what they are told.
+
+use nakai_ctl::spec::HookKind;
+
+use crate::harness::{Ctx, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(hooks_run_in_their_order),
+        scenario!(hooks_are_told_the_state),
+        scenario!(a_start_container_hook_runs_inside),
+        scenario!(hooks_after_the_start_can_fail),
+    ]
+}
+
+const RUNTIME_HOOKS: [(HookKind, &str); 5] = [
+    (HookKind::Prestart, "prestart"),
+    (HookKind::CreateRuntime, "createRuntime"),
+    (HookKind::CreateContainer, "createContainer"),
+    (HookKind::Poststart, "poststart"),
+    (HookKind::Poststop, "poststop"),
+];
+
+async fn hooks_run_in_their_order(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let (host, guest) = ctx.directory(&container, "log")?;
+    let container = RUNTIME_HOOKS.into_iter().fold(container, |container, (kind, name)| {
+        let script = format!("echo {name} >> {guest}/order");
+        container.edit(|spec| spec.hook(kind, "/bin/sh", ["sh", "-c", &script], 0))
+    });
+    let order = || std::fs::read_to_string(host.join("order")).unwrap_or_default();
+    container.create().await?;
+    assert_eq!(order(), "prestart\ncreateRuntime\ncreateContainer\n");
+    container.start().await?;
+    assert_eq!(order(), "prestart\ncreateRuntime\ncreateContainer\npoststart\n");
+    container.remove().await?;
+    assert_eq!(order(), "prestart\ncreateRuntime\ncreateContainer\npoststart\npoststop\n");
+    Ok(())
+}
+
+async fn hooks_are_told_the_state(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]).annotation("mine", "value"))?;
+    let (host, guest) = ctx.directory(&container, "log")?;
+    let container = RUNTIME_HOOKS.into_iter().fold(container, |container, (kind, name)| {
+        let script = format!("cat > {guest}/{name}; echo \"$0 $1 $HOOK\" > {guest}/{name}.how");
+        container.edit(|spec| {
+            spec.hook(kind, "/bin/sh", ["sh", "-c", &script, "zero", "one"], 0).edit(|spec| {
+                let hooks = spec.Hooks.mut_or_insert_default();
+                let lists = [&mut hooks.Prestart, &mut hooks.CreateRuntime, &mut hooks.CreateContainer];
+                let lists = lists.into_iter().chain([&mut hooks.Poststart, &mut hooks.Poststop]);
+                lists.flatten().for_each(|hook| hook.Env = vec!["HOOK=environment".to_owned()]);
+            })
+        })
+    });
+    container.create().await?;
+    container.start().await?;
+    container.remove().await?;
+    for (name, status) in [
+        ("prestart", "creating"),
+        ("createRuntime", "creating"),
+        ("createContainer", "creating"),
+        ("poststart", "running"),
+        ("poststop", "stopped"),
+    ] {
+        let text = std::fs::read_to_string(host.join(name))?;
+        let state: serde_json::Value = serde_json::from_str(&text)?;
+        assert_eq!(state["id"], container.id.as_str(), "{name}: {text}");
+        assert_eq!(state["status"], status, "{name}: {text}");
+        assert_eq!(state["annotations"]["mine"], "value", "{name}: {text}");
+        assert!(state["bundle"].as_str().is_some_and(|bundle| bundle.starts_with('/')), "{name}: {text}");
+        // Required once the container is created, and without meaning inside or after it.
+        let has_pid = state["pid"].as_i64().is_some_and(|pid| pid > 0);
+        assert_eq!(has_pid, !matches!(name, "createContainer" | "poststop"), "{name}: {text}");
+        assert_eq!(std::fs::read_to_string(host.join(format!("{name}.how")))?, "zero one environment\n");
+    }
+    Ok(())
+}
+
+/// In the container's own root, after StartContainer and before the program.
+async fn a_start_container_hook_runs_inside(ctx: Ctx) -> Outcome {
+    let script = "echo hook > /order; id -u >> /order";
+    let container = ctx
+        .created(|spec| {
+            spec.hook(HookKind::StartContainer, "/bin/sh", ["sh", "-c", script], 0).args([
+                "sh",
+                "-c",
+                "echo program >> /order",
+            ])
+        })
+        .await?;
+    assert!(!container.file("/order").exists());
+    container.start().await?;
+    assert_eq!(container.wait().await?, 0);
+    assert_eq!(std::fs::read_to_string(container.file("/order"))?, "hook\n0\nprogram\n");
+    Ok(())
+}
+
+/// The runtime specification's "Lifecycle": their errors are logged, and the rest goes on.
+async fn hooks_after_the_start_can_fail(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let (host, guest) = ctx.directory(&container, "log")?;
+    let script = format!("echo >> {guest}/ran; exit 1");
+    let container =
+        [HookKind::Poststart, HookKind::Poststop].into_iter().fold(container, |container, kind| {
+            let twice = ["sh", "-c", &script];
+            container.edit(|spec| spec.hook(kind, "/bin/sh", twice, 0).hook(kind, "/bin/sh", twice, 0))
+        });
+    container.create().await?;
+    container.start().await?;
+    assert_eq!(container.sh("echo alive").await?, "alive");
+    container.remove().await?;
+    assert_eq!(std::fs::read_to_string(host.join("ran"))?, "\n\n\n\n", "all four");
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! The sandbox: its life, what containers share in it, and the guest's own hooks.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use nakai_ctl::sandbox;
+use nakai_protocols::agent::{CreateSandboxRequest, KernelModule, Storage};
+use ttrpc::Code;
+
+use crate::harness::expect::refused;
+use crate::harness::own_vm::{HOOK_FILES, HOOK_LOG, hook_script};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(a_sandbox_lives_from_create_to_destroy).ends_its_agent(),
+        scenario!(a_pid_namespace_can_be_shared).own_agent(),
+        scenario!(guest_hooks_run_for_every_container).own_agent(),
+    ]
+}
+
+fn request(ctx: &Ctx) -> CreateSandboxRequest {
+    sandbox::request("pod", "pod-host", !ctx.is_host())
+}
+
+async fn a_sandbox_lives_from_create_to_destroy(ctx: Ctx) -> Outcome {
+    let client = ctx.client();
+    client.check().await?;
+    let early = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    refused(early.create().await, Code::FAILED_PRECONDITION, &["sandbox"]);
+    refused(early.start().await, Code::NOT_FOUND, &[&early.id]);
+
+    let mut bad = request(&ctx);
+    bad.storages.push(Storage { driver: "nonsense".to_owned(), ..sandbox::shm_storage() });
+    refused(client.create_sandbox(&bad).await, Code::INVALID_ARGUMENT, &["nonsense"]);
+    let mut bad = request(&ctx);
+    bad.kernel_modules.push(KernelModule { name: "no_such_module".to_owned(), ..Default::default() });
+    let refusal = client.create_sandbox(&bad).await.unwrap_err();
+    assert!(refusal.message.contains("no_such_module"), "{refusal}");
+    refused(early.create().await, Code::FAILED_PRECONDITION, &["sandbox"]);
+
+    let mut good = request(&ctx);
+    good.dns = vec!["nameserver 192.0.2.53".to_owned(), "search example.org".to_owned()];
+    client.create_sandbox(&good).await?;
+    let names = ctx.guest_sh("cat $PROC/$SERVER/root/etc/resolv.conf").await?;
+    assert_eq!(names.trim_end(), "nameserver 192.0.2.53\nsearch example.org");
+    early.create().await?;
+    early.start().await?;
+    refused(client.create_sandbox(&good).await, Code::ALREADY_EXISTS, &["sandbox"]);
+    assert_eq!(early.sh("hostname").await?, "pod-host");
+    client.destroy_sandbox().await?;
+    Ok(())
+}
+
+/// A container in the sandbox's shared PID namespace.
+async fn sharing(ctx: &Ctx) -> Fallible<Container> {
+    let container = ctx.container(|spec| {
+        let spec = spec.args(["sleep", "1000000"]).capabilities(["CAP_SYS_PTRACE"]);
+        // libcontainer 0.7 looks for its own pid in another namespace's /proc when it mounts cgroup v1.
+        if ctx.is_host() { spec.without_mount("/sys/fs/cgroup") } else { spec }
+    })?;
+    let mut request = container.request();
+    request.sandbox_pidns = true;
+    ctx.client().create_container_with(&request).await?;
+    container.start().await?;
+    Ok(container)
+}
+
+async fn a_pid_namespace_can_be_shared(ctx: Ctx) -> Outcome {
+    let mut with_pidns = request(&ctx);
+    with_pidns.sandbox_pidns = true;
+    ctx.client().create_sandbox(&with_pidns).await?;
+    let (one, other) = (sharing(&ctx).await?, sharing(&ctx).await?);
+    let alone = ctx.idle(|spec| spec).await?;
+    let namespace = "readlink /proc/self/ns/pid";
+    assert_eq!(one.sh(namespace).await?, other.sh(namespace).await?);
+    assert_ne!(one.sh(namespace).await?, alone.sh(namespace).await?);
+    assert_eq!(one.sh("pidof sleep | wc -w").await?, "2", "both see both");
+
+    // Not even those go on that have left init's care; and the other container does.
+    one.exec(["sh", "-c", "(setsid sleep 1000001 > /dev/null 2>&1 &)"]).await?;
+    assert_eq!(other.sh("ps | grep -c '[s]leep 1000001'").await?, "1");
+    ctx.client().signal_process(&one.id, "", 9).await?;
+    assert_eq!(one.wait().await?, 137);
+    assert_eq!(other.sh("ps | grep -c '[s]leep 1000001' || :").await?, "0");
+    one.remove().await?;
+
+    // Its namespace outlives the first container.
+    let third = sharing(&ctx).await?;
+    assert_eq!(third.sh(namespace).await?, other.sh(namespace).await?);
+    // SIGTERM to an init that is not the first process of its namespace is not made into SIGKILL.
+    third.signal(libc::SIGTERM).await?;
+    let status = third.wait().await?;
+    assert!([128 + libc::SIGTERM, 128 + libc::SIGKILL].contains(&status), "{status}");
+    assert_eq!(other.sh("echo alive").await?, "alive");
+    Ok(())
+}
+
+async fn guest_hooks_run_for_every_container(ctx: Ctx) -> Outcome {
+    let directory = ctx.hook_directory();
+    if ctx.is_host() {
+        for (hook, mode) in HOOK_FILES {
+            let path = Path::new(directory).join(hook);
+            std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+            std::fs::write(&path, hook_script())?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+        }
+    }
+    let mut with_hooks = request(&ctx);
+    with_hooks.guest_hook_path = directory.to_owned();
+    ctx.client().create_sandbox(&with_hooks).await?;
+    let one = ctx.idle(|spec| spec).await?;
+    one.remove().await?;
+    let log = ctx.guest_sh(&format!("grep '\"{}\"' $PROC/$SERVER/root{HOOK_LOG}", one.id)).await?;
+    let ran: Vec<&str> = log.lines().map(|line| line.split(" {").next().unwrap_or(line)).collect();
+    let expected = [("prestart", "10-first"), ("prestart", "20-second"), ("poststop", "10-end")];
+    let expected: Vec<String> =
+        expected.iter().map(|(kind, name)| format!("{directory}/{kind}/{name} {kind}")).collect();
+    assert_eq!(ran, expected, "{log}");
+    Ok(())
+}
