@@ -306,6 +306,6 @@ impl Container {
 
     /// A file of its root filesystem, as this host sees it.
     pub(crate) fn file(&self, path: &str) -> PathBuf {
-        self.root.join(Path::new(path).strip_prefix("/").unwrap_or(Path::new(path)))
+        self.root.join(Path::new(path).strip_prefix("/").unwrap_or_else(|_| Path::new(path)))
     }
 }
