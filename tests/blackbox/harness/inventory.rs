@@ -10,7 +10,7 @@ use std::fmt;
 /// Prints an agent's belongings; runs where the variables of [`super::guest_view`] are set.
 pub(crate) const SCRIPT: &str = r#"
 for pid in $SUPERVISOR $SERVER; do ls -l $PROC/$pid/fd | sed -n "s/.* -> /fd $pid /p"; done
-cut -d ' ' -f 4- $PROC/$SERVER/mountinfo | sed 's/ shared:[0-9]*//; s/ master:[0-9]*//; s/^/mount /'
+cut -d ' ' -f 4- $PROC/$SERVER/mountinfo | grep -v /nakai-vm- | sed 's/ shared:[0-9]*//; s/ master:[0-9]*//; s/^/mount /'
 find $CGROUP -type d -path "*$PREFIX-*" | sed 's/^/cgroup /'
 (cd $RUN && find . -xdev | sed 's/^/file /')
 for child in $(cat $PROC/$SUPERVISOR/task/*/children); do

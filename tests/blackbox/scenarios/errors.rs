@@ -3,9 +3,7 @@
 
 use nakai_ctl::SpecBuilder;
 use nakai_ctl::spec::HookKind;
-use nakai_protocols::agent::{
-    ExecProcessRequest, GetMetricsRequest, PauseContainerRequest, UpdateContainerRequest,
-};
+use nakai_protocols::agent::{CopyFileRequest, ExecProcessRequest, GetMetricsRequest, UpdateRoutesRequest};
 use nakai_protocols::oci;
 use ttrpc::Code;
 
@@ -195,8 +193,8 @@ async fn missing_calls_say_their_names(ctx: Ctx) -> Outcome {
         let result = error.map_or(Ok(()), |error| Err(nakai_ctl::CallError::new(call, "", error)));
         refused(result, Code::UNIMPLEMENTED, &[call]);
     };
-    check("PauseContainer", agent.pause_container(context(), &PauseContainerRequest::new()).await.err());
-    check("UpdateContainer", agent.update_container(context(), &UpdateContainerRequest::new()).await.err());
+    check("CopyFile", agent.copy_file(context(), &CopyFileRequest::new()).await.err());
+    check("UpdateRoutes", agent.update_routes(context(), &UpdateRoutesRequest::new()).await.err());
     check("GetMetrics", agent.get_metrics(context(), &GetMetricsRequest::new()).await.err());
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod cgroups;
 mod confinement;
+mod devices;
 mod diagnostics;
 mod errors;
 mod failures;
@@ -9,6 +10,7 @@ mod hooks;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod oom;
 mod pause;
 mod process;
 mod sandbox;
@@ -25,6 +27,7 @@ pub(crate) fn all() -> Vec<Scenario> {
     [
         cgroups::scenarios(),
         confinement::scenarios(),
+        devices::scenarios(),
         diagnostics::scenarios(),
         errors::scenarios(),
         failures::scenarios(),
@@ -32,6 +35,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         lifecycle::scenarios(),
         mounts::scenarios(),
         namespaces::scenarios(),
+        oom::scenarios(),
         pause::scenarios(),
         process::scenarios(),
         sandbox::scenarios(),

@@ -1,0 +1,29 @@
+//! What a container may do with device nodes: also those that it makes itself.
+
+use crate::harness::{Ctx, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![scenario!(only_the_usual_devices_can_be_opened), scenario!(a_rule_opens_one_device_for_reading_only)]
+}
+
+/// Opens a serial line and a memory device that the container makes itself.
+const PROBE: &str = "cd /tmp; rm -f tty null; mknod tty c 4 64; (: < tty) 2>&1 | grep -o 'not permitted'; \
+                     mknod null c 1 3 && echo data > null && echo written; \
+                     head -c 3 /dev/zero | wc -c; : < /dev/full && : < /dev/urandom && echo opened";
+
+async fn only_the_usual_devices_can_be_opened(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec).await?;
+    let expected = "not permitted\nwritten\n3\nopened";
+    assert_eq!(container.sh(PROBE).await?, expected, "an exec'd process");
+    let init = ctx.run(|spec| spec.args(["sh", "-c", PROBE])).await?;
+    assert_eq!(String::from_utf8_lossy(&init.stdout).trim(), expected, "init");
+    Ok(())
+}
+
+async fn a_rule_opens_one_device_for_reading_only(ctx: Ctx) -> Outcome {
+    // /dev/kmsg: there is one in every guest and on every host.
+    let container = ctx.idle(|spec| spec.add_device_rule(true, "c", 1, 11, "rm")).await?;
+    let probe = "cd /tmp; rm -f k; mknod k c 1 11; (: < k) 2>&1 && echo reads; (: > k) 2>&1 | grep -o 'not permitted'";
+    assert_eq!(container.sh(probe).await?, "reads\nnot permitted");
+    Ok(())
+}
