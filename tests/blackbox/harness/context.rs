@@ -1,6 +1,6 @@
 //! What a scenario has in hand: the client, containers with ids and roots of their own, and a look at the agent.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -306,6 +306,6 @@ impl Container {
 
     /// A file of its root filesystem, as this host sees it.
     pub(crate) fn file(&self, path: &str) -> PathBuf {
-        self.root.join(Path::new(path).strip_prefix("/").unwrap_or_else(|_| Path::new(path)))
+        self.root.join(path.trim_start_matches('/'))
     }
 }

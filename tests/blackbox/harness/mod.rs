@@ -68,11 +68,6 @@ impl Scenario {
         }
     }
 
-    /// It needs what only this host has.
-    pub(crate) fn host_only(self) -> Self {
-        Self { in_vm: false, ..self }
-    }
-
     /// It needs what only a guest has.
     pub(crate) fn vm_only(self) -> Self {
         Self { on_host: false, ..self }

@@ -101,7 +101,7 @@ async fn guest_hooks_run_for_every_container(ctx: Ctx) -> Outcome {
     if ctx.is_host() {
         for (hook, mode) in HOOK_FILES {
             let path = Path::new(directory).join(hook);
-            std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/")))?;
+            std::fs::create_dir_all(path.parent().ok_or("a hook lies in a directory")?)?;
             std::fs::write(&path, hook_script())?;
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
         }
