@@ -16,7 +16,6 @@ use tokio::sync::OnceCell;
 
 use super::Fallible;
 use super::context::{Ctx, SHELL_LIMIT};
-use super::expect::succeeded;
 
 /// The guest's own busybox, which runs its tools from the same file: from the shared directory they are slow.
 const SHELL: &str = "/guest/proc/1/root/bin/busybox";
@@ -49,7 +48,12 @@ impl GuestView {
                 ctx.client().exec_process(id, &exec, process).await?;
                 let finished =
                     tokio::time::timeout(SHELL_LIMIT, finish(ctx.client(), id, &exec, b"")).await??;
-                Ok(succeeded(finished))
+                if finished.status != 0 {
+                    let words = String::from_utf8_lossy(&finished.stderr).into_owned();
+                    return Err(format!("{script}: status {}: {words}", finished.status).into());
+                }
+                let text = String::from_utf8(finished.stdout)?;
+                Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
             }
         }
     }

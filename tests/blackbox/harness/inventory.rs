@@ -9,13 +9,16 @@ use std::fmt;
 
 /// Prints an agent's belongings; runs where the variables of [`super::guest_view`] are set.
 pub(crate) const SCRIPT: &str = r#"
+# What goes away while it is looked at is no fault.
+exec 2> /dev/null
 for pid in $SUPERVISOR $SERVER; do ls -l $PROC/$pid/fd | sed -n "s/.* -> /fd $pid /p"; done
 cut -d ' ' -f 4- $PROC/$SERVER/mountinfo | grep -v /nakai-vm- | sed 's/ shared:[0-9]*//; s/ master:[0-9]*//; s/^/mount /'
 find $CGROUP -type d -path "*$PREFIX-*" | sed 's/^/cgroup /'
 (cd $RUN && find . -xdev | sed 's/^/file /')
 for child in $(cat $PROC/$SUPERVISOR/task/*/children); do
-    echo "child $(cat $PROC/$child/comm 2>/dev/null)"
+    echo "child $(cat $PROC/$child/comm)"
 done
+:
 "#;
 
 /// The lines, and how often each was there.

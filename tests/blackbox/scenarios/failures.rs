@@ -231,8 +231,9 @@ async fn a_create_whose_caller_goes_leaves_nothing(ctx: Ctx) -> Outcome {
     // Its client and its connection go with it.
     create.abort();
     let _ = create.await;
-    std::fs::write(gate.join("open"), "")?;
+    // The hook is still shut in: it goes with the one who wanted it.
     ctx.returns_to(&before).await?;
+    std::fs::write(gate.join("open"), "")?;
     refused(container.start().await, Code::NOT_FOUND, &[&container.id]);
     container.create().await?;
     Ok(())
@@ -245,8 +246,8 @@ async fn a_create_whose_time_is_up_leaves_nothing(ctx: Ctx) -> Outcome {
     let created = hasty.create_container(&container.id, container.spec().build()).await;
     refused(created, Code::DEADLINE_EXCEEDED, &[]);
     hook_runs(&gate).await;
-    std::fs::write(gate.join("open"), "")?;
     ctx.returns_to(&before).await?;
+    std::fs::write(gate.join("open"), "")?;
     container.create().await?;
     Ok(())
 }
