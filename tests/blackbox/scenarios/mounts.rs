@@ -50,7 +50,6 @@ async fn an_ephemeral_mount_gets_another_size(ctx: Ctx) -> Outcome {
     assert_eq!(container.sh("cat /cache/file").await?, "kept");
     remount(&ctx, ephemeral(&place, &[])).await?;
     container.remove().await?;
-    ctx.client().destroy_sandbox().await?;
     Ok(())
 }
 
