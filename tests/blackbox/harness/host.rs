@@ -25,9 +25,9 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to end.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
-/// The agent is spared by the OOM killer, as a service may be: containers must not inherit that.
+/// Nothing that a service is given, such as its OOM score, may reach its containers.
 const SETUP: &str = "set -e
-echo 321 > /proc/self/oom_score_adj
+echo 300 > /proc/self/oom_score_adj
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t proc proc /proc
 \"$@\" &
