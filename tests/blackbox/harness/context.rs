@@ -113,11 +113,17 @@ impl Ctx {
         format!("{}-x{}", self.0.prefix, self.number())
     }
 
+    /// The cgroup of a container. The one above is the agent's own, so that it has to be gone with its sandbox.
+    pub(crate) fn cgroup(&self, id: &str) -> String {
+        format!("/nakai-{}/{id}", self.0.prefix)
+    }
+
     /// A container that is still to be created, as an ordinary one or as `edit` wants it.
     pub(crate) fn container(&self, edit: impl FnOnce(SpecBuilder) -> SpecBuilder) -> Fallible<Container> {
         let id = format!("{}-c{}", self.0.prefix, self.number());
         let root = self.make_root(&id)?;
-        let spec = edit(self.with_programs_in_memory(SpecBuilder::new(&id, &self.guest_root(&id))));
+        let spec = SpecBuilder::new(&id, &self.guest_root(&id)).cgroups_path(&self.cgroup(&id));
+        let spec = edit(self.with_programs_in_memory(spec));
         self.0.made.lock().unwrap().push(id.clone());
         Ok(Container { ctx: self.clone(), id, root, spec })
     }

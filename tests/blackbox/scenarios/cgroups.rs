@@ -34,9 +34,9 @@ async fn is_v2(ctx: &Ctx) -> Fallible<bool> {
 
 /// A file of the container's cgroup. On v1 a controller is a directory of its own.
 async fn file(ctx: &Ctx, container: &Container, v2: (bool, &str), v1: (&str, &str)) -> Fallible<String> {
-    let id = &container.id;
-    let path = if v2.0 { format!("nakai/{id}/{}", v2.1) } else { format!("{}/nakai/{id}/{}", v1.0, v1.1) };
-    Ok(ctx.guest_sh(&format!("cat $CGROUP/{path}")).await?.trim().to_owned())
+    let cgroup = ctx.cgroup(&container.id);
+    let path = if v2.0 { format!("{cgroup}/{}", v2.1) } else { format!("/{}{cgroup}/{}", v1.0, v1.1) };
+    Ok(ctx.guest_sh(&format!("cat $CGROUP{path}")).await?.trim().to_owned())
 }
 
 async fn limits_are_in_the_guests_cgroup(ctx: Ctx) -> Outcome {
@@ -114,11 +114,11 @@ async fn an_exec_shares_the_limits(ctx: Ctx) -> Outcome {
 }
 
 async fn every_form_of_cgroup_path_works(ctx: Ctx) -> Outcome {
-    let name = ctx.fresh_exec_id();
+    let (pods, name) = (format!("pods-{}", ctx.prefix()), ctx.fresh_exec_id());
     for (given, expected) in [
-        (format!("/pods/burstable/{name}"), format!("/pods/burstable/{name}")),
-        (format!("blackbox.slice:cri:{name}"), format!("/blackbox.slice/cri/{name}")),
-        (format!("pods/{name}/"), format!("/pods/{name}")),
+        (format!("/{pods}/burstable/{name}"), format!("/{pods}/burstable/{name}")),
+        (format!("{pods}.slice:cri:{name}"), format!("/{pods}.slice/cri/{name}")),
+        (format!("{pods}/{name}/"), format!("/{pods}/{name}")),
         (String::new(), String::new()),
     ] {
         let container = ctx.idle(|spec| spec.cgroups_path(&given)).await?;
