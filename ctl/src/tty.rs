@@ -1,5 +1,6 @@
-#![expect(unsafe_code, reason = "the window size is an ioctl")]
 //! This side's terminal: raw mode as a guard, and its window size for the container's terminal.
+
+#![expect(unsafe_code, reason = "the window size is an ioctl")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};

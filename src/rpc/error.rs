@@ -97,7 +97,9 @@ impl RpcError {
 fn sandbox_code(error: &SandboxError) -> Code {
     use SandboxError as E;
     match error {
-        E::SandboxState { .. } | E::ContainerState { .. } | E::Removing(_) => Code::FAILED_PRECONDITION,
+        E::SandboxState { .. } | E::CgroupInUse { .. } | E::ContainerState { .. } | E::Removing(_) => {
+            Code::FAILED_PRECONDITION
+        }
         E::SandboxExists { .. } | E::ContainerExists(_) | E::ProcessExists { .. } => Code::ALREADY_EXISTS,
         E::NoContainer(_) | E::NoProcess { .. } | E::NoTerminationLog(_) => Code::NOT_FOUND,
         E::Device(error) => device_code(error),

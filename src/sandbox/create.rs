@@ -85,6 +85,7 @@ async fn steps(
     write_config(&bundle, &prepared.spec, undo).await?;
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
+    refuse_used_cgroup(&id, &cgroup).await?;
     super::lock(&running.cgroup_parents).extend(cgroup.missing_ancestors());
     let killed_before = oom::killed_before(&cgroup).await;
     push_launch_undo(&id, &state_root, &cgroup, undo);
@@ -106,6 +107,16 @@ async fn steps(
         own_network: diagnostics::has_own_network(&prepared.spec),
     };
     Ok(Made { description, init, oom })
+}
+
+/// A container's cgroup is killed with it: one with others' processes in it can't be a container's.
+async fn refuse_used_cgroup(id: &ContainerId, cgroup: &Cgroup) -> Result<(), SandboxError> {
+    let (id, cgroup) = (id.clone(), cgroup.clone());
+    blocking(move || match cgroup.is_populated() {
+        Ok(true) => Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() }),
+        Ok(false) | Err(_) => Ok(()),
+    })
+    .await
 }
 
 /// Runs `work` where it may block.

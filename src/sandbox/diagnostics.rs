@@ -37,7 +37,7 @@ pub(super) fn has_own_network(spec: &Spec) -> bool {
 }
 
 impl Container {
-    /// What the container wrote to its termination log: at most [`LOG_LIMIT`] bytes, with a mark for what is no
+    /// What the container wrote to its termination log: at most `LOG_LIMIT` bytes, with a mark for what is no
     /// UTF-8. Nothing if there is no such file.
     ///
     /// # Errors

@@ -96,6 +96,14 @@ pub enum SandboxError {
         #[source]
         source: crate::cgroup::CgroupError,
     },
+    /// The cgroup that the container was to have holds processes already.
+    #[error("container {id}: cgroup {path} has processes in it")]
+    CgroupInUse {
+        /// Which container.
+        id: ContainerId,
+        /// Below the root of the hierarchy.
+        path: String,
+    },
     /// libcontainer, in a worker, could not do it.
     #[error("{what}: {source}")]
     Launch {

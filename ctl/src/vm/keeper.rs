@@ -1,4 +1,3 @@
-#![expect(unsafe_code, reason = "prctl(PR_SET_PDEATHSIG) belongs between fork and exec")]
 //! The child processes of one VM, and the certainty that they end with it.
 //!
 //! Each child asks the kernel to be killed when its parent dies (`PR_SET_PDEATHSIG`, prctl(2)), so
@@ -6,6 +5,8 @@
 //! on threads that come and go (test harnesses, runtimes). So a [`Keeper`] has a thread of its own
 //! that starts all of its children and lives until the keeper is dropped; then it kills and reaps
 //! them, last started first.
+
+#![expect(unsafe_code, reason = "prctl(PR_SET_PDEATHSIG) belongs between fork and exec")]
 
 use std::io;
 use std::os::unix::process::CommandExt as _;

@@ -2,7 +2,9 @@
 
 use nakai_ctl::SpecBuilder;
 use nakai_protocols::agent::CgroupStats;
+use ttrpc::Code;
 
+use crate::harness::expect::refused;
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -13,6 +15,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(too_much_memory_is_fatal),
         scenario!(an_exec_shares_the_limits),
         scenario!(every_form_of_cgroup_path_works),
+        scenario!(a_cgroup_in_use_is_refused),
         scenario!(statistics_are_plausible),
         scenario!(cgroup_v1_works_as_well)
             .own_agent()
@@ -128,6 +131,22 @@ async fn every_form_of_cgroup_path_works(ctx: Ctx) -> Outcome {
         container.remove().await?;
         assert_eq!(ctx.guest_sh(&find).await?.trim(), "0", "{given}, after the removal");
     }
+    Ok(())
+}
+
+/// Removing a container kills its cgroup: that must never be another's.
+async fn a_cgroup_in_use_is_refused(ctx: Ctx) -> Outcome {
+    let path = format!("/pods/{}", ctx.fresh_exec_id());
+    let owner = ctx.idle(|spec| spec.cgroups_path(&path)).await?;
+    let intruder = ctx.container(|spec| spec.cgroups_path(&path))?;
+    refused(
+        intruder.create().await,
+        Code::FAILED_PRECONDITION,
+        &[&intruder.id, path.trim_start_matches('/')],
+    );
+    let above = ctx.container(|spec| spec.cgroups_path("/pods"))?;
+    refused(above.create().await, Code::FAILED_PRECONDITION, &[&above.id, "pods"]);
+    assert_eq!(owner.sh("echo alive").await?, "alive");
     Ok(())
 }
 
