@@ -92,7 +92,7 @@ async fn steps(
     let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared);
     let init = gone.unless(launch).await?;
     enforce_devices(&id, &cgroup, &prepared.spec).await?;
-    running.publish_pid_namespace(init.pid());
+    running.publish_pid_namespace(&init);
     let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
     let description = Description {
         id,

@@ -1,7 +1,6 @@
 //! CreateSandbox and DestroySandbox.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +9,7 @@ use slog::{info, o, warn};
 
 use super::create::{attach_storage, blocking};
 use super::error::SandboxError;
-use super::running::Running;
+use super::running::{PidNamespace, Running};
 use super::undo::{Undo, Why};
 use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned};
 use crate::worker::job::{Job, ShareNamespacesJob};
@@ -166,6 +165,7 @@ async fn share_namespaces(
     let launched = environment.launcher.launch(&Job::ShareNamespaces(job), Vec::new()).await;
     let launched =
         launched.map_err(|source| SandboxError::Launch { what: "share namespaces".to_owned(), source })?;
+    let init = launched.process.as_ref().map(|pause| pause.exit.clone());
     if let Some(pause) = launched.process {
         undo.push("end the pause process", move |_| async move {
             let _ = nix::sys::signal::kill(pause.pid, nix::sys::signal::Signal::SIGKILL);
@@ -173,10 +173,10 @@ async fn share_namespaces(
             exit.wait_for(Option::is_some).await.map(drop).map_err(|error| error.to_string())
         });
     }
-    let pid = match pid {
-        Some(path) => {
+    let pid = match pid.zip(init) {
+        Some((path, init)) => {
             let file = blocking(move || File::open(&path).map_err(SandboxError::file("open", &path))).await?;
-            Some(OwnedFd::from(file))
+            Some(PidNamespace { namespace: file.into(), init })
         }
         None => None,
     };

@@ -136,7 +136,8 @@ async fn every_form_of_cgroup_path_works(ctx: Ctx) -> Outcome {
 
 /// Removing a container kills its cgroup: that must never be another's.
 async fn a_cgroup_in_use_is_refused(ctx: Ctx) -> Outcome {
-    let path = format!("/pods/{}", ctx.fresh_exec_id());
+    let pods = format!("pods-{}", ctx.prefix());
+    let path = format!("/{pods}/{}", ctx.fresh_exec_id());
     let owner = ctx.idle(|spec| spec.cgroups_path(&path)).await?;
     let intruder = ctx.container(|spec| spec.cgroups_path(&path))?;
     refused(
@@ -144,8 +145,8 @@ async fn a_cgroup_in_use_is_refused(ctx: Ctx) -> Outcome {
         Code::FAILED_PRECONDITION,
         &[&intruder.id, path.trim_start_matches('/')],
     );
-    let above = ctx.container(|spec| spec.cgroups_path("/pods"))?;
-    refused(above.create().await, Code::FAILED_PRECONDITION, &[&above.id, "pods"]);
+    let above = ctx.container(|spec| spec.cgroups_path(&pods))?;
+    refused(above.create().await, Code::FAILED_PRECONDITION, &[&above.id, &pods]);
     assert_eq!(owner.sh("echo alive").await?, "alive");
     Ok(())
 }

@@ -15,6 +15,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_sandbox_lives_from_create_to_destroy).ends_its_agent(),
         scenario!(a_pid_namespace_can_be_shared).own_agent(),
+        scenario!(a_shared_pid_namespace_ends_with_the_container_that_made_it).own_agent(),
         scenario!(guest_hooks_run_for_every_container).own_agent(),
     ]
 }
@@ -64,6 +65,21 @@ async fn sharing(ctx: &Ctx) -> Fallible<Container> {
     ctx.client().create_container_with(&request).await?;
     container.start().await?;
     Ok(container)
+}
+
+/// Without a pause process the first container's PID namespace is the sandbox's, and its init the one that matters.
+async fn a_shared_pid_namespace_ends_with_the_container_that_made_it(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request(&ctx)).await?;
+    let (first, second) = (sharing(&ctx).await?, sharing(&ctx).await?);
+    assert_eq!(first.sh("pidof sleep | wc -w").await?, "2", "both in one");
+    first.remove().await?;
+    assert_eq!(second.wait().await?, 128 + libc::SIGKILL);
+    // The next one starts afresh, and is joined in its turn.
+    let (third, fourth) = (sharing(&ctx).await?, sharing(&ctx).await?);
+    assert_eq!(third.sh("pidof sleep | wc -w").await?, "2");
+    fourth.remove().await?;
+    assert_eq!(third.sh("pidof sleep | wc -w").await?, "1");
+    Ok(())
 }
 
 async fn a_pid_namespace_can_be_shared(ctx: Ctx) -> Outcome {
