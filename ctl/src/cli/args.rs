@@ -280,7 +280,6 @@ mod tests {
             "nakai-ctl run --rootfs /r",
             "nakai-ctl run sh",
             "nakai-ctl run -d -t --rootfs /r sh",
-            "nakai-ctl run --rootfs /r --kernel /k sh",
             "nakai-ctl run --rootfs /r --memory -1 sh",
             "nakai-ctl run --rootfs /r --cpus 0 sh",
             "nakai-ctl exec web",
