@@ -6,9 +6,11 @@
 //! they were made. A process that does not read makes writers wait (for ever, if it must), and nobody
 //! else.
 //!
-//!     Open --write--> Writing --close--> Closed (the task writes what was accepted, then closes the fd)
-//!     Open --close--> Closed
-//!     any  --abandon or drop--> Closed, the task ends at once
+//! ```text
+//! Open --write--> Writing --close--> Closed (the task writes what was accepted, then closes the fd)
+//! Open --close--> Closed
+//! any  --abandon or drop--> Closed, the task ends at once
+//! ```
 
 use super::source::Source;
 use super::{StdioError, StreamName};
