@@ -17,6 +17,7 @@ mod sandbox;
 mod seccomp;
 mod signals;
 mod stdio;
+mod storages;
 mod tty;
 mod update;
 
@@ -42,6 +43,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         seccomp::scenarios(),
         signals::scenarios(),
         stdio::scenarios(),
+        storages::scenarios(),
         tty::scenarios(),
         update::scenarios(),
     ]
