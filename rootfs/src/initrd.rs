@@ -26,8 +26,9 @@ use crate::modules::{Modules, ModulesError, plain};
 use crate::tree::{Tree, TreeError};
 
 /// Modules that every image carries, with what they need: the transports and disks of a virtual machine, and the
-/// file systems that containers' roots are made of.
-pub const MODULES: [&str; 11] = [
+/// file systems that containers' roots are made of; and what passes devices on to containers. Each is loaded when
+/// something needs it.
+pub const MODULES: [&str; 14] = [
     "virtio_pci",
     "virtio_blk",
     "vmw_vsock_virtio_transport",
@@ -39,6 +40,9 @@ pub const MODULES: [&str; 11] = [
     "nfit",
     "virtio_net",
     "erofs",
+    "dm_verity",
+    "vfio_pci",
+    "vfio_iommu_type1",
 ];
 
 const AGENT: &str = "usr/bin/nakai";
