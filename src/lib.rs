@@ -1,7 +1,7 @@
 //! nakai: the guest agent for VM-sandboxed containers.
 //!
 //! `docs/architecture.md` tells how the rooms below belong together. Imports go down the floors only:
-//! `rpc` -> `sandbox` -> `storage`, `device`, `cgroup`, `stdio`, `spec` -> `guest`, `ids`. Every floor may use
+//! `rpc` -> `sandbox` -> `storage`, `network`, `device`, `cgroup`, `stdio`, `spec` -> `guest`, `ids`. Every floor may use
 //! `config` and `observe`. `server` joins the rooms into one process.
 //!
 //! `supervisor` and `worker` run in processes of their own and stand apart: the server's side of them is
@@ -9,10 +9,18 @@
 
 pub mod cgroup;
 pub mod config;
+pub mod console;
 pub mod device;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod guest;
 pub mod ids;
+pub mod mem_agent;
+pub mod network;
 pub mod observe;
+#[cfg(feature = "policy")]
+pub mod policy;
+pub mod records;
 pub mod rpc;
 pub mod sandbox;
 pub mod server;

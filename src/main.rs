@@ -1,13 +1,15 @@
 //! The agent's program: wiring only.
 //!
 //! The process that starts is the supervisor. It prepares the root when it is PID 1, forks the server, and
-//! supervises until the server ends or the sandbox is gone; then the guest powers off, or the service exits.
+//! supervises until the sandbox is gone; then the guest powers off, or the service exits. So it does when the first
+//! server can't boot.
 
+use std::path::Path;
 use std::process::exit;
 
 use nakai::config::{Command, help, parse_args};
 use nakai::guest::boot::Mode;
-use nakai::guest::{power, root};
+use nakai::guest::{power, rlimit, root};
 use nakai::observe::console;
 use nakai::server;
 use nakai::supervisor::{Ended, ExitStatus, Supervisor};
@@ -27,8 +29,11 @@ fn main() {
     if let Err(error) = prepare(is_init) {
         fail(is_init, &error);
     }
-    let server = |channel| server::run(channel, &overrides, mode);
-    match Supervisor::start(server).and_then(|supervisor| supervisor.run()) {
+    // Supervisor and server hold descriptors for each process. Workers get the limit back that there was.
+    let open_files = rlimit::raise_open_files(Path::new("/proc"))
+        .inspect_err(|error| console::say(format_args!("the limit of open files stays: {error}")));
+    let server = |channel, generation| server::run(channel, &overrides, mode, generation);
+    match Supervisor::new(server, open_files.ok()).and_then(Supervisor::run) {
         Ok(Ended::ShutDown) if is_init => power::power_off(),
         Ok(Ended::ShutDown) => exit(0),
         Ok(Ended::Server(status)) => server_ended(is_init, status),

@@ -3,7 +3,8 @@
 //! It is forked by the supervisor before any thread exists. Boot order: configuration, log, the transport's
 //! kernel modules, the socket (Health answers from here on), then the rest of the guest and the sandbox. A
 //! failure of a step without which no container can run ends the process with a line on the console; the
-//! supervisor then powers off, or exits.
+//! supervisor then powers off, or exits. A server that takes over from one that died finds the guest set up, gets the
+//! socket from the supervisor, and takes the sandbox over before any call that needs it is served.
 
 use std::io;
 use std::sync::Arc;
@@ -16,19 +17,28 @@ use crate::cgroup::Hierarchy;
 use crate::config::{Config, Overrides, Sources};
 use crate::device::Devices;
 use crate::guest::boot::{self, Mode};
+use crate::guest::copy_file::Copies;
 use crate::guest::modules::Modules;
+use crate::mem_agent::MemAgent;
+use crate::network::Networking;
 use crate::observe::{console, log};
+use crate::records::Records;
 use crate::rpc::{Agent, ServeError, Server};
-use crate::sandbox::{Environment, OomEvents, Sandbox};
-use crate::storage::{KernelMounts, Storages};
+use crate::sandbox::{Environment, Filters, OomEvents, Sandbox};
+use crate::stdio::ports::Ports;
+use crate::storage::{Hub, KernelMounts, Lookup, Storages};
 use crate::supervisor::channel::Channel;
-use crate::supervisor::client::Launcher;
+use crate::supervisor::client::{Launcher, Listed};
 
 /// How long an idle thread of the blocking pool is kept: memory counts more than the start of a thread.
 const IDLE_THREAD: Duration = Duration::from_millis(500);
 /// The most blocking work at a time. Far above what containers make in parallel, so that a mount that hangs
 /// takes a thread and nobody's turn.
 const MAX_BLOCKING_THREADS: usize = 256;
+/// Where beneath `kata_dir` the host shares files, or copies them to.
+const SHARED_FILES: &str = "shared/containers";
+/// How long the sandbox may take to be destroyed when the agent is asked to stop: less than the supervisor waits.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How long the log may take to reach its reader at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -49,8 +59,12 @@ enum StartError {
     },
     #[error("look at the cgroup hierarchies: {0}")]
     Cgroups(#[from] crate::cgroup::CgroupError),
+    #[cfg(not(feature = "policy"))]
     #[error("policy_file is {0}, but this agent has no policy engine: it would allow everything")]
     Policy(String),
+    #[cfg(feature = "policy")]
+    #[error(transparent)]
+    Policy(#[from] crate::policy::PolicyError),
     #[error("a step of the boot ended unexpectedly")]
     Task,
 }
@@ -61,8 +75,8 @@ fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
 
 /// Runs the server with its end of the supervisor's channel until the sandbox has been destroyed; returns the
 /// exit code of the process.
-pub fn run(channel: Channel, overrides: &Overrides, mode: Mode) -> i32 {
-    match start(channel, overrides, mode) {
+pub fn run(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -> i32 {
+    match start(channel, overrides, mode, generation) {
         Ok(()) => 0,
         Err(error) => {
             console::say(format_args!("boot failed: {error}"));
@@ -76,8 +90,10 @@ pub fn version() -> String {
     format!("nakai {} (protocol 0.0.1)", env!("CARGO_PKG_VERSION"))
 }
 
-fn start(channel: Channel, overrides: &Overrides, mode: Mode) -> Result<(), StartError> {
+fn start(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -> Result<(), StartError> {
     crate::guest::allocator::keep_small();
+    // Told from the supervisor and its workers in a list of processes.
+    let _ = nix::sys::prctl::set_name(c"nakai-server");
     let kernel = (mode == Mode::Init).then(|| std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     let env: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
@@ -97,24 +113,25 @@ fn start(channel: Channel, overrides: &Overrides, mode: Mode) -> Result<(), Star
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .map_err(io_error("start the runtime"))?;
-    warn_of_idle_options(&config, &logger);
-    let result = match &config.policy_file {
-        Some(policy) => Err(StartError::Policy(policy.display().to_string())),
-        None => runtime.block_on(serve(channel, config, mode, logger, &log)),
-    };
+    let result = runtime.block_on(serve(channel, config, mode, generation, logger, &log));
     runtime.shutdown_background();
     log.flush(LAST_WORDS);
     result
 }
 
-/// Services that can be configured and are not there yet: whoever asks for one shall know.
-fn warn_of_idle_options(config: &Config, logger: &Logger) {
-    let idle = [
-        ("debug_console", config.debug_console || config.debug_console_vport.is_some()),
-        ("passfd_listener_port", config.passfd_listener_port.is_some()),
-    ];
-    for (option, _) in idle.into_iter().filter(|(_, is_set)| *is_set) {
-        warn!(logger, "the option has no effect in this version"; "option" => option);
+/// Puts the policy in front of the agent, before the first call can come.
+#[cfg(feature = "policy")]
+fn behind_policy(agent: Agent, config: &Config) -> Result<crate::rpc::Gated, StartError> {
+    let policy = crate::policy::Policy::load(config.policy_file.as_deref())?;
+    Ok(crate::rpc::Gated::new(agent, policy))
+}
+
+/// An operator who wants a policy gets no agent without one.
+#[cfg(not(feature = "policy"))]
+fn behind_policy(agent: Agent, config: &Config) -> Result<Agent, StartError> {
+    match &config.policy_file {
+        Some(policy) => Err(StartError::Policy(policy.display().to_string())),
+        None => Ok(agent),
     }
 }
 
@@ -122,27 +139,47 @@ async fn serve(
     channel: Channel,
     config: Arc<Config>,
     mode: Mode,
+    generation: u32,
     logger: Logger,
     log: &log::Log,
 ) -> Result<(), StartError> {
     let boot_logger = logger.new(o!("subsystem" => "boot"));
-    let launcher = Launcher::start(channel, logger.new(o!("subsystem" => "supervisor")))
+    let (booted, sandbox) = watch::channel(None);
+    let destroyed = Arc::new(Notify::new());
+    let agent = Agent::new(sandbox, destroyed.clone(), logger.new(o!("subsystem" => "rpc")));
+    let agent = behind_policy(agent, &config)?;
+    let launcher = Launcher::start(channel, generation, logger.new(o!("subsystem" => "supervisor")))
         .map_err(io_error("watch the supervisor's channel"))?;
+    // The first server has no predecessor, and answers the sooner.
+    let held = if generation == 0 { Listed::default() } else { launcher.held().await };
     boot::before_listen(mode, &config, &boot_logger)?;
     if let Some(port) = config.log_vport {
         log.redirect(log::Output::vsock(port).map_err(io_error("serve the log on its vsock port"))?);
     }
-    let (booted, sandbox) = watch::channel(None);
-    let destroyed = Arc::new(Notify::new());
-    let agent = Agent::new(sandbox, destroyed.clone(), logger.new(o!("subsystem" => "rpc")));
-    let server = Server::start(&config.server_addr, agent).await?;
+    let (server, listener) = Server::start(&config.server_addr, held.listener, agent).await?;
+    let ports = listen_for_streams(&config, &logger)?;
+    crate::console::start(&config, launcher.clone(), logger.new(o!("subsystem" => "console")));
     boot::announce(&config.server_addr);
-    info!(logger, "serving"; "address" => %config.server_addr);
+    info!(logger, "serving"; "address" => %config.server_addr, "generation" => generation);
 
-    let environment = finish_boot(config, mode, launcher.clone(), logger.clone(), boot_logger).await?;
+    let boot_mode = if generation == 0 { mode } else { Mode::Service };
+    let environment =
+        finish_boot(config, boot_mode, launcher.clone(), ports, logger.clone(), boot_logger).await?;
+    // A guest that gets so far is worth another server. But that would not know what SetPolicy has set, nor what the
+    // policy has noted: rather no guest than one with another policy.
+    if cfg!(not(feature = "policy")) {
+        launcher.serving(listener);
+    }
     let oom_events = environment.oom_events.clone();
-    booted.send_replace(Some(Sandbox::new(environment)));
-    destroyed.notified().await;
+    let sandbox = Sandbox::new(environment);
+    if generation > 0 {
+        sandbox.recover(held.processes).await;
+    }
+    booted.send_replace(Some(sandbox.clone()));
+    tokio::select! {
+        () = destroyed.notified() => {}
+        () = launcher.stop_asked() => stop(&sandbox, &logger).await,
+    }
     // The server waits for every call under way, and this one would never end.
     oom_events.close();
     server.stop().await;
@@ -150,11 +187,30 @@ async fn serve(
     Ok(())
 }
 
+/// Streams as connections of their own, if they are wanted.
+fn listen_for_streams(config: &Config, logger: &Logger) -> Result<Option<Arc<Ports>>, StartError> {
+    let Some(port) = config.passfd_listener_port else { return Ok(None) };
+    let logger = logger.new(o!("subsystem" => "stdio"));
+    let ports = Ports::listen(&config.server_addr, port, logger);
+    ports.map(Some).map_err(io_error("listen on passfd_listener_port"))
+}
+
+/// Whoever stops the agent wants nothing of it left.
+async fn stop(sandbox: &Sandbox, logger: &Logger) {
+    info!(logger, "asked to stop");
+    match tokio::time::timeout(STOP_LIMIT, sandbox.destroy()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(logger, "the sandbox is not all gone"; "error" => %error),
+        Err(_) => warn!(logger, "the sandbox is not gone in time"; "after" => ?STOP_LIMIT),
+    }
+}
+
 /// The rest of the boot, beside the first calls.
 async fn finish_boot(
     config: Arc<Config>,
     mode: Mode,
     launcher: Launcher,
+    ports: Option<Arc<Ports>>,
     logger: Logger,
     boot_logger: Logger,
 ) -> Result<Environment, StartError> {
@@ -169,7 +225,29 @@ async fn finish_boot(
         Devices::start(config.hotplug_timeout, modules.clone(), logger.new(o!("subsystem" => "device")));
     let mounts = Arc::new(KernelMounts::new(modules.clone()));
     let log = logger.new(o!("subsystem" => "storage"));
-    let storages = Storages::new(&config.kata_dir, mounts, Arc::new(devices.clone()), log);
+    let lookup = Arc::new(Lookup::new(devices.clone(), Hub::new(config.image_pull_timeout)));
+    let records = Arc::new(Records::new(config.state_dir.join("records")));
+    let storages = Storages::recorded(&config.kata_dir, mounts, lookup, log, Some(records.clone()));
+    let network = Networking::new(devices.clone(), logger.new(o!("subsystem" => "network")));
+    let copies = Arc::new(Copies::new(config.kata_dir.join(SHARED_FILES)));
+    let log = logger.new(o!("subsystem" => "mem-agent"));
+    let mem_agent = MemAgent::start(&config.mem_agent, launcher.clone(), log);
     let oom_events = Arc::new(OomEvents::default());
-    Ok(Environment { config, logger, launcher, hierarchy, modules, storages, devices, oom_events })
+    let filters = Filters::default();
+    Ok(Environment {
+        config,
+        logger,
+        launcher,
+        hierarchy,
+        modules,
+        storages,
+        devices,
+        network,
+        ports,
+        mem_agent,
+        copies,
+        oom_events,
+        filters,
+        records,
+    })
 }

@@ -91,6 +91,20 @@ impl Cgroup {
         result
     }
 
+    /// Whether the processes are stopped by [`Cgroup::freeze`].
+    ///
+    /// # Errors
+    /// What can't be opened or read.
+    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
+        let dir = self.freezer_dir()?;
+        let (file, word) = if self.hierarchy.is_v2() {
+            ("cgroup.freeze", Freezer::Frozen.v2())
+        } else {
+            ("freezer.self_freezing", "1")
+        };
+        Ok(dir.read(file)?.is_some_and(|state| state.trim() == word))
+    }
+
     /// Lets the processes go on and waits until they do.
     ///
     /// # Errors

@@ -21,11 +21,13 @@
 
 mod control;
 mod devices;
+mod divided;
 mod hierarchy;
 mod notice;
 mod oom;
 #[cfg(test)]
 mod oom_tests;
+mod parents;
 mod pidfd;
 mod stats;
 #[cfg(test)]
@@ -37,6 +39,7 @@ pub use devices::{AttachError, ProgramError};
 pub use hierarchy::Hierarchy;
 pub use notice::Notices;
 pub use oom::OomKills;
+pub use parents::remove_empty;
 pub use tree::MAX_DEPTH;
 
 use nix::errno::Errno;
@@ -191,13 +194,6 @@ pub enum CgroupError {
     },
 }
 
-/// Removes cgroups, given by their directories, the deepest first; one that is not empty stays.
-pub fn remove_empty(directories: &std::collections::BTreeSet<PathBuf>) {
-    for directory in directories.iter().rev() {
-        let _ = std::fs::remove_dir(directory);
-    }
-}
-
 /// The cgroup of a container, on the same path in every hierarchy. Owns nothing: it is a name.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
@@ -234,15 +230,6 @@ impl Cgroup {
     /// The hierarchy that the path is in.
     pub fn hierarchy(&self) -> &Arc<Hierarchy> {
         &self.hierarchy
-    }
-
-    /// The directories above this cgroup that do not exist, in all trees: who creates the cgroup makes them, and
-    /// they are to be removed with [`remove_empty`] when the last cgroup below is gone.
-    pub fn missing_ancestors(&self) -> Vec<PathBuf> {
-        let ancestors = self.path.ancestors().skip(1).filter(|ancestor| !ancestor.as_os_str().is_empty());
-        let mount_points = self.hierarchy.mount_points();
-        let all = ancestors.flat_map(|ancestor| mount_points.iter().map(move |root| root.join(ancestor)));
-        all.filter(|directory| !directory.exists()).collect()
     }
 
     fn open_at(&self, mount_point: &Path) -> Result<Option<Dir>, CgroupError> {

@@ -25,6 +25,7 @@ mod cli;
 mod error;
 mod file;
 mod kernel;
+mod mem_agent;
 mod parse;
 mod reference;
 mod table;
@@ -38,6 +39,7 @@ use std::time::Duration;
 pub use address::{AddressError, ServerAddress};
 pub use cli::{Command, Overrides, parse_args};
 pub use error::{ConfigError, Source, Warning};
+pub use mem_agent::{CompactSettings, MemAgentConfig, MemcgSettings, ORDERS, PERCENT, SWAPPINESS};
 pub use reference::{configuration_md, help};
 
 /// The hierarchy that PID 1 mounts on `/sys/fs/cgroup`.
@@ -70,6 +72,8 @@ pub struct Config {
     pub hotplug_timeout: Duration,
     /// How long to wait for the CDI specifications of devices that were asked for.
     pub cdi_timeout: Duration,
+    /// Whether a container's environment may name CDI devices.
+    pub visible_cdi_devices: bool,
     /// The longest call to the confidential data hub, image pulls apart.
     pub cdh_api_timeout: Duration,
     /// The longest image pull inside the guest.
@@ -89,6 +93,8 @@ pub struct Config {
     /// How long the output of an ended process stays open with nothing to read, because another process holds
     /// it.
     pub stream_quiet_time: Duration,
+    /// Reclaiming and compacting memory before it is short.
+    pub mem_agent: MemAgentConfig,
 }
 
 /// Reads the configuration file.

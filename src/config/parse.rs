@@ -69,6 +69,14 @@ pub(super) fn pipe_size(text: &str) -> Parsed<Option<u32>> {
     }
 }
 
+/// A whole number up to `most`.
+pub(super) fn up_to<T: TryFrom<u64>>(text: &str, most: u64) -> Parsed<T> {
+    let number = text.parse::<u64>().ok().filter(|number| *number <= most);
+    number
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| format!("expected a number from 0 to {most}"))
+}
+
 /// An absolute path.
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     if text.starts_with('/') && !text.contains('\0') {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::table::{NO_EFFECT, NO_EFFECT_PREFIX, OPTIONS};
+use super::table::{NO_EFFECT, OPTIONS};
 
 /// The text of `--help`.
 pub fn help() -> String {
@@ -71,7 +71,6 @@ pub fn configuration_md() -> String {
     for key in NO_EFFECT {
         let _ = writeln!(text, "- `{key}`");
     }
-    let _ = writeln!(text, "- all that begin with `{NO_EFFECT_PREFIX}`");
     text
 }
 

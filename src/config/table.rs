@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{CgroupVersion, Config, ServerAddress, parse};
+use super::{CgroupVersion, Config, MemAgentConfig, ORDERS, PERCENT, SWAPPINESS, ServerAddress, parse};
 
 /// One option.
 pub(super) struct Opt {
@@ -41,9 +41,10 @@ const fn plain(
 
 /// A setter that stores in a field what a parser returns.
 macro_rules! set {
-    ($field:ident, $parser:expr) => {
+    ($($field:ident).+, $parser:expr) => {
         |config, text| {
-            config.$field = $parser(text)?;
+            let parser = $parser;
+            config.$($field).+ = parser(text)?;
             Ok(())
         }
     };
@@ -116,6 +117,13 @@ pub(super) const OPTIONS: &[Opt] = &[
         set!(cdi_timeout, parse::seconds),
     ),
     plain(
+        "visible_cdi_devices",
+        &["agent.visible_cdi_devices"],
+        ("BOOL", "false"),
+        "Take names of CDI devices from a container's variable `VISIBLE_CDI_DEVICES`, too.",
+        set!(visible_cdi_devices, parse::boolean),
+    ),
+    plain(
         "cdh_api_timeout",
         &["agent.cdh_api_timeout"],
         ("SECONDS", "50"),
@@ -159,7 +167,8 @@ pub(super) const OPTIONS: &[Opt] = &[
             "policy_file",
             &[],
             ("PATH", ""),
-            "The policy that every request is checked against. Empty: every request is allowed.",
+            "The policy that every request is checked against, in Rego. Needs an agent built with the feature `policy`; that \
+             one also looks for /etc/kata-opa/default-policy.rego. No policy: every request is allowed.",
             |config, text| {
                 config.policy_file = if text.is_empty() { None } else { Some(parse::path(text)?) };
                 Ok(())
@@ -187,6 +196,118 @@ pub(super) const OPTIONS: &[Opt] = &[
         "How long the output of an ended process stays open, with nothing to read, for another that holds it.",
         set!(stream_quiet_time, parse::milliseconds),
     ),
+    plain(
+        "mem_agent_enable",
+        &["agent.mem_agent_enable"],
+        ("BOOL", "false"),
+        "Reclaim and compact memory before it is short. The options below, and the host's calls, say how.",
+        set!(mem_agent.enable, parse::boolean),
+    ),
+    plain(
+        "mem_agent_memcg_disable",
+        &["agent.mem_agent_memcg_disable"],
+        ("BOOL", "false"),
+        "Do not reclaim pages that have not been used for long.",
+        set!(mem_agent.memcg.disabled, parse::boolean),
+    ),
+    plain(
+        "mem_agent_memcg_swap",
+        &["agent.mem_agent_memcg_swap"],
+        ("BOOL", "false"),
+        "Reclaim anonymous pages too, to swap.",
+        set!(mem_agent.memcg.swap, parse::boolean),
+    ),
+    plain(
+        "mem_agent_memcg_swappiness_max",
+        &["agent.mem_agent_memcg_swappiness_max"],
+        ("NUMBER", "50"),
+        "How much anonymous pages are preferred, as memory.swappiness: 0 to 200.",
+        set!(mem_agent.memcg.swappiness_max, |text| parse::up_to(text, SWAPPINESS.into())),
+    ),
+    plain(
+        "mem_agent_memcg_period_secs",
+        &["agent.mem_agent_memcg_period_secs"],
+        ("SECONDS", "600"),
+        "From one run of reclaiming to the next.",
+        set!(mem_agent.memcg.period, parse::seconds),
+    ),
+    plain(
+        "mem_agent_memcg_period_psi_percent_limit",
+        &["agent.mem_agent_memcg_period_psi_percent_limit"],
+        ("PERCENT", "1"),
+        "No run begins above this pressure: the part of the time that tasks wait for memory.",
+        set!(mem_agent.memcg.period_psi_percent_limit, |text| parse::up_to(text, PERCENT.into())),
+    ),
+    plain(
+        "mem_agent_memcg_eviction_psi_percent_limit",
+        &["agent.mem_agent_memcg_eviction_psi_percent_limit"],
+        ("PERCENT", "1"),
+        "A run ends above this pressure.",
+        set!(mem_agent.memcg.eviction_psi_percent_limit, |text| parse::up_to(text, PERCENT.into())),
+    ),
+    plain(
+        "mem_agent_memcg_eviction_run_aging_count_min",
+        &["agent.mem_agent_memcg_eviction_run_aging_count_min"],
+        ("NUMBER", "3"),
+        "How many runs long a page must not have been used.",
+        set!(mem_agent.memcg.eviction_run_aging_count_min, |text| parse::up_to(text, u64::MAX)),
+    ),
+    plain(
+        "mem_agent_compact_disable",
+        &["agent.mem_agent_compact_disable"],
+        ("BOOL", "false"),
+        "Do not compact free memory.",
+        set!(mem_agent.compact.disabled, parse::boolean),
+    ),
+    plain(
+        "mem_agent_compact_period_secs",
+        &["agent.mem_agent_compact_period_secs"],
+        ("SECONDS", "600"),
+        "From one look at the free memory to the next.",
+        set!(mem_agent.compact.period, parse::seconds),
+    ),
+    plain(
+        "mem_agent_compact_period_psi_percent_limit",
+        &["agent.mem_agent_compact_period_psi_percent_limit"],
+        ("PERCENT", "1"),
+        "No run begins above this pressure.",
+        set!(mem_agent.compact.period_psi_percent_limit, |text| parse::up_to(text, PERCENT.into())),
+    ),
+    plain(
+        "mem_agent_compact_psi_percent_limit",
+        &["agent.mem_agent_compact_psi_percent_limit"],
+        ("PERCENT", "5"),
+        "A run ends above this pressure.",
+        set!(mem_agent.compact.psi_percent_limit, |text| parse::up_to(text, PERCENT.into())),
+    ),
+    plain(
+        "mem_agent_compact_sec_max",
+        &["agent.mem_agent_compact_sec_max"],
+        ("SECONDS", "300"),
+        "The longest run.",
+        set!(mem_agent.compact.longest, parse::seconds),
+    ),
+    plain(
+        "mem_agent_compact_order",
+        &["agent.mem_agent_compact_order"],
+        ("NUMBER", "9"),
+        "Free blocks of a smaller order count as torn.",
+        set!(mem_agent.compact.order, |text| parse::up_to(text, ORDERS.saturating_sub(1).into())),
+    ),
+    plain(
+        "mem_agent_compact_threshold",
+        &["agent.mem_agent_compact_threshold"],
+        ("NUMBER", "1024"),
+        "Pages in torn blocks, beyond those after the last run, from which on a run is worth it.",
+        set!(mem_agent.compact.threshold, |text| parse::up_to(text, u64::MAX)),
+    ),
+    plain(
+        "mem_agent_compact_force_times",
+        &["agent.mem_agent_compact_force_times"],
+        ("NUMBER", "9223372036854775807"),
+        "After so many runs left out one is made all the same.",
+        set!(mem_agent.compact.force_times, |text| parse::up_to(text, u64::MAX)),
+    ),
 ];
 
 /// Names that other agents of this protocol know, as configuration keys, and that change nothing here. Known,
@@ -201,15 +322,11 @@ pub(super) const NO_EFFECT: &[&str] = &[
     "guest_components_rest_api",
     "guest_components_procs",
     "secure_storage_integrity",
-    "visible_cdi_devices",
 ];
-
-/// As [`NO_EFFECT`], for all keys that begin so.
-pub(super) const NO_EFFECT_PREFIX: &str = "mem_agent_";
 
 /// Whether a key is known and has no effect.
 pub(super) fn has_no_effect(key: &str) -> bool {
-    key.starts_with(NO_EFFECT_PREFIX) || NO_EFFECT.contains(&key)
+    NO_EFFECT.contains(&key)
 }
 
 fn address(text: &str) -> Result<ServerAddress, String> {
@@ -228,6 +345,7 @@ pub(super) fn defaults() -> Config {
         debug_console_vport: None,
         hotplug_timeout: Duration::ZERO,
         cdi_timeout: Duration::ZERO,
+        visible_cdi_devices: false,
         cdh_api_timeout: Duration::ZERO,
         image_pull_timeout: Duration::ZERO,
         launch_process_timeout: Duration::ZERO,
@@ -237,6 +355,7 @@ pub(super) fn defaults() -> Config {
         state_dir: PathBuf::new(),
         kata_dir: PathBuf::new(),
         stream_quiet_time: Duration::ZERO,
+        mem_agent: MemAgentConfig::unset(),
     };
     for option in OPTIONS {
         let taken = (option.set)(&mut config, option.default);

@@ -106,7 +106,7 @@ fn the_cgroup_version_is_chosen_as_systemd_does() {
 
 #[test]
 fn a_typo_from_afar_is_a_warning_and_changes_nothing() {
-    let kernel = Some("agent.log=loud agent.hotplug_timeout=0 agent.hotplug=3 agent.mem_agent_enable=1");
+    let kernel = Some("agent.log=loud agent.hotplug_timeout=0 agent.hotplug=3 agent.devmode");
     let env: &[_] = &[("KATA_AGENT_SERVER_ADDR", "tcp://x")];
     let (config, warnings) = load(&Given { kernel, env, args: &["single"], ..NOTHING }).unwrap();
     assert_eq!(config, Config::default());
@@ -116,7 +116,7 @@ fn a_typo_from_afar_is_a_warning_and_changes_nothing() {
             "kernel parameter agent.log=\"loud\" ignored: expected critical, error, warning, info, debug or trace",
             "kernel parameter agent.hotplug_timeout=\"0\" ignored: expected a number of seconds above 0",
             "kernel parameter agent.hotplug ignored: unknown",
-            "kernel parameter agent.mem_agent_enable has no effect in this agent",
+            "kernel parameter agent.devmode has no effect in this agent",
             "environment variable KATA_AGENT_SERVER_ADDR=\"tcp://x\" ignored: expected unix://PATH, unix://@NAME \
              or vsock://CID:PORT",
             "argument \"single\" ignored: unknown",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::pci::PciError;
+use super::pci::{PciAddress, PciError};
 use crate::ids::IdError;
 
 /// Why a device can't be asked for, or was not found.
@@ -77,8 +77,94 @@ pub enum DeviceError {
         source: Errno,
     },
     /// It did not come.
-    #[error("no block device appeared at {wanted} within {timeout:?}; {there}")]
+    #[error("no {what} appeared at {wanted} within {timeout:?}; {there}")]
     Timeout {
+        /// What kind of thing.
+        what: &'static str,
+        /// Where it was waited for.
+        wanted: String,
+        /// How long.
+        timeout: Duration,
+        /// What is there instead.
+        there: String,
+    },
+    /// An option that is none.
+    #[error("option {option:?} of a passed-through device is not of the form host address=path in the guest")]
+    Option {
+        /// What was given.
+        option: String,
+    },
+    /// A function that nobody can be given.
+    #[error(
+        "{address} is in no IOMMU group: the guest has no IOMMU for it, or does not use it (intel_iommu=on)"
+    )]
+    NoIommuGroup {
+        /// Which.
+        address: PciAddress,
+    },
+    /// Functions that can't be had by one node.
+    #[error("{first} and {second} of one device are in different IOMMU groups")]
+    Groups {
+        /// One of them.
+        first: PciAddress,
+        /// Another.
+        second: PciAddress,
+    },
+    /// A step on the way to vfio-pci.
+    #[error("{step} {address}: {source}")]
+    Bind {
+        /// Which function.
+        address: PciAddress,
+        /// What was done.
+        step: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The kernel did all that it was asked for, and still.
+    #[error("vfio-pci did not take {address}, whose driver is {driver}")]
+    NotBound {
+        /// Which function.
+        address: PciAddress,
+        /// Who has it.
+        driver: String,
+    },
+    /// CPUs did not come.
+    #[error("{online} of {wanted} CPUs online after {timeout:?}; {there}")]
+    Cpus {
+        /// How many were waited for.
+        wanted: u32,
+        /// How many are online.
+        online: u32,
+        /// How long.
+        timeout: Duration,
+        /// What is there.
+        there: String,
+    },
+    /// A directory of sysfs can't be listed.
+    #[error("list {path}: {source}", path = path.display())]
+    List {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The kernel is not to be told of memory.
+    #[error("{path} is not there: this kernel finds hot-plugged memory by itself", path = path.display())]
+    NoMemoryProbe {
+        /// The file that it would be told by.
+        path: PathBuf,
+    },
+    /// The kernel does not take memory.
+    #[error("add the memory at {address:#x}: {source}")]
+    MemoryProbe {
+        /// The physical address.
+        address: u64,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A network card did not come.
+    #[error("no network card appeared at PCI path {wanted} within {timeout:?}; {there}")]
+    NoLink {
         /// Where it was waited for.
         wanted: String,
         /// How long.

@@ -5,12 +5,18 @@
 //! the hot-plug time-out. Nothing polls. What the kernel knows already is found even if its event was lost or
 //! came before the agent listened.
 //!
-//! [`pci`] has the names of PCI devices, [`uevent`] the kernel's events; the rest is behind [`Devices`].
+//! CPUs and memory that are plugged in are brought online here, too (`hotplug`).
+//!
+//! [`vfio`] has devices that the host has passed through, [`cdi`] those that have a name of the Container Device
+//! Interface. [`pci`] has the names of PCI devices, [`uevent`] the kernel's events; the rest is behind [`Devices`].
 //!
 //! Who trusts whom: addresses come from the host and are parsed into types before they meet a file name.
 //! Events count only if the kernel sent them, and even then they are only the cue to look in sysfs.
 
+pub mod cdi;
 mod error;
+mod hotplug;
+mod link;
 pub mod pci;
 mod request;
 mod rescan;
@@ -18,8 +24,10 @@ mod sysfs;
 #[cfg(test)]
 mod tests;
 pub mod uevent;
+pub mod vfio;
 mod wait;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +36,8 @@ use std::time::Duration;
 use slog::{Logger, info, warn};
 
 pub use self::error::DeviceError;
-pub use self::request::{Address, DeviceRequest, ScsiAddress, TYPES};
+use self::hotplug::MemoryWatch;
+pub use self::request::{Address, DeviceRequest, ScsiAddress, TYPES, Wanted};
 pub use self::rescan::Drivers;
 pub use self::sysfs::{DeviceKind, DeviceNodes, Node, Nodes};
 use self::sysfs::{Found, Tree};
@@ -41,12 +50,26 @@ pub struct FoundDevice {
     pub container_path: PathBuf,
     /// Its node's path in the guest.
     pub guest_path: PathBuf,
+    /// Its node's path in the container, where that is not the spec's: a VFIO group has the guest's number.
+    pub final_path: Option<PathBuf>,
     /// How it is accessed.
     pub kind: DeviceKind,
     /// The guest's number of its driver.
     pub major: u64,
     /// The guest's number of the device among its driver's.
     pub minor: u64,
+}
+
+/// The devices of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FoundDevices {
+    /// Those with a node in the container's spec.
+    pub nodes: Vec<FoundDevice>,
+    /// Those that the spec does not name: with a passed-through device come the nodes of InfiniBand, which the host
+    /// does not know of.
+    pub added: Vec<FoundDevice>,
+    /// The addresses of passed-through PCI functions in the guest, by those on the host.
+    pub pci: BTreeMap<String, String>,
 }
 
 /// The guest's devices. Clones are the same.
@@ -62,7 +85,13 @@ struct Inner {
     hotplug_timeout: Duration,
     log: Logger,
     /// Listens as long as anybody looks for devices.
-    listener: Option<Listener>,
+    listener: Option<Listening>,
+}
+
+/// What goes on while anybody looks for devices.
+struct Listening {
+    _events: Listener,
+    _memory: MemoryWatch,
 }
 
 impl fmt::Debug for Devices {
@@ -75,21 +104,24 @@ impl fmt::Debug for Devices {
 
 impl Devices {
     /// The devices of this guest; listens for the kernel's events from now on, in a task of the current
-    /// runtime. Where there are none to be had (an unusual kernel, a confined service) it goes on without: a
+    /// runtime, and brings memory online that is plugged in. Where there are none to be had (an unusual kernel, a confined service) it goes on without: a
     /// device that comes late is then seen only when the time is over.
     ///
     /// `hotplug_timeout` is how long a device is waited for; `drivers` loads the drivers that a device may
     /// need.
     pub fn start(hotplug_timeout: Duration, drivers: Arc<dyn Drivers>, log: Logger) -> Self {
         let uevents = Uevents::new();
+        let sys = Path::new("/sys");
         let listener = match uevents.listen(log.clone()) {
-            Ok(listener) => Some(listener),
+            Ok(events) => {
+                Some(Listening { _events: events, _memory: MemoryWatch::start(sys, &uevents, log.clone()) })
+            }
             Err(error) => {
                 warn!(log, "no events of devices"; "cause" => %error);
                 None
             }
         };
-        let tree = Tree::new(Path::new("/sys"), Path::new("/dev"), Arc::new(DeviceNodes));
+        let tree = Tree::new(sys, Path::new("/dev"), Arc::new(DeviceNodes));
         Self::assemble(tree, uevents, drivers, hotplug_timeout, log, listener)
     }
 
@@ -99,7 +131,7 @@ impl Devices {
         drivers: Arc<dyn Drivers>,
         hotplug_timeout: Duration,
         log: Logger,
-        listener: Option<Listener>,
+        listener: Option<Listening>,
     ) -> Self {
         let tree = Arc::new(tree);
         Self { inner: Arc::new(Inner { tree, uevents, drivers, hotplug_timeout, log, listener }) }
@@ -120,22 +152,35 @@ impl Devices {
     ///
     /// # Errors
     ///
-    /// The first that is not found. Finding changes nothing in the guest, so there is nothing to undo.
-    pub async fn find_all(&self, requests: &[DeviceRequest]) -> Result<Vec<FoundDevice>, DeviceError> {
-        let mut all = Vec::with_capacity(requests.len());
+    /// The first that is not found. Finding changes nothing in the guest, but for devices that vfio-pci gets, and
+    /// keeps; so there is nothing to undo.
+    pub async fn find_all(&self, requests: &[DeviceRequest]) -> Result<FoundDevices, DeviceError> {
+        let mut all = FoundDevices::default();
         for request in requests {
-            let found = self.find(&request.address).await?;
-            info!(self.inner.log, "device found"; "address" => %request.address,
+            let (found, kind) = match &request.wanted {
+                Wanted::Block(address) => (Some(self.find(address).await?), DeviceKind::Block),
+                Wanted::Passed(functions, usage) => {
+                    (vfio::find(&self.inner, functions, *usage, &mut all.pci).await?, DeviceKind::Char)
+                }
+            };
+            let Some(found) = found else { continue };
+            info!(self.inner.log, "device found"; "address" => %request.wanted,
                 "node" => %found.path.display(), "number" => format_args!("{}:{}", found.major, found.minor));
             if let Some(container_path) = &request.container_path {
-                all.push(FoundDevice {
+                all.nodes.push(FoundDevice {
                     container_path: container_path.as_path().to_owned(),
+                    final_path: (kind == DeviceKind::Char).then(|| found.path.clone()),
                     guest_path: found.path,
-                    kind: DeviceKind::Block,
+                    kind,
                     major: found.major,
                     minor: found.minor,
                 });
             }
+        }
+        if !all.pci.is_empty() {
+            let inner = Arc::clone(&self.inner);
+            let found = tokio::task::spawn_blocking(move || inner.tree.char_devices("infiniband")).await;
+            all.added = found.unwrap_or_default();
         }
         Ok(all)
     }

@@ -84,6 +84,25 @@ impl PciPath {
         self.root_bus
     }
 
+    /// The way over these slots from the first root bus on, function 0 each.
+    ///
+    /// # Errors
+    ///
+    /// There are none, or one is above 1f.
+    pub fn from_slots(slots: &[u32]) -> Result<Self, PciError> {
+        let text = slots.iter().map(|slot| format!("{slot:02x}")).collect::<Vec<_>>().join("/");
+        let steps = slots.iter().map(|slot| {
+            let in_range = u8::try_from(*slot).ok().filter(|slot| *slot <= MAX_SLOT);
+            let refuse = || PciError::Part { path: text.clone(), part: format!("{slot:02x}") };
+            Ok(SlotFunction { slot: in_range.ok_or_else(refuse)?, function: 0 })
+        });
+        let steps = steps.collect::<Result<Vec<_>, _>>()?;
+        if steps.is_empty() {
+            return Err(PciError::Part { path: text, part: String::new() });
+        }
+        Ok(Self { root_bus: 0, steps })
+    }
+
     /// The slots on the way, the device's own last.
     pub fn steps(&self) -> &[SlotFunction] {
         &self.steps
@@ -202,6 +221,15 @@ mod tests {
         ] {
             let refused = text.parse::<PciPath>().unwrap_err();
             assert_eq!(refused, PciError::Part { path: text.into(), part: part.into() });
+        }
+    }
+
+    #[test]
+    fn slots_make_a_path() {
+        assert_eq!(PciPath::from_slots(&[4, 0, 31]).unwrap().to_string(), "04/00/1f");
+        assert!(PciPath::from_slots(&[32, 0, 0]).unwrap_err().to_string().contains("\"20\""));
+        for bad in [&[][..], &[4, 32], &[260]] {
+            PciPath::from_slots(bad).unwrap_err();
         }
     }
 

@@ -8,10 +8,11 @@ use nakai_protocols::agent;
 
 use super::DeviceError;
 use super::pci::PciPath;
+use super::vfio::{Passed, Use};
 use crate::ids::GuestPath;
 
 /// The device types that can be found, for `GetGuestDetails`.
-pub const TYPES: &[&str] = &["blk", "mmioblk", "nvdimm", "scsi"];
+pub const TYPES: &[&str] = &["blk", "mmioblk", "nvdimm", "scsi", "vfio-pci", "vfio-pci-gk"];
 
 /// A disk of some SCSI host: which host it is depends on the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,9 +79,7 @@ impl Address {
             "mmioblk" => Ok(Self::Mmio(in_dev(text)?)),
             "nvdimm" => Ok(Self::Pmem(in_dev(text)?)),
             "blk-ccw" | "vfio-ap" | "vfio-ap-cold" => Err(unsupported(kind, "it exists on s390x only")),
-            "vfio-pci" | "vfio-pci-gk" => {
-                Err(unsupported(kind, "VFIO devices can't be passed to containers"))
-            }
+            "vfio-pci" | "vfio-pci-gk" => Err(unsupported(kind, "it is no block device")),
             _ => Err(DeviceError::UnknownType { kind: kind.to_owned(), known: TYPES }),
         }
     }
@@ -97,11 +96,32 @@ fn in_dev(text: &str) -> Result<GuestPath, DeviceError> {
         .ok_or_else(|| DeviceError::NotInDev { path: text.to_owned() })
 }
 
+/// What is to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// A disk.
+    Block(Address),
+    /// PCI functions that the host has passed through.
+    Passed(Vec<Passed>, Use),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block(address) => address.fmt(f),
+            Self::Passed(functions, _) => {
+                let paths: Vec<_> = functions.iter().map(|passed| passed.guest.to_string()).collect();
+                write!(f, "PCI paths {}", paths.join(", "))
+            }
+        }
+    }
+}
+
 /// A device to find, from the wire's `Device` message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceRequest {
-    /// Where to look.
-    pub address: Address,
+    /// What, and where to look.
+    pub wanted: Wanted,
     /// The path of its node in the container's spec. Without one it is only waited for.
     pub container_path: Option<GuestPath>,
 }
@@ -119,24 +139,34 @@ impl TryFrom<&agent::Device> for DeviceRequest {
         if kind.is_empty() {
             return Err(missing("type"));
         }
-        let address = match (kind, wire.id.as_str(), wire.vm_path.as_str()) {
+        let wanted = match (kind, wire.id.as_str(), wire.vm_path.as_str()) {
+            ("vfio-pci", ..) => Wanted::Passed(passed(wire)?, Use::Container),
+            ("vfio-pci-gk", ..) => Wanted::Passed(passed(wire)?, Use::Guest),
             // A disk that was there at boot.
-            ("blk", "", path) if !path.is_empty() => Address::Mmio(in_dev(path)?),
+            ("blk", "", path) if !path.is_empty() => Wanted::Block(Address::Mmio(in_dev(path)?)),
             ("mmioblk" | "nvdimm", _, "") => return Err(missing("path in the guest")),
-            ("mmioblk" | "nvdimm", _, path) => Address::parse(kind, path)?,
+            ("mmioblk" | "nvdimm", _, path) => Wanted::Block(Address::parse(kind, path)?),
             ("blk" | "scsi", "", _) => return Err(missing("id")),
-            (_, id, _) => Address::parse(kind, id)?,
+            (_, id, _) => Wanted::Block(Address::parse(kind, id)?),
         };
+        if matches!(&wanted, Wanted::Passed(functions, Use::Container) if functions.is_empty()) {
+            return Err(missing("option with a path in the guest"));
+        }
         let container_path = match wire.container_path.as_str() {
             "" => None,
             path => Some(GuestPath::try_from(path).map_err(|source| DeviceError::ContainerPath {
                 kind: kind.to_owned(),
-                id: address.to_string(),
+                id: wanted.to_string(),
                 source,
             })?),
         };
-        Ok(Self { address, container_path })
+        Ok(Self { wanted, container_path })
     }
+}
+
+/// The functions that the host could place.
+fn passed(wire: &agent::Device) -> Result<Vec<Passed>, DeviceError> {
+    wire.options.iter().filter_map(|option| Passed::parse(option).transpose()).collect()
 }
 
 #[cfg(test)]
@@ -164,10 +194,31 @@ mod tests {
             ("nvdimm", "", "/dev/pmem0", "/dev/pmem0"),
         ] {
             let request = DeviceRequest::try_from(&wire(kind, id, vm_path, "/dev/x")).unwrap();
-            assert_eq!(request.address.to_string(), address);
+            assert_eq!(request.wanted.to_string(), address);
             assert_eq!(request.container_path.unwrap().to_string(), "/dev/x");
         }
         assert_eq!(DeviceRequest::try_from(&wire("blk", "02", "", "")).unwrap().container_path, None);
+    }
+
+    #[test]
+    fn passed_through_functions_are_in_the_options() {
+        let request = |kind: &str, options: &[&str]| {
+            let options = options.iter().map(|option| (*option).to_owned()).collect();
+            let wire = agent::Device { options, ..wire(kind, "", "", "/dev/vfio/3") };
+            DeviceRequest::try_from(&wire).map_err(|error| error.to_string())
+        };
+        let found = request("vfio-pci", &["0000:1a:00.1=02/00.1", "0000:1a:00.0=02/00"]).unwrap();
+        assert_eq!(found.wanted.to_string(), "PCI paths 02/00.1, 02/00");
+        let unplaced = request("vfio-pci-gk", &["0000:1a:00.0="]).unwrap();
+        assert_eq!(unplaced.wanted, Wanted::Passed(Vec::new(), Use::Guest));
+        for (option, reason) in [
+            ("0000:1a:00.0", "host address=path"),
+            ("1a:00.0=02", "\"1a:00.0\""),
+            ("0000:1a:00.0=zz", "\"zz\""),
+        ] {
+            let error = request("vfio-pci", &[option]).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 
     #[test]
@@ -185,8 +236,7 @@ mod tests {
             ("mmioblk", "", "/etc/shadow", "/dev/x", "not a path in /dev"),
             ("mmioblk", "", "/dev/../etc", "/dev/x", "not a path in /dev"),
             ("mmioblk", "", "/dev", "/dev/x", "not a path in /dev"),
-            ("vfio-pci", "", "", "/dev/x", "vfio-pci is not supported"),
-            ("vfio-pci-gk", "", "", "/dev/x", "vfio-pci-gk is not supported"),
+            ("vfio-pci", "", "", "/dev/x", "no option with a path"),
             ("blk-ccw", "0.0.0001", "", "/dev/x", "s390x"),
             ("vfio-ap", "", "", "/dev/x", "s390x"),
             ("floppy", "a", "", "/dev/x", "known are blk"),

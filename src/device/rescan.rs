@@ -32,9 +32,15 @@ fn modules(address: &Address) -> &'static [&'static str] {
     match address {
         Address::Pci(_) => &["virtio_pci", "virtio_blk"],
         Address::Scsi(_) => &["virtio_scsi", "sd_mod"],
-        Address::Mmio(_) => &["virtio_mmio", "virtio_blk"],
+        Address::Mmio(path) if path.as_path().starts_with("/dev/pmem") => &["nfit", "nd_pmem"],
+        Address::Mmio(path) if is_scsi_disk(path.as_path()) => &["virtio_pci", "virtio_scsi", "sd_mod"],
+        Address::Mmio(_) => &["virtio_mmio", "virtio_pci", "virtio_blk"],
         Address::Pmem(_) => &["nfit", "nd_pmem"],
     }
+}
+
+fn is_scsi_disk(node: &Path) -> bool {
+    node.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"sd"))
 }
 
 /// Does what may bring the device to light. Blocks, for as long as the kernel takes.
@@ -45,7 +51,7 @@ pub(super) fn rescan(sys: &Path, address: &Address, drivers: &dyn Drivers, log: 
         }
     }
     let scanned = match address {
-        Address::Pci(_) => write(&sys.join("bus/pci/rescan"), "1"),
+        Address::Pci(_) => scan_pci(sys),
         Address::Scsi(address) => {
             let scan = format!("0 {} {}", address.id, address.lun);
             scan_scsi(&sys.join("class/scsi_host"), &scan)
@@ -55,6 +61,11 @@ pub(super) fn rescan(sys: &Path, address: &Address, drivers: &dyn Drivers, log: 
     if let Err(cause) = scanned {
         warn!(log, "the bus was not scanned"; "for" => %address, "cause" => %cause);
     }
+}
+
+/// Has the PCI buses scanned.
+pub(super) fn scan_pci(sys: &Path) -> io::Result<()> {
+    write(&sys.join("bus/pci/rescan"), "1")
 }
 
 /// Writes to a file of sysfs, which must exist.

@@ -1,19 +1,21 @@
 //! What the kernel says of its devices, read from sysfs(5) and `/dev`.
 //!
 //! Every look is a fresh one. A device counts as there when its node is there too, with the number that sysfs
-//! tells: the kernel makes the two one after the other.
+//! tells: the kernel makes the two one after the other. And it must still answer: another that is just leaving the
+//! same place is not the one that is looked for.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::libc;
-use nix::sys::stat::{major, minor, stat};
+use nix::sys::stat::{Mode, major, minor, stat};
 
-use super::DeviceError;
 use super::pci::{PciAddress, PciPath};
 use super::request::{Address, ScsiAddress};
+use super::{DeviceError, FoundDevice};
 
 /// How many devices an error message lists.
 const LISTED: usize = 32;
@@ -46,6 +48,12 @@ pub trait Nodes: Send + Sync {
     ///
     /// That of stat(2).
     fn look(&self, path: &Path) -> Result<Node, Errno>;
+
+    /// Whether the device behind the node still answers. One that is just leaving has its node, and its
+    /// entry in sysfs, a little longer.
+    fn is_alive(&self, _path: &Path) -> bool {
+        true
+    }
 }
 
 /// The nodes of the guest.
@@ -61,6 +69,11 @@ impl Nodes for DeviceNodes {
             _ => None,
         };
         Ok(Node { kind, major: major(stat.st_rdev), minor: minor(stat.st_rdev) })
+    }
+
+    fn is_alive(&self, path: &Path) -> bool {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        !matches!(open(path, flags, Mode::empty()), Err(Errno::ENXIO | Errno::ENODEV | Errno::ENOENT))
     }
 }
 
@@ -153,20 +166,27 @@ impl Tree {
 
     /// The node of a disk, once it is there and has the disk's number.
     fn node_of(&self, disk: &Disk) -> Option<Found> {
-        let number = fs::read_to_string(disk.directory.join("dev")).ok()?;
-        let (major, minor) = number.trim().split_once(':')?;
-        let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
         // A slash in a name can't be in sysfs.
         let path = self.dev.join(disk.name.replace('!', "/"));
-        let node = self.nodes.look(&path).ok()?;
-        (node == Node { kind: Some(DeviceKind::Block), major, minor }).then_some(Found { path, major, minor })
+        let found = self.node_with(&disk.directory, &path, DeviceKind::Block)?;
+        self.nodes.is_alive(&path).then_some(found)
+    }
+
+    /// The node at `path`, if it has the number that `directory` tells.
+    fn node_with(&self, directory: &Path, path: &Path, kind: DeviceKind) -> Option<Found> {
+        let number = fs::read_to_string(directory.join("dev")).ok()?;
+        let (major, minor) = number.trim().split_once(':')?;
+        let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
+        let node = self.nodes.look(path).ok()?;
+        let wanted = Node { kind: Some(kind), major, minor };
+        (node == wanted).then_some(Found { path: path.to_owned(), major, minor })
     }
 
     fn look_at_node(&self, path: &Path) -> Result<Option<Found>, DeviceError> {
         let path = self.dev.join(path.strip_prefix("/dev").unwrap_or(path));
         match self.nodes.look(&path) {
             Ok(Node { kind: Some(DeviceKind::Block), major, minor }) => {
-                Ok(Some(Found { path, major, minor }))
+                Ok(self.nodes.is_alive(&path).then_some(Found { path, major, minor }))
             }
             Ok(_) => Err(DeviceError::NotBlock { path }),
             Err(Errno::ENOENT) => Ok(None),
@@ -183,13 +203,14 @@ impl Tree {
                     let driver = driver.as_ref().and_then(|link| link.file_name()?.to_str());
                     return match driver {
                         Some(driver) => {
-                            format!("{address} is there and has the driver {driver}, but no disk")
+                            format!(
+                                "{address} is there and has the driver {driver}, but nothing has come of it"
+                            )
                         }
                         None => format!("{address} is there but has no driver"),
                     };
                 }
-                let addresses = names(&self.sys.join("bus/pci/devices"));
-                format!("the bus has: {}", list(addresses))
+                self.pci_devices()
             }
             Address::Scsi(_) => {
                 format!("the SCSI hosts have: {}", list(names(&self.sys.join("class/scsi_device"))))
@@ -198,6 +219,39 @@ impl Tree {
                 format!("the disks are: {}", list(self.disks().into_iter().map(|disk| disk.name).collect()))
             }
         }
+    }
+}
+
+impl Tree {
+    /// All PCI functions, for an error message.
+    pub(super) fn pci_devices(&self) -> String {
+        format!("the bus has: {}", list(names(&self.sys.join("bus/pci/devices"))))
+    }
+
+    /// The node of a VFIO group, once it is there and has the group's number.
+    pub(super) fn vfio_group(&self, name: &str) -> Option<Found> {
+        let directory = self.sys.join("class/vfio").join(name);
+        self.node_with(&directory, &self.dev.join("vfio").join(name), DeviceKind::Char)
+    }
+
+    /// The nodes of all character devices in a directory of `/dev`, at the same place in a container.
+    pub(super) fn char_devices(&self, directory: &str) -> Vec<FoundDevice> {
+        let directory = self.dev.join(directory);
+        let found = names(&directory).into_iter().filter_map(|name| {
+            let path = directory.join(name);
+            let Node { kind: Some(DeviceKind::Char), major, minor } = self.nodes.look(&path).ok()? else {
+                return None;
+            };
+            let container_path = Path::new("/dev").join(path.strip_prefix(&self.dev).ok()?);
+            let kind = DeviceKind::Char;
+            Some(FoundDevice { container_path, guest_path: path, final_path: None, kind, major, minor })
+        });
+        found.collect()
+    }
+
+    /// All VFIO groups, for an error message.
+    pub(super) fn vfio_groups(&self) -> String {
+        format!("the VFIO groups are: {}", list(names(&self.sys.join("class/vfio"))))
     }
 }
 

@@ -14,7 +14,7 @@ use super::sysfs::Tree;
 use super::uevent::{Notice, Uevent, Uevents};
 use super::*;
 
-/// Nodes are files that say what they would be: `b 254 16`.
+/// Nodes are files that say what they would be: `b 254 16`, and if it has left, `b 254 16 dead`.
 struct PaperNodes;
 
 impl Nodes for PaperNodes {
@@ -28,6 +28,10 @@ impl Nodes for PaperNodes {
         };
         let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
         Ok(Node { kind, major: number(), minor: number() })
+    }
+
+    fn is_alive(&self, path: &Path) -> bool {
+        !fs::read_to_string(path).unwrap().ends_with("dead")
     }
 }
 
@@ -156,7 +160,7 @@ fn a_disk_that_is_there_is_found_without_any_event() {
         guest.node("vdb", "b 254 16");
         let requests =
             [request("blk", "04", "/dev/x"), request("blk", "04/00", ""), request("blk", "04/00", "/dev/y")];
-        let found = devices.find_all(&requests).await.unwrap();
+        let found = devices.find_all(&requests).await.unwrap().nodes;
         let found: Vec<_> =
             found.iter().map(|d| (d.container_path.to_str().unwrap(), &d.guest_path, d.minor)).collect();
         assert_eq!(found, [("/dev/x", &guest.path("dev/vdb"), 16), ("/dev/y", &guest.path("dev/vda"), 0)]);
@@ -191,7 +195,7 @@ async fn comes_with(guest: &Guest, kind: &str, address: &str, plug: impl FnOnce(
     while !matches!(notices.next().await, Notice::Look) {}
     assert!(!waiting.is_finished());
     plug(&devices);
-    waiting.await.unwrap().unwrap().remove(0)
+    waiting.await.unwrap().unwrap().nodes.remove(0)
 }
 
 fn event(devpath: &str) -> Notice {
@@ -251,6 +255,23 @@ fn a_scsi_disk_is_looked_for_on_every_host() {
             let scan = guest.path("sys/class/scsi_host").join(host).join("scan");
             assert_eq!(fs::read_to_string(scan).unwrap(), "0 1 2");
         }
+    });
+}
+
+#[test]
+fn one_that_is_just_leaving_is_not_taken_for_the_next() {
+    run(async {
+        let guest = Guest::new();
+        guest.disk("pci0000:00/0000:00:03.0/virtio0/host7/target7:0:1/7:0:1:2/block/sda", "8:0");
+        guest.node("sda", "b 8 0 dead");
+        let found = comes_with(&guest, "scsi", "1:2", |devices| {
+            fs::remove_file(guest.path("sys/class/block/sda")).unwrap();
+            guest.disk("pci0000:00/0000:00:03.0/virtio0/host7/target7:0:1/7:0:1:2/block/sdb", "8:16");
+            guest.node("sdb", "b 8 16");
+            devices.uevents().publish(event("/devices/whatever/block/sdb"));
+        })
+        .await;
+        assert_eq!(found.guest_path, guest.path("dev/sdb"));
     });
 }
 

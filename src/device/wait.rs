@@ -5,6 +5,7 @@
 //! missed. Scanning the buses goes on beside the waiting, because it may take long; when it is done everybody
 //! who waits looks.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::time::sleep;
@@ -12,64 +13,104 @@ use tokio::time::sleep;
 use super::request::Address;
 use super::rescan;
 use super::sysfs::{Found, Tree};
-use super::uevent::{Action, Notice, Subscription};
+use super::uevent::{Action, Notice, Subscription, Uevent};
 use super::{DeviceError, Inner};
 
-/// The device at the address, as soon as it is there.
-pub(super) async fn wait_for(inner: &Inner, address: &Address) -> Result<Found, DeviceError> {
+/// Something that may appear. Everything but [`Target::is_cue`] may block.
+pub(super) trait Target: Clone + fmt::Display + Send + Sync + 'static {
+    /// What it is when it is there.
+    type Found: Send + 'static;
+
+    /// What it is called, for messages.
+    fn what(&self) -> &'static str;
+
+    /// Looks for it.
+    fn look(&self, tree: &Tree) -> Result<Option<Self::Found>, DeviceError>;
+
+    /// Whether the event may be about it.
+    fn is_cue(&self, event: &Uevent) -> bool;
+
+    /// Does what may bring it to light.
+    fn help(&self, inner: &Inner);
+
+    /// What there is instead, for an error message.
+    fn surroundings(&self, tree: &Tree) -> String;
+}
+
+impl Target for Address {
+    type Found = Found;
+
+    fn what(&self) -> &'static str {
+        "block device"
+    }
+
+    fn look(&self, tree: &Tree) -> Result<Option<Found>, DeviceError> {
+        tree.look(self)
+    }
+
+    fn is_cue(&self, event: &Uevent) -> bool {
+        event.subsystem == "block" && event.action != Action::Remove
+    }
+
+    fn help(&self, inner: &Inner) {
+        rescan::rescan(inner.tree.sys(), self, &*inner.drivers, &inner.log);
+    }
+
+    fn surroundings(&self, tree: &Tree) -> String {
+        tree.surroundings(self)
+    }
+}
+
+/// The target, as soon as it is there.
+pub(super) async fn wait_for<T: Target>(inner: &Arc<Inner>, target: &T) -> Result<T::Found, DeviceError> {
     let mut notices = inner.uevents.subscribe();
     let expiry = sleep(inner.hotplug_timeout);
     tokio::pin!(expiry);
-    if let Some(found) = look(&inner.tree, address).await? {
+    if let Some(found) = blocking(inner, target, |target, inner| target.look(&inner.tree)).await?? {
         return Ok(found);
     }
-    start_rescan(inner, address);
+    start_help(inner, target);
     let mut in_time = true;
     while in_time {
         in_time = tokio::select! {
             () = &mut expiry => false,
-            () = next_cue(&mut notices) => true,
+            () = next_cue(&mut notices, target) => true,
         };
-        if let Some(found) = look(&inner.tree, address).await? {
+        if let Some(found) = blocking(inner, target, |target, inner| target.look(&inner.tree)).await?? {
             return Ok(found);
         }
     }
     let timeout = inner.hotplug_timeout;
-    let there = blocking(&inner.tree, address, Tree::surroundings).await?;
-    Err(DeviceError::Timeout { wanted: address.to_string(), timeout, there })
+    let there = blocking(inner, target, |target, inner| target.surroundings(&inner.tree)).await?;
+    Err(DeviceError::Timeout { what: target.what(), wanted: target.to_string(), timeout, there })
 }
 
-/// The next notice that may be about a disk.
-async fn next_cue(notices: &mut Subscription) {
+/// The next notice that may be about the target.
+async fn next_cue<T: Target>(notices: &mut Subscription, target: &T) {
     loop {
         match notices.next().await {
             Notice::Look => return,
-            Notice::Event(event) if event.subsystem == "block" && event.action != Action::Remove => return,
+            Notice::Event(event) if target.is_cue(&event) => return,
             Notice::Event(_) => {}
         }
     }
 }
 
-fn start_rescan(inner: &Inner, address: &Address) {
-    let (tree, drivers) = (Arc::clone(&inner.tree), Arc::clone(&inner.drivers));
-    let (uevents, address, log) = (inner.uevents.clone(), address.clone(), inner.log.clone());
+fn start_help<T: Target>(inner: &Arc<Inner>, target: &T) {
+    let (inner, target) = (Arc::clone(inner), target.clone());
     tokio::task::spawn_blocking(move || {
-        rescan::rescan(tree.sys(), &address, &*drivers, &log);
-        uevents.publish(Notice::Look);
+        target.help(&inner);
+        inner.uevents.publish(Notice::Look);
     });
 }
 
-async fn look(tree: &Arc<Tree>, address: &Address) -> Result<Option<Found>, DeviceError> {
-    blocking(tree, address, Tree::look).await?
-}
-
-/// Reads sysfs off the runtime.
-async fn blocking<T: Send + 'static>(
-    tree: &Arc<Tree>,
-    address: &Address,
-    read: fn(&Tree, &Address) -> T,
-) -> Result<T, DeviceError> {
-    let (tree, wanted) = (Arc::clone(tree), address.clone());
-    let joined = tokio::task::spawn_blocking(move || read(&tree, &wanted)).await;
-    joined.map_err(|error| DeviceError::CutShort { wanted: address.to_string(), reason: error.to_string() })
+/// Does what blocks off the runtime.
+pub(super) async fn blocking<T: Target, R: Send + 'static>(
+    inner: &Arc<Inner>,
+    target: &T,
+    work: impl FnOnce(&T, &Inner) -> R + Send + 'static,
+) -> Result<R, DeviceError> {
+    let (inner, wanted) = (Arc::clone(inner), target.clone());
+    let joined = tokio::task::spawn_blocking(move || work(&wanted, &inner)).await;
+    joined.map_err(|error| DeviceError::CutShort { wanted: target.to_string(), reason: error.to_string() })
 }

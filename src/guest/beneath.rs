@@ -5,12 +5,13 @@
 //! as if the root were `/` (`RESOLVE_IN_ROOT`) and follows no magic link, and what follows works on the
 //! descriptor.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
 /// Why a path beneath a root can't be had.
@@ -122,8 +123,31 @@ impl Root {
             .map_err(|errno| self.step("create", &relative, errno))
     }
 
-    /// Walks down from the root, and makes what is missing.
+    /// As [`Root::create_dir`]; `made` is handed each directory that is made, open, before anything is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`BeneathError::Climbs`] and [`BeneathError::Step`].
+    pub fn create_dir_with(
+        &self,
+        relative: &Path,
+        mode: u32,
+        made: &mut dyn FnMut(OwnedFd) -> nix::Result<()>,
+    ) -> Result<OwnedFd, BeneathError> {
+        self.walk_down(&clean(relative)?, mode, made)
+    }
+
     fn create_dir_clean(&self, relative: &Path, mode: u32) -> Result<OwnedFd, BeneathError> {
+        self.walk_down(relative, mode, &mut |_| Ok(()))
+    }
+
+    /// Walks down from the root, and makes what is missing.
+    fn walk_down(
+        &self,
+        relative: &Path,
+        mode: u32,
+        made: &mut dyn FnMut(OwnedFd) -> nix::Result<()>,
+    ) -> Result<OwnedFd, BeneathError> {
         let stand = |path: &Path| self.open_clean(path, STAND | OFlag::O_DIRECTORY, Mode::empty());
         match stand(relative) {
             Err(Errno::ENOENT) => {}
@@ -137,7 +161,8 @@ impl Root {
             // make the directory first; a dangling link stays an error.
             parent = match stand(&so_far) {
                 Err(Errno::ENOENT) => match mkdirat(&parent, name, Mode::from_bits_truncate(mode & 0o7777)) {
-                    Ok(()) | Err(Errno::EEXIST) => stand(&so_far),
+                    Ok(()) => open_made(&parent, name).and_then(&mut *made).and_then(|()| stand(&so_far)),
+                    Err(Errno::EEXIST) => stand(&so_far),
                     Err(errno) => Err(errno),
                 },
                 found => found,
@@ -195,6 +220,12 @@ pub fn create_file_beneath(root: &Path, relative: &Path, mode: u32) -> Result<Ow
 /// must be mounted. Valid as long as `fd` is open.
 pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Opens the directory that was just made, and not what somebody may have put in its place.
+fn open_made(parent: &OwnedFd, name: &OsStr) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(parent, name, flags, Mode::empty())
 }
 
 /// The path without `/` at its start and without `.`; `..` is refused.

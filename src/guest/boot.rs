@@ -4,12 +4,12 @@
 //! supervisor   root::prepare, fork
 //! server       before_listen: the vsock transport      needed to be reached at all
 //!              listen, announce                        the host may connect from here on
-//!              after_listen: open files, cgroups,      needed by the first container
-//!                            loopback, hostname
+//!              after_listen: cgroups, loopback,        needed by the first container
+//!                            hostname
 //! ```
 //!
 //! Each step is timed and logged. A step without which no container can run ends the boot; what only some
-//! containers miss (loopback, hostname, open files) is logged as an error, and the guest serves.
+//! containers miss (loopback, hostname) is logged as an error, and the guest serves.
 //!
 //! All of this blocks, a few milliseconds in all but for modules under emulation. Not on an async thread.
 
@@ -22,7 +22,7 @@ use slog::{Logger, error, info, warn};
 
 use super::cgroups::{self, CgroupError};
 use super::modules::{ModuleError, Modules};
-use super::{hostname, loopback, rlimit};
+use super::{hostname, loopback};
 use crate::config::{Config, ServerAddress};
 use crate::observe::console;
 
@@ -78,7 +78,6 @@ pub fn announce(address: &ServerAddress) {
 ///
 /// [`BootError::Cgroups`].
 pub fn after_listen(mode: Mode, config: &Config, logger: &Logger) -> Result<(), BootError> {
-    tolerated(logger, "open files", || rlimit::raise_open_files(Path::new("/proc")).map(drop));
     if mode == Mode::Service {
         return Ok(());
     }

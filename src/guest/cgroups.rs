@@ -65,14 +65,21 @@ pub fn set_up(version: CgroupVersion) -> Result<Vec<Missing>, CgroupError> {
     match version {
         CgroupVersion::V2 => {
             if !mounted {
-                let options = options(FLAGS, "nsdelegate");
-                mount("cgroup2", root, "cgroup2", &options)?;
+                mount_v2(root)?;
             }
             enable_controllers(root)
         }
         CgroupVersion::V1 if mounted => Ok(Vec::new()),
         CgroupVersion::V1 => mount_v1(root),
     }
+}
+
+/// With `favordynmods` a process enters its cgroup without waiting for an RCU grace period (Linux 6.0,
+/// Documentation/admin-guide/cgroup-v2.rst): some ten milliseconds of each container in an emulated guest. Older
+/// kernels don't know it.
+fn mount_v2(root: &Path) -> Result<(), CgroupError> {
+    Ok(mount("cgroup2", root, "cgroup2", &options(FLAGS, "nsdelegate,favordynmods"))
+        .or_else(|_| mount("cgroup2", root, "cgroup2", &options(FLAGS, "nsdelegate")))?)
 }
 
 fn options(flags: MsFlags, data: &str) -> MountOptions {

@@ -5,17 +5,24 @@
 //! - [`mount`], [`mountinfo`], [`beneath`]: the one place where mounts are made, listed, and given a target;
 //! - [`modules`]: kernel modules, loaded without a helper program;
 //! - [`details`]: what the host asks about the guest's hardware;
+//! - [`swap`]: swap space;
+//! - [`clock`], [`random`]: set and reseeded when the host asks;
+//! - [`copy_file`], [`volume`]: files that the host sends, and volumes that it asks about; [`tree`] goes through
+//!   directories for them and for storages;
 //! - [`allocator`]: the server's own memory;
 //! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`]: one step each.
 //!
-//! Lowest floor: imports nothing of the crate but `config` and `observe`. Everything here blocks for the time
-//! of a few system calls; async code calls it by `spawn_blocking`.
+//! Lowest floor: imports nothing of the crate but `config` and `observe` (and the types of messages). Everything
+//! here blocks for the time of a few system calls; async code calls it by `spawn_blocking`.
 
 pub mod allocator;
 pub mod beneath;
 pub mod boot;
 pub mod cgroups;
+pub mod clock;
+pub mod copy_file;
 pub mod details;
+pub mod filesystems;
 pub mod hostname;
 pub mod loopback;
 pub mod modules;
@@ -23,5 +30,9 @@ pub mod mount;
 pub mod mountinfo;
 pub mod net_dev;
 pub mod power;
+pub mod random;
 pub mod rlimit;
 pub mod root;
+pub mod swap;
+pub mod tree;
+pub mod volume;

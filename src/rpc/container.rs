@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use nakai_protocols::agent::{
-    CreateContainerRequest, NetworkStats, PauseContainerRequest, RemoveContainerRequest,
+    self, CreateContainerRequest, NetworkStats, PauseContainerRequest, RemoveContainerRequest,
     ResumeContainerRequest, StartContainerRequest, StatsContainerRequest, StatsContainerResponse,
     UpdateContainerRequest,
 };
@@ -13,16 +13,13 @@ use nakai_protocols::empty::Empty;
 use super::{Agent, Answer, RpcError};
 use crate::device::DeviceRequest;
 use crate::guest::net_dev::Traffic;
-use crate::ids::ContainerId;
-use crate::sandbox::{CreateContainer, SandboxError};
+use crate::ids::{ContainerId, GuestPath};
+use crate::sandbox::{CreateContainer, SandboxError, SharedMount};
+use crate::stdio::ports::StreamPorts;
 use crate::storage::StorageRequest;
 
 pub(super) async fn create(agent: &Agent, request: CreateContainerRequest) -> Answer<Empty> {
     let id = ContainerId::try_from(request.container_id.as_str())?;
-    if !request.shared_mounts.is_empty() {
-        return Err(RpcError::UnimplementedPart { what: "CreateContainer.shared_mounts" });
-    }
-    refuse_ports([request.stdin_port, request.stdout_port, request.stderr_port])?;
     let spec = request.OCI.as_ref().ok_or(RpcError::Missing { field: "OCI" })?;
     let checked = CreateContainer {
         id,
@@ -30,18 +27,25 @@ pub(super) async fn create(agent: &Agent, request: CreateContainerRequest) -> An
         devices: request.devices.iter().map(DeviceRequest::try_from).collect::<Result<_, _>>()?,
         storages: request.storages.iter().map(StorageRequest::try_from).collect::<Result<_, _>>()?,
         sandbox_pidns: request.sandbox_pidns,
+        ports: StreamPorts {
+            stdin: request.stdin_port,
+            stdout: request.stdout_port,
+            stderr: request.stderr_port,
+        },
+        shared_mounts: request.shared_mounts.iter().map(shared_mount).collect::<Result<_, _>>()?,
     };
     agent.sandbox().await?.create_container(checked).await?;
     Ok(Empty::new())
 }
 
-/// Streams as vsock connections of their own come with a later version; nobody asks for them unless told to.
-pub(super) fn refuse_ports(ports: [u32; 3]) -> Answer<()> {
-    if ports == [0; 3] {
-        return Ok(());
+fn shared_mount(wire: &agent::SharedMount) -> Answer<SharedMount> {
+    if wire.src_ctr.is_empty() {
+        return Err(RpcError::Missing { field: "shared_mounts.src_ctr" });
     }
-    Err(RpcError::UnimplementedPart {
-        what: "streams over vsock ports (stdin_port, stdout_port, stderr_port)",
+    Ok(SharedMount {
+        container: wire.src_ctr.clone(),
+        source: GuestPath::try_from(wire.src_path.as_str())?,
+        target: GuestPath::try_from(wire.dst_path.as_str())?,
     })
 }
 

@@ -8,9 +8,18 @@ use ttrpc::{Code, get_status};
 
 use crate::cgroup::CgroupError;
 use crate::device::DeviceError;
+use crate::device::cdi::CdiError;
+use crate::guest::clock::ClockError;
+use crate::guest::copy_file::CopyError;
+use crate::guest::random::RandomError;
+use crate::guest::swap::SwapError;
+use crate::guest::volume::VolumeError;
 use crate::ids::IdError;
+use crate::mem_agent::MemAgentError;
+use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
 use crate::stdio::StdioError;
+use crate::stdio::ports::PortError;
 use crate::storage::StorageError;
 use crate::supervisor::client::LaunchError;
 use crate::worker::job::FailureKind;
@@ -18,18 +27,13 @@ use crate::worker::job::FailureKind;
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
-    /// Not there yet.
-    #[error("{call} is not implemented")]
-    Unimplemented {
-        /// The method.
-        call: &'static str,
-    },
-    /// A part of the request that is not there yet.
-    #[error("{what} is not implemented")]
-    UnimplementedPart {
-        /// Which part.
-        what: &'static str,
-    },
+    /// Nobody could check anything.
+    #[error("SetPolicy is not implemented: this agent was built without the feature `policy`")]
+    NoPolicyEngine,
+    /// The policy refused a request, or can't be one.
+    #[cfg(feature = "policy")]
+    #[error(transparent)]
+    Policy(#[from] crate::policy::PolicyError),
     /// A part of the request is missing.
     #[error("the request has no {field}")]
     Missing {
@@ -53,9 +57,27 @@ pub enum RpcError {
     /// The sandbox refused, or could not.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// The network is not as the host wants it.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The guest could not be asked.
     #[error(transparent)]
     Details(#[from] crate::guest::details::HardwareError),
+    /// A file could not be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// A volume could not be asked or grown.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The clock was not set.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// The random number generator was not reseeded.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// The memory agent was not told.
+    #[error(transparent)]
+    MemAgent(#[from] MemAgentError),
     /// The guest has not come up.
     #[error("the guest has not booted completely: see its console")]
     BootFailed,
@@ -83,11 +105,22 @@ impl RpcError {
     /// The status code of this failure.
     pub fn code(&self) -> Code {
         match self {
-            Self::Unimplemented { .. } | Self::UnimplementedPart { .. } => Code::UNIMPLEMENTED,
+            Self::NoPolicyEngine => Code::UNIMPLEMENTED,
             Self::Missing { .. } | Self::LogType { .. } | Self::Id(_) | Self::WireSpec(_) => {
                 Code::INVALID_ARGUMENT
             }
             Self::Sandbox(error) => sandbox_code(error),
+            Self::Network(error) => network_code(error),
+            #[cfg(feature = "policy")]
+            Self::Policy(error) => policy_code(error),
+            Self::Copy(error) => copy_code(error),
+            Self::Volume(error) => volume_code(error),
+            Self::Clock(ClockError::Field { .. })
+            | Self::Random(RandomError::Empty | RandomError::TooLong { .. }) => Code::INVALID_ARGUMENT,
+            Self::Clock(ClockError::Kernel { source: Errno::EINVAL, .. }) => Code::INVALID_ARGUMENT,
+            Self::Clock(_) | Self::Random(_) => Code::INTERNAL,
+            Self::MemAgent(MemAgentError::Off) => Code::FAILED_PRECONDITION,
+            Self::MemAgent(MemAgentError::Range { .. }) => Code::INVALID_ARGUMENT,
             Self::BootFailed | Self::Ending => Code::UNAVAILABLE,
             Self::Details(_) | Self::Task(_) => Code::INTERNAL,
         }
@@ -97,26 +130,39 @@ impl RpcError {
 fn sandbox_code(error: &SandboxError) -> Code {
     use SandboxError as E;
     match error {
-        E::SandboxState { .. } | E::CgroupInUse { .. } | E::ContainerState { .. } | E::Removing(_) => {
-            Code::FAILED_PRECONDITION
-        }
+        E::SharedMountSource { .. }
+        | E::SandboxState { .. }
+        | E::CgroupInUse { .. }
+        | E::ContainerState { .. }
+        | E::Removing(_) => Code::FAILED_PRECONDITION,
         E::SandboxExists { .. } | E::ContainerExists(_) | E::ProcessExists { .. } => Code::ALREADY_EXISTS,
         E::NoContainer(_) | E::NoProcess { .. } | E::NoTerminationLog(_) => Code::NOT_FOUND,
         E::Device(error) => device_code(error),
+        E::Cdi(CdiError::NoDevice { .. }) => Code::NOT_FOUND,
+        E::Cdi(CdiError::Timeout { .. }) => Code::DEADLINE_EXCEEDED,
+        E::Cdi(CdiError::Name { .. }) => Code::INVALID_ARGUMENT,
         E::Storage(error) => storage_code(error),
         E::Spec(_) | E::Root { .. } => Code::INVALID_ARGUMENT,
         E::Stdio { source, .. } => stdio_code(source),
         E::Launch { source, .. } => launch_code(source),
         E::Cgroup { source, .. } => cgroup_code(source),
         E::Signal { source: Errno::EINVAL, .. } => Code::INVALID_ARGUMENT,
+        E::Swap(SwapError { source: Errno::ENOENT, .. }) => Code::NOT_FOUND,
+        E::Swap(SwapError { source: Errno::EINVAL, .. }) => Code::INVALID_ARGUMENT,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NOT_FOUND,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => Code::INVALID_ARGUMENT,
-        E::RemovalTimeout { .. } => Code::DEADLINE_EXCEEDED,
+        E::Port(PortError::Off { .. }) => Code::FAILED_PRECONDITION,
+        E::Port(PortError::Missing { .. }) | E::RemovalTimeout { .. } => Code::DEADLINE_EXCEEDED,
         E::CallerGone => Code::CANCELLED,
         E::Signal { .. }
         | E::File { .. }
         | E::Pipes { .. }
+        | E::Duplicate { .. }
+        | E::Record(_)
         | E::Module(_)
+        | E::Swap(_)
+        | E::Cdi(_)
+        | E::CdiEdits(_)
         | E::Dns(_)
         | E::Guest(_)
         | E::SandboxLeftovers(_)
@@ -135,9 +181,30 @@ fn device_code(error: &DeviceError) -> Code {
         | E::Pci { .. }
         | E::Scsi { .. }
         | E::NotInDev { .. }
-        | E::NotBlock { .. } => Code::INVALID_ARGUMENT,
-        E::UnsupportedType { .. } => Code::UNIMPLEMENTED,
-        E::Timeout { .. } => Code::DEADLINE_EXCEEDED,
+        | E::NotBlock { .. }
+        | E::Option { .. }
+        | E::Groups { .. } => Code::INVALID_ARGUMENT,
+        E::NoIommuGroup { .. } => Code::FAILED_PRECONDITION,
+        E::UnsupportedType { .. } | E::NoMemoryProbe { .. } => Code::UNIMPLEMENTED,
+        E::MemoryProbe { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => {
+            Code::INVALID_ARGUMENT
+        }
+        E::Timeout { .. } | E::NoLink { .. } | E::Cpus { .. } => Code::DEADLINE_EXCEEDED,
+        _ => Code::INTERNAL,
+    }
+}
+
+fn network_code(error: &NetworkError) -> Code {
+    use NetworkError as E;
+    match error {
+        E::Mac { .. } | E::LinkName { .. } | E::NamesNothing | E::Field { .. } => Code::INVALID_ARGUMENT,
+        E::NoLinkWithMac { .. } | E::NoLinkNamed { .. } | E::LinkGone { .. } => Code::NOT_FOUND,
+        // The kernel's words for a value that it does not take.
+        E::Change { source, .. } if matches!(source.errno, Errno::EINVAL | Errno::ERANGE) => {
+            Code::INVALID_ARGUMENT
+        }
+        E::Device(error) => device_code(error),
+        E::NoProgram { .. } => Code::FAILED_PRECONDITION,
         _ => Code::INTERNAL,
     }
 }
@@ -151,7 +218,7 @@ fn storage_code(error: &StorageError) -> Code {
         E::NotBlockDevice { .. } => Code::INVALID_ARGUMENT,
         E::Unsupported { .. } => Code::UNIMPLEMENTED,
         E::NotAttached { .. } => Code::NOT_FOUND,
-        E::Conflict { .. } => Code::FAILED_PRECONDITION,
+        E::Conflict { .. } | E::Image { .. } => Code::FAILED_PRECONDITION,
         _ => Code::INTERNAL,
     }
 }
@@ -171,6 +238,54 @@ fn cgroup_code(error: &CgroupError) -> Code {
     }
 }
 
+#[cfg(feature = "policy")]
+fn policy_code(error: &crate::policy::PolicyError) -> Code {
+    use crate::policy::PolicyError as E;
+    match error {
+        E::Denied { .. } => Code::PERMISSION_DENIED,
+        E::Invalid { .. } | E::TooLong { .. } => Code::INVALID_ARGUMENT,
+        E::File { .. } | E::Failed { .. } => Code::INTERNAL,
+    }
+}
+
+fn copy_code(error: &CopyError) -> Code {
+    use CopyError as E;
+    match error {
+        E::Outside { .. }
+        | E::Number { .. }
+        | E::TooMuch { .. }
+        | E::Type { .. }
+        | E::Target { .. }
+        | E::Scattered { .. } => Code::INVALID_ARGUMENT,
+        E::NoRoom { .. } => Code::RESOURCE_EXHAUSTED,
+        E::Beneath(_) | E::Step { .. } => match error.errno() {
+            Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => Code::RESOURCE_EXHAUSTED,
+            // Something else than a directory is on the way, or something is mounted there.
+            Some(Errno::ENOTDIR | Errno::ELOOP | Errno::EBUSY) => Code::FAILED_PRECONDITION,
+            Some(Errno::ENAMETOOLONG) => Code::INVALID_ARGUMENT,
+            _ => Code::INTERNAL,
+        },
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    use VolumeError as E;
+    match error {
+        E::Outside { .. } => Code::INVALID_ARGUMENT,
+        E::FileSystem { .. } => Code::UNIMPLEMENTED,
+        E::DeviceTooSmall { .. } | E::Shrink { .. } => Code::OUT_OF_RANGE,
+        E::NoDevice { .. } => Code::FAILED_PRECONDITION,
+        E::Open { .. } | E::Step { .. } => match error.errno() {
+            Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Code::NOT_FOUND,
+            // The kernel can't grow a file system that was made without room for it, or is read-only or damaged.
+            Some(Errno::EINVAL | Errno::EPERM | Errno::EROFS | Errno::EOPNOTSUPP | Errno::EBUSY) => {
+                Code::FAILED_PRECONDITION
+            }
+            _ => Code::INTERNAL,
+        },
+    }
+}
+
 fn stdio_code(error: &StdioError) -> Code {
     match error {
         StdioError::NotATerminal => Code::UNAVAILABLE,
@@ -187,6 +302,7 @@ fn launch_code(error: &LaunchError) -> Code {
         FailureKind::ProgramNotExecutable => Code::PERMISSION_DENIED,
         FailureKind::WorkingDirectory | FailureKind::InvalidSpec => Code::INVALID_ARGUMENT,
         FailureKind::ContainerState => Code::FAILED_PRECONDITION,
+        FailureKind::ProcessLimit => Code::RESOURCE_EXHAUSTED,
         FailureKind::Hook | FailureKind::Internal => Code::INTERNAL,
     }
 }

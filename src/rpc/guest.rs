@@ -28,6 +28,9 @@ fn gather(request: &GuestDetailsRequest) -> Answer<GuestDetailsResponse> {
     agent.storage_handlers = crate::storage::Storages::drivers().into_iter().map(str::to_owned).collect();
     agent.device_handlers = crate::device::TYPES.iter().map(|name| (*name).to_owned()).collect();
     agent.extra_features = vec!["seccomp".to_owned()];
+    if cfg!(feature = "policy") {
+        agent.extra_features.push("agent-policy".to_owned());
+    }
     response.agent_details = Some(agent).into();
     Ok(response)
 }

@@ -10,17 +10,22 @@ use nakai_protocols::empty::Empty;
 use super::{Agent, Answer, RpcError};
 use crate::ids::ExecId;
 use crate::sandbox::ExecRequest;
+use crate::stdio::ports::StreamPorts;
 
 /// How long what an exec'd process wrote can be read after its exit status has been fetched.
 const LINGER: Duration = Duration::from_secs(10);
 
 pub(super) async fn exec(agent: &Agent, request: ExecProcessRequest) -> Answer<Empty> {
     let container = agent.sandbox().await?.container(&request.container_id)?;
-    super::container::refuse_ports([request.stdin_port, request.stdout_port, request.stderr_port])?;
     let process = request.process.as_ref().ok_or(RpcError::Missing { field: "process" })?;
     let checked = ExecRequest {
         exec_id: ExecId::try_from(request.exec_id.as_str())?,
         process: nakai_protocols::spec::process_from_wire(process)?,
+        ports: StreamPorts {
+            stdin: request.stdin_port,
+            stdout: request.stdout_port,
+            stderr: request.stderr_port,
+        },
     };
     container.exec(checked).await?;
     Ok(Empty::new())

@@ -1,13 +1,14 @@
 //! The listening socket and the services behind it.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nakai_protocols::agent_ttrpc::create_agent_service;
+use nakai_protocols::agent_ttrpc::{AgentService, create_agent_service};
 use nakai_protocols::health_ttrpc::create_health;
 
-use super::{Agent, HealthService};
+use super::{HealthService, listener};
 use crate::config::ServerAddress;
 
 /// How long the last answers may take to leave when the server stops.
@@ -34,19 +35,33 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address` and serves `agent` and Health there.
+    /// Listens on `address`, or goes on listening on the socket that an earlier server `left`, and serves `agent`,
+    /// behind its policy or not, and Health there. Returns a duplicate of a socket that is new, for the next server.
     ///
     /// # Errors
     /// When the address can't be bound.
-    pub async fn start(address: &ServerAddress, agent: Agent) -> Result<Self, ServeError> {
+    pub async fn start(
+        address: &ServerAddress,
+        left: Option<OwnedFd>,
+        agent: impl AgentService + Send + 'static,
+    ) -> Result<(Self, Option<OwnedFd>), ServeError> {
         let failed = |source| ServeError::Listen { address: address.to_string(), source };
-        remove_stale_socket(address);
-        let server = ttrpc::r#async::Server::new().bind(&address.to_string()).map_err(failed)?;
-        let mut server = server
+        let (socket, duplicate) = match left {
+            Some(socket) => (socket, None),
+            None => {
+                remove_stale_socket(address);
+                let bound = listener::bind(address);
+                let socket = bound.map_err(|error| failed(ttrpc::Error::Others(error.to_string())))?;
+                let duplicate = socket.try_clone().ok();
+                (socket, duplicate)
+            }
+        };
+        let mut server = listener::listen(ttrpc::r#async::Server::new(), address, socket)
+            .map_err(failed)?
             .register_service(create_health(Arc::new(HealthService)))
             .register_service(create_agent_service(Arc::new(agent)));
         server.start().await.map_err(failed)?;
-        Ok(Self { server })
+        Ok((Self { server }, duplicate))
     }
 
     /// Stops listening and lets the answers under way leave.

@@ -11,16 +11,23 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::container::{Container, Slot, Status};
+use super::create::blocking;
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
 use super::oom::OomWatch;
 use super::pause::Freezer;
 use super::process::Process;
+use super::pumps;
+use super::records::started_name;
 use super::undo::{Undo, Why};
 use super::{Environment, ExecRequest};
 use crate::spec;
+use crate::stdio::ports;
 use crate::worker::job::{ExecJob, Job, RunHooksJob};
 use oci_spec::runtime::Hook;
+
+/// How long a removal waits for a host that does not take a stream's last bytes.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 pub(super) type Answer = oneshot::Sender<Result<(), SandboxError>>;
 
@@ -35,16 +42,19 @@ pub(super) enum Command {
     Remove,
 }
 
-/// Starts the actor of `container`; `undo` takes back what made it.
+/// Starts the actor of `container`; `undo` takes back what made it. If it is paused, `paused_from` is where a
+/// resumption leads to.
 pub(super) fn spawn(
     environment: Arc<Environment>,
     container: Arc<Container>,
     commands: mpsc::UnboundedReceiver<Command>,
     undo: Undo,
+    paused_from: Option<Status>,
 ) {
     let work = JoinSet::new();
     let oom_watch = container.oom.clone().map(OomWatch::run).into_iter().collect();
-    let actor = Actor { environment, container, work, oom_watch, freezer: Freezer::default(), undo };
+    let freezer = Freezer::paused_from(paused_from);
+    let actor = Actor { environment, container, work, oom_watch, freezer, undo };
     tokio::spawn(actor.run(commands));
 }
 
@@ -158,6 +168,8 @@ impl Actor {
         for process in container.processes() {
             process.wait().await;
             process.streams().stdin.abandon();
+            process.pumps().delivered(LAST_OUTPUT).await;
+            process.pumps().stop();
         }
         wait_until_empty(&container).await;
         self.oom_watch.shutdown().await;
@@ -187,6 +199,8 @@ async fn wait_until_empty(container: &Arc<Container>) {
 }
 
 async fn start(environment: &Environment, container: &Container) -> Result<(), SandboxError> {
+    let (records, name) = (environment.records.clone(), started_name(container.id().as_str()));
+    blocking(move || Ok(records.write(&name, &())?)).await?;
     let state = container.description.state_root.join(container.id().as_str());
     release_init(&state).await?;
     run_hooks(environment, container, &container.description.poststart, true).await;
@@ -194,7 +208,7 @@ async fn start(environment: &Environment, container: &Container) -> Result<(), S
 }
 
 /// Tells libcontainer's init, which listens in the state directory, to go on.
-async fn release_init(state: &Path) -> Result<(), SandboxError> {
+pub(super) async fn release_init(state: &Path) -> Result<(), SandboxError> {
     // A socket's path is limited to 107 bytes; through the directory's descriptor it is always short enough.
     let directory = std::fs::File::open(state).map_err(SandboxError::file("open", state))?;
     let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
@@ -229,19 +243,33 @@ async fn exec(
     container: &Container,
     request: ExecRequest,
 ) -> Result<Arc<Process>, SandboxError> {
+    let connections = ports::take(environment.ports.as_deref(), request.ports).await?;
     let prepared = spec::prepare_exec(request.process, &container.description.exec)?;
     for warning in &prepared.warnings {
         warn!(container.logger, "exec"; "exec_id" => request.exec_id.as_str(), "warning" => warning);
     }
-    let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, &prepared.late, environment)?;
+    let what = || format!("exec {} in container {}", request.exec_id, container.id());
+    let late = &prepared.late;
+    let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, late, environment, what).await?;
     let job = Job::Exec(Box::new(ExecJob {
         id: container.id().to_string(),
         state_root: container.description.state_root.clone(),
         process: prepared.process,
+        sub_cgroup: sub_cgroup(container).await?,
         io: wiring.io.clone(),
         late: prepared.late,
+        filter_flags: wiring.filter_flags,
     }));
-    let what = || format!("exec {} in container {}", request.exec_id, container.id());
     let process = launch::start_process(environment, &job, wiring, what).await?;
-    Ok(Arc::new(process))
+    let process = Arc::new(process.recorded(container.id(), &request.exec_id, &environment.records).await?);
+    pumps::start(&process, connections, environment.config.stream_quiet_time);
+    Ok(process)
+}
+
+/// Where an exec'd process goes if the container itself has divided its cgroup: to its init.
+async fn sub_cgroup(container: &Container) -> Result<Option<String>, SandboxError> {
+    let (cgroup, id, init) = (container.cgroup().clone(), container.id().clone(), container.init.pid());
+    let place = tokio::task::spawn_blocking(move || cgroup.place_beside(init)).await;
+    let place = place.map_err(|_| SandboxError::TaskEnded("a look at the cgroup"))?;
+    place.map_err(|source| SandboxError::Cgroup { id, source })
 }

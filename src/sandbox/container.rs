@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::actor::Command;
 use super::error::SandboxError;
+use super::hotplug::Asked;
 use super::oom::OomWatch;
 use super::process::{Process, handles_sigterm};
 use crate::cgroup::Cgroup;
@@ -127,7 +128,7 @@ pub struct Container {
     status: watch::Sender<Status>,
     pub(super) removal: watch::Sender<Removal>,
     /// Held while limits are written, by a thread that may block: they depend on those in force.
-    pub(super) limits: Mutex<()>,
+    pub(super) limits: Mutex<Asked>,
     commands: mpsc::UnboundedSender<Command>,
     pub(super) logger: Logger,
 }
@@ -137,6 +138,7 @@ impl Container {
         description: Description,
         init: Arc<Process>,
         oom: Option<Arc<OomWatch>>,
+        asked: Asked,
         commands: mpsc::UnboundedSender<Command>,
         logger: Logger,
     ) -> Self {
@@ -147,7 +149,7 @@ impl Container {
             execs: Mutex::default(),
             status: watch::Sender::new(Status::Created),
             removal: watch::Sender::new(None),
-            limits: Mutex::default(),
+            limits: Mutex::new(asked),
             commands,
             logger,
         }
@@ -293,6 +295,8 @@ impl Container {
             return Err(self.no_process(exec_id));
         }
         let status = process.wait().await.ok_or(SandboxError::TaskEnded("the supervisor's channel"))?;
+        // A host that has its streams as connections takes them for complete when it learns of the end.
+        process.pumps().delivered(linger).await;
         // The host learns of the kill before it learns of the end that came of it.
         if status.code() != 0 {
             self.look_for_oom_kills().await;
@@ -357,12 +361,16 @@ impl Container {
     /// Writes to the standard input of a process; nothing to write closes it.
     pub async fn write(&self, exec_id: &str, data: Vec<u8>) -> Result<u32, SandboxError> {
         let process = self.process(exec_id)?;
+        if data.is_empty() {
+            process.close_stdin();
+            return Ok(0);
+        }
         process.streams().stdin.write(data).await.map_err(self.stdio_error(exec_id, "stdin"))
     }
 
     /// Closes the standard input of a process.
     pub fn close_stdin(&self, exec_id: &str) -> Result<(), SandboxError> {
-        self.process(exec_id)?.streams().stdin.close();
+        self.process(exec_id)?.close_stdin();
         Ok(())
     }
 

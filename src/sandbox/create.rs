@@ -3,21 +3,28 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use slog::{Logger, info, o, warn};
 use tokio::sync::mpsc;
 
 use super::actor;
 use super::container::{Container, Description};
 use super::error::SandboxError;
+use super::hotplug::Asked;
 use super::launch::{self, Wiring};
 use super::oom::{self, OomWatch};
+use super::records::{ContainerRecord, MadeRecord, forget_container};
 use super::undo::{Undo, Why};
-use super::{CreateContainer, Environment, Gone, Running, diagnostics, facts, sysctl};
+use super::{
+    CreateContainer, Environment, Gone, Running, SharedMount, cdi, diagnostics, facts, pins, pumps,
+    shared_mounts, sysctl,
+};
 use crate::cgroup::Cgroup;
-use crate::device::FoundDevice;
+use crate::device::FoundDevices;
 use crate::ids::ContainerId;
 use crate::spec::{self, PidNamespace, Prepared};
+use crate::stdio::ports::{self, StreamConnections};
+use crate::storage::StorageHandle;
 use crate::worker::job::{CreateJob, Job};
 
 /// Makes the container of `request`. On failure everything is taken back before this returns.
@@ -25,18 +32,21 @@ pub(super) async fn create(
     environment: &Arc<Environment>,
     running: &Running,
     request: CreateContainer,
+    shared: Vec<(SharedMount, Arc<Container>)>,
     mut undo: Undo,
     gone: &Gone,
 ) -> Result<Arc<Container>, SandboxError> {
     let logger =
         environment.logger.new(o!("container" => request.id.to_string(), "sandbox" => running.id.clone()));
-    match steps(environment, running, request, &mut undo, gone, &logger).await {
+    match steps(environment, running, request, shared, &mut undo, gone, &logger).await {
         Ok(made) => {
             let (commands, mailbox) = mpsc::unbounded_channel();
             let init = Arc::new(made.init);
+            pumps::start(&init, made.connections, environment.config.stream_quiet_time);
             let container =
-                Arc::new(Container::new(made.description, init, made.oom, commands, logger.clone()));
-            actor::spawn(environment.clone(), container.clone(), mailbox, undo);
+                Container::new(made.description, init, made.oom, made.asked, commands, logger.clone());
+            let container = Arc::new(container);
+            actor::spawn(environment.clone(), container.clone(), mailbox, undo, None);
             info!(logger, "container created"; "init" => container.init.pid().as_raw());
             Ok(container)
         }
@@ -51,13 +61,16 @@ pub(super) async fn create(
 struct Made {
     description: Description,
     init: super::process::Process,
+    connections: StreamConnections,
     oom: Option<Arc<OomWatch>>,
+    asked: Asked,
 }
 
 async fn steps(
     environment: &Arc<Environment>,
     running: &Running,
     request: CreateContainer,
+    shared: Vec<(SharedMount, Arc<Container>)>,
     undo: &mut Undo,
     gone: &Gone,
     logger: &Logger,
@@ -65,19 +78,32 @@ async fn steps(
     let id = request.id;
     let bundle = environment.config.kata_dir.join(id.as_str());
     let state_root = environment.config.state_dir.join("containers");
-    make_bundle(&bundle, &state_root, undo).await?;
+    let connections = ports::take(environment.ports.as_deref(), request.ports);
+    let connections = gone.unless(async { Ok(connections.await?) }).await?;
+    let record = ContainerRecord {
+        id: id.to_string(),
+        bundle: bundle.clone(),
+        state_root: state_root.clone(),
+        storages: request.storages.iter().map(|storage| storage.mount_point.to_string()).collect(),
+        cgroup: None,
+        killed_before: 0,
+        made: None,
+    };
+    push_forget(environment, &id, undo);
+    let mut record = make_bundle(environment, record, undo).await?;
     let devices = gone.unless(async { Ok(environment.devices.find_all(&request.devices).await?) }).await?;
+    let spec = gone.unless(cdi::inject(environment, request.spec)).await?;
     gone.unless(attach_storages(environment, &id, request.storages, undo)).await?;
     let rootfs = blocking({
-        let spec = request.spec.clone();
+        let spec = spec.clone();
         move || find_rootfs(&spec)
     })
     .await?;
-    let annotations = request.spec.annotations().clone().unwrap_or_default();
-    let termination_log = diagnostics::termination_log(&request.spec);
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    let termination_log = diagnostics::termination_log(&spec);
+    let asked = Asked::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
     let prepared =
-        prepare(environment, running, &id, request.spec, rootfs.clone(), devices, request.sandbox_pidns)
-            .await?;
+        prepare(environment, running, &id, spec, rootfs.clone(), devices, request.sandbox_pidns).await?;
     for warning in &prepared.warnings {
         warn!(logger, "specification"; "warning" => warning);
     }
@@ -85,36 +111,66 @@ async fn steps(
     write_config(&bundle, &prepared.spec, undo).await?;
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
-    refuse_used_cgroup(&id, &cgroup).await?;
-    super::lock(&running.cgroup_parents).extend(cgroup.missing_ancestors());
     let killed_before = oom::killed_before(&cgroup).await;
+    record.killed_before = *killed_before.as_ref().unwrap_or(&0);
+    let record = take_cgroup(environment, &id, &cgroup, record).await?;
+    running.note_parents(&cgroup, &environment.records).await?;
     push_launch_undo(&id, &state_root, &cgroup, undo);
     let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared);
     let init = gone.unless(launch).await?;
     enforce_devices(&id, &cgroup, &prepared.spec).await?;
+    set_limits(&id, &cgroup, prepared.limits).await?;
+    gone.unless(shared_mounts::share(environment, &id, &init, shared)).await?;
     running.publish_pid_namespace(&init);
     let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
-    let description = Description {
-        id,
-        bundle,
-        state_root,
-        cgroup,
-        exec: prepared.exec,
+    let made = MadeRecord {
+        init: init.record(""),
+        exec: prepared.exec.within(pins::of(init.pid()).await?),
         poststart: prepared.poststart,
         poststop: prepared.poststop,
         annotations,
         termination_log,
         own_network: diagnostics::has_own_network(&prepared.spec),
+        asked,
     };
-    Ok(Made { description, init, oom })
+    let (description, asked) = note_made(environment, record, id, cgroup, made).await?;
+    Ok(Made { description, init, connections, oom, asked })
 }
 
-/// A container's cgroup is killed with it: one with others' processes in it can't be a container's.
-async fn refuse_used_cgroup(id: &ContainerId, cgroup: &Cgroup) -> Result<(), SandboxError> {
-    let (id, cgroup) = (id.clone(), cgroup.clone());
-    blocking(move || match cgroup.is_populated() {
-        Ok(true) => Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() }),
-        Ok(false) | Err(_) => Ok(()),
+/// A container's cgroup is killed with it: one with others' processes in it can't be a container's. From here on the
+/// record says that it is ours.
+async fn take_cgroup(
+    environment: &Environment,
+    id: &ContainerId,
+    cgroup: &Cgroup,
+    mut record: ContainerRecord,
+) -> Result<ContainerRecord, SandboxError> {
+    let (id, cgroup, records) = (id.clone(), cgroup.clone(), environment.records.clone());
+    blocking(move || {
+        if cgroup.is_populated().unwrap_or(false) {
+            return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
+        }
+        record.cgroup = Some(cgroup.path().to_owned());
+        record.write(&records)?;
+        Ok(record)
+    })
+    .await
+}
+
+/// The container is there: from here on the next server takes it over and does not undo it.
+async fn note_made(
+    environment: &Environment,
+    mut record: ContainerRecord,
+    id: ContainerId,
+    cgroup: Cgroup,
+    made: MadeRecord,
+) -> Result<(Description, Asked), SandboxError> {
+    let records = environment.records.clone();
+    blocking(move || {
+        record.made = Some(made);
+        record.write(&records)?;
+        let made = record.made.take().ok_or(SandboxError::TaskEnded("the record of a container"))?;
+        Ok(record.describe(id, cgroup, made))
     })
     .await
 }
@@ -126,21 +182,38 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(SandboxError::TaskEnded("a blocking step")))
 }
 
-async fn make_bundle(bundle: &Path, state_root: &Path, undo: &mut Undo) -> Result<(), SandboxError> {
-    let (dir, state) = (bundle.to_owned(), state_root.to_owned());
-    // A storage may live in the bundle, so the directory goes last and only if it is empty then.
-    undo.push_blocking("remove the bundle", {
-        let dir = dir.clone();
-        move || match std::fs::remove_dir(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
-            _ => Ok(()),
-        }
-    });
+async fn make_bundle(
+    environment: &Environment,
+    record: ContainerRecord,
+    undo: &mut Undo,
+) -> Result<ContainerRecord, SandboxError> {
+    push_bundle_undo(&record.bundle, undo);
+    let records = environment.records.clone();
     blocking(move || {
-        std::fs::create_dir_all(&state).map_err(SandboxError::file("make directory", &state))?;
-        std::fs::create_dir_all(&dir).map_err(SandboxError::file("make directory", &dir))
+        record.write(&records)?;
+        for directory in [&record.state_root, &record.bundle] {
+            std::fs::create_dir_all(directory).map_err(SandboxError::file("make directory", directory))?;
+        }
+        Ok(record)
     })
     .await
+}
+
+/// The last but one to be undone: whatever is left before that, the next server can find.
+pub(super) fn push_forget(environment: &Environment, id: &ContainerId, undo: &mut Undo) {
+    let (records, id) = (environment.records.clone(), id.clone());
+    undo.push_blocking("forget the container", move || {
+        forget_container(&records, id.as_str()).map_err(|error| error.to_string())
+    });
+}
+
+pub(super) fn push_bundle_undo(bundle: &Path, undo: &mut Undo) {
+    // A storage may live in the bundle, so the directory goes last and only if it is empty then.
+    let dir = bundle.to_owned();
+    undo.push_blocking("remove the bundle", move || match std::fs::remove_dir(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
+        _ => Ok(()),
+    });
 }
 
 async fn attach_storages(
@@ -149,7 +222,7 @@ async fn attach_storages(
     storages: Vec<crate::storage::StorageRequest>,
     undo: &mut Undo,
 ) -> Result<(), SandboxError> {
-    for storage in storages {
+    for storage in crate::storage::unfold(&environment.config.kata_dir, id, storages)? {
         attach_storage(environment, Some(id), storage, undo).await?;
     }
     Ok(())
@@ -162,16 +235,19 @@ pub(super) async fn attach_storage(
     storage: crate::storage::StorageRequest,
     undo: &mut Undo,
 ) -> Result<(), SandboxError> {
-    let name = format!("release the storage {}", storage.mount_point);
     let handle = environment.storages.attach(storage, container).await?;
-    undo.push(name, |why| async move {
+    push_release(handle, undo);
+    Ok(())
+}
+
+pub(super) fn push_release(handle: StorageHandle, undo: &mut Undo) {
+    undo.push(format!("release the storage {}", handle.mount_point()), |why| async move {
         let released = match why {
             Why::Failed => handle.undo().await,
             Why::Removed => handle.release().await,
         };
         released.map_err(|error| error.to_string())
     });
-    Ok(())
 }
 
 /// The container's root, absolute and without links. The guest's own root is never one.
@@ -203,7 +279,7 @@ async fn prepare(
     id: &ContainerId,
     spec: Spec,
     rootfs: PathBuf,
-    devices: Vec<FoundDevice>,
+    devices: FoundDevices,
     sandbox_pidns: bool,
 ) -> Result<Prepared, SandboxError> {
     let pid = if sandbox_pidns { running.pid_namespace() } else { None };
@@ -221,15 +297,22 @@ async fn write_config(bundle: &Path, spec: &Spec, undo: &mut Undo) -> Result<(),
     let path = bundle.join("config.json");
     let json = serde_json::to_vec(spec)
         .map_err(|error| SandboxError::file("encode", &path)(std::io::Error::from(error)))?;
-    undo.push_blocking("remove the bundle's configuration", {
-        let path = path.clone();
-        move || std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))
-    });
+    push_config_undo(&path, undo);
     blocking(move || std::fs::write(&path, json).map_err(SandboxError::file("write", &path))).await
 }
 
+pub(super) fn push_config_undo(path: &Path, undo: &mut Undo) {
+    let path = path.to_owned();
+    undo.push_blocking("remove the bundle's configuration", move || match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("{}: {error}", path.display()))
+        }
+        _ => Ok(()),
+    });
+}
+
 /// What libcontainer leaves behind when it fails, or is killed, half-way; and what it leaves in any case.
-fn push_launch_undo(id: &ContainerId, state_root: &Path, cgroup: &Cgroup, undo: &mut Undo) {
+pub(super) fn push_launch_undo(id: &ContainerId, state_root: &Path, cgroup: &Cgroup, undo: &mut Undo) {
     let state = state_root.join(id.as_str());
     undo.push_blocking("remove the runtime's state", move || match std::fs::remove_dir_all(&state) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -251,7 +334,9 @@ async fn launch_init(
     rootfs: PathBuf,
     prepared: &Prepared,
 ) -> Result<super::process::Process, SandboxError> {
-    let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, &prepared.late, environment)?;
+    let what = || format!("create container {id}");
+    let late = &prepared.late;
+    let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, late, environment, what).await?;
     let job = Job::Create(Box::new(CreateJob {
         id: id.to_string(),
         state_root: state_root.to_owned(),
@@ -260,9 +345,11 @@ async fn launch_init(
         cwd: prepared.create_cwd.clone(),
         io: wiring.io.clone(),
         late: prepared.late.clone(),
+        filter_flags: wiring.filter_flags,
+        copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
     }));
-    launch::start_process(environment, &job, wiring, || format!("create container {id}")).await
+    launch::start_process(environment, &job, wiring, what).await
 }
 
 /// On v2 only now: libcontainer makes the device nodes from inside the cgroup. The init waits, so that nothing of
@@ -273,4 +360,15 @@ async fn enforce_devices(id: &ContainerId, cgroup: &Cgroup, spec: &Spec) -> Resu
     let (id, cgroup) = (id.clone(), cgroup.clone());
     blocking(move || cgroup.enforce_devices(&rules).map_err(|source| SandboxError::Cgroup { id, source }))
         .await
+}
+
+/// Those that libcontainer gets wrong.
+async fn set_limits(
+    id: &ContainerId,
+    cgroup: &Cgroup,
+    limits: Option<LinuxResources>,
+) -> Result<(), SandboxError> {
+    let Some(limits) = limits else { return Ok(()) };
+    let (id, cgroup) = (id.clone(), cgroup.clone());
+    blocking(move || cgroup.update(&limits).map_err(|source| SandboxError::Cgroup { id, source })).await
 }

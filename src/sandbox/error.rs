@@ -58,12 +58,23 @@ pub enum SandboxError {
         /// Which process.
         exec: ExecId,
     },
+    /// What the next server has to know could not be written down.
+    #[error(transparent)]
+    Record(#[from] crate::records::RecordError),
     /// A device could not be found.
     #[error(transparent)]
     Device(#[from] crate::device::DeviceError),
     /// A storage could not be attached.
     #[error(transparent)]
     Storage(#[from] crate::storage::StorageError),
+    /// A mount is to be shared with a container that is not there.
+    #[error("container {id} is to see a mount of container {name:?}, but none of that name runs")]
+    SharedMountSource {
+        /// The container that is to get it.
+        id: ContainerId,
+        /// The name that annotations would have to tell.
+        name: String,
+    },
     /// The specification asks for something that can't be.
     #[error(transparent)]
     Spec(#[from] crate::spec::SpecError),
@@ -80,12 +91,22 @@ pub enum SandboxError {
         #[source]
         source: crate::stdio::StdioError,
     },
+    /// A connection for a stream.
+    #[error(transparent)]
+    Port(#[from] crate::stdio::ports::PortError),
     /// The streams of a process could not be made.
     #[error("make the streams of a process: {source}")]
     Pipes {
         /// What happened.
         #[source]
         source: crate::stdio::StdioError,
+    },
+    /// The same, for want of descriptors.
+    #[error("duplicate the streams of a process: {source}")]
+    Duplicate {
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
     },
     /// A cgroup operation.
     #[error("cgroup of container {id}: {source}")]
@@ -130,6 +151,15 @@ pub enum SandboxError {
     /// A kernel module could not be loaded.
     #[error(transparent)]
     Module(#[from] crate::guest::modules::ModuleError),
+    /// CDI devices that a container can't have.
+    #[error(transparent)]
+    Cdi(#[from] crate::device::cdi::CdiError),
+    /// What a CDI specification says is no edit of a container.
+    #[error("containerEdits of a CDI device: {0}")]
+    CdiEdits(String),
+    /// Swap space that is none.
+    #[error(transparent)]
+    Swap(#[from] crate::guest::swap::SwapError),
     /// Something in the guest's filesystem.
     #[error("{step} {path}: {source}")]
     File {

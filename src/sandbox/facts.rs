@@ -1,7 +1,7 @@
 //! What the specification's edits are told about the guest, read from it for each container: CPUs, swap and
 //! security modules can change while the guest runs.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Hooks;
@@ -9,10 +9,12 @@ use oci_spec::runtime::Hooks;
 use super::Environment;
 use super::error::SandboxError;
 use crate::cgroup::Hierarchy;
-use crate::device::{DeviceKind as FoundKind, FoundDevice};
+use crate::device::{DeviceKind as FoundKind, FoundDevice, FoundDevices};
 use crate::guest::details::Hardware;
 use crate::ids::ContainerId;
-use crate::spec::{CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, SharedNamespaces};
+use crate::spec::{
+    AddedDevice, CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, SharedNamespaces,
+};
 
 /// Gathers everything; blocks for a handful of file reads.
 pub(super) fn gather(
@@ -20,7 +22,7 @@ pub(super) fn gather(
     container_id: ContainerId,
     rootfs: PathBuf,
     shared: SharedNamespaces,
-    devices: Vec<FoundDevice>,
+    devices: FoundDevices,
     hooks: Option<Hooks>,
 ) -> Result<Facts, SandboxError> {
     let (online_cpus, online_mems) = online()?;
@@ -33,13 +35,20 @@ pub(super) fn gather(
         online_cpus,
         online_mems,
         hooks,
-        devices: devices.into_iter().map(device_update).collect(),
-        pci_map: BTreeMap::new(),
+        devices: devices.nodes.into_iter().map(device_update).collect(),
+        added_devices: devices.added.into_iter().map(added_device).collect(),
+        pci_map: devices.pci,
         root_devices: root_devices(),
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
-        apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-            .is_ok_and(|enabled| enabled.starts_with('Y')),
+        apparmor_profiles: apparmor_profiles(),
     })
+}
+
+/// The names of the loaded profiles: each line is `name (mode)`. Whoever loads one needs securityfs for it, so that
+/// without that filesystem there are none.
+fn apparmor_profiles() -> BTreeSet<String> {
+    let text = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+    text.lines().filter_map(|line| line.rsplit_once(" (")).map(|(name, _)| name.to_owned()).collect()
 }
 
 /// The CPUs and memory nodes that are online; no nodes are known without NUMA.
@@ -70,14 +79,26 @@ fn cpu_set(what: &'static str, text: &str) -> Result<CpuSet, SandboxError> {
     })
 }
 
+fn kind(found: FoundKind) -> DeviceKind {
+    match found {
+        FoundKind::Block => DeviceKind::Block,
+        FoundKind::Char => DeviceKind::Char,
+    }
+}
+
+fn added_device(found: FoundDevice) -> AddedDevice {
+    AddedDevice {
+        path: found.container_path,
+        kind: kind(found.kind),
+        number: DeviceNumber { major: found.major, minor: found.minor },
+    }
+}
+
 fn device_update(found: FoundDevice) -> DeviceUpdate {
     DeviceUpdate {
         container_path: found.container_path,
-        final_path: None,
-        kind: match found.kind {
-            FoundKind::Block => DeviceKind::Block,
-            FoundKind::Char => DeviceKind::Char,
-        },
+        final_path: found.final_path,
+        kind: kind(found.kind),
         number: DeviceNumber { major: found.major, minor: found.minor },
     }
 }

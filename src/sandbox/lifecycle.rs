@@ -1,7 +1,7 @@
 //! CreateSandbox and DestroySandbox.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use nix::mount::{MntFlags, umount2};
@@ -9,9 +9,11 @@ use slog::{info, o, warn};
 
 use super::create::{attach_storage, blocking};
 use super::error::SandboxError;
+use super::records::{KINDS, SandboxRecord};
 use super::running::{PidNamespace, Running};
 use super::undo::{Undo, Why};
 use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned};
+use crate::supervisor::client::StartedProcess;
 use crate::worker::job::{Job, ShareNamespacesJob};
 
 /// The names of the pinned namespaces.
@@ -90,12 +92,16 @@ impl Sandbox {
         lock(&running.pid).take();
         let parents = std::mem::take(&mut *lock(&running.cgroup_parents));
         let _ = tokio::task::spawn_blocking(move || crate::cgroup::remove_empty(&parents)).await;
+        let copies = self.environment().copies.clone();
+        let _ = tokio::task::spawn_blocking(move || copies.give_up()).await;
         let undo = lock(&running.undo).take();
         if let Some(undo) = undo {
             leftovers.extend(undo.run(Why::Removed, &logger).await);
         }
         leftovers
             .extend(self.environment().storages.release_all().await.err().map(|error| error.to_string()));
+        let records = self.environment().records.clone();
+        leftovers.extend(blocking(move || Ok(records.clear()?)).await.err().map(|error| error.to_string()));
         *lock(&self.inner.state) = State::None;
         info!(logger, "sandbox destroyed"; "leftovers" => leftovers.len());
         if leftovers.is_empty() { Ok(()) } else { Err(SandboxError::SandboxLeftovers(leftovers.join("; "))) }
@@ -114,6 +120,14 @@ async fn steps(
         })
     })
     .await?;
+    let records = environment.records.clone();
+    blocking(move || {
+        // An agent that ended without a DestroySandbox has left its own.
+        records.clear()?;
+        Ok(records.prepare(&KINDS)?)
+    })
+    .await?;
+    push_clear_if_failed(environment, undo);
     let modules = environment.modules.clone();
     let wanted = request.kernel_modules;
     blocking(move || wanted.iter().try_for_each(|(name, parameters)| Ok(modules.load(name, parameters)?)))
@@ -123,14 +137,20 @@ async fn steps(
         Some(directory) => blocking(move || Ok(hooks::scan(directory.as_path(), &logger))).await?,
         None => None,
     };
+    let storages = request.storages.iter().map(|storage| storage.mount_point.to_string()).collect();
     let running =
         share_namespaces(environment, request.id, request.hostname, request.shared_pid_namespace, undo)
             .await?;
+    let running = Running { hooks, storages, ..running };
+    // Until it is written again, it is to be undone.
+    let record = SandboxRecord { is_made: false, ..SandboxRecord::of(&running) };
+    record.write(&environment.records).await?;
     for storage in request.storages {
         attach_storage(environment, None, storage, undo).await?;
     }
     set_dns(environment, request.dns, undo).await?;
-    Ok(Running { hooks, ..running })
+    SandboxRecord::of(&running).write(&environment.records).await?;
+    Ok(running)
 }
 
 async fn share_namespaces(
@@ -157,38 +177,64 @@ async fn share_namespaces(
         }
     })
     .await?;
-    for name in NAMESPACES {
-        let path = directory.join(name);
-        undo.push_blocking(format!("unpin the {name} namespace"), move || unpin(&path));
-    }
+    push_unpin(&directory, undo);
     let (uts, ipc, pid) = (job.uts.clone(), job.ipc.clone(), job.pid.clone());
     let launched = environment.launcher.launch(&Job::ShareNamespaces(job), Vec::new()).await;
     let launched =
         launched.map_err(|source| SandboxError::Launch { what: "share namespaces".to_owned(), source })?;
-    let init = launched.process.as_ref().map(|pause| pause.exit.clone());
-    if let Some(pause) = launched.process {
-        undo.push("end the pause process", move |_| async move {
-            let _ = nix::sys::signal::kill(pause.pid, nix::sys::signal::Signal::SIGKILL);
-            let mut exit = pause.exit;
-            exit.wait_for(Option::is_some).await.map(drop).map_err(|error| error.to_string())
-        });
-    }
-    let pid = match pid.zip(init) {
-        Some((path, init)) => {
-            let file = blocking(move || File::open(&path).map_err(SandboxError::file("open", &path))).await?;
-            Some(PidNamespace { namespace: file.into(), init })
-        }
-        None => None,
-    };
+    let pause = launched.process.as_ref().map(|pause| pause.hold.key());
+    let pid = take_pause(launched.process, pid, undo).await?;
     Ok(Running {
         id,
         uts,
         ipc,
         hooks: None,
+        pause,
+        storages: Vec::new(),
         pid: Mutex::new(pid),
         cgroup_parents: Mutex::default(),
         undo: Mutex::new(None),
     })
+}
+
+/// A sandbox that has been made keeps its records until its storages are gone.
+fn push_clear_if_failed(environment: &Environment, undo: &mut Undo) {
+    let records = environment.records.clone();
+    undo.push("remove the records", |why| async move {
+        match why {
+            Why::Removed => Ok(()),
+            Why::Failed => blocking(move || Ok(records.clear()?)).await.map_err(|error| error.to_string()),
+        }
+    });
+}
+
+pub(super) fn push_unpin(directory: &Path, undo: &mut Undo) {
+    for name in NAMESPACES {
+        let path = directory.join(name);
+        undo.push_blocking(format!("unpin the {name} namespace"), move || unpin(&path));
+    }
+}
+
+/// The PID namespace of the pause process, if there is one, which ends with the sandbox.
+pub(super) async fn take_pause(
+    pause: Option<StartedProcess>,
+    path: Option<PathBuf>,
+    undo: &mut Undo,
+) -> Result<Option<PidNamespace>, SandboxError> {
+    let Some((pause, path)) = pause.zip(path) else { return Ok(None) };
+    let init = pause.exit.clone();
+    undo.push("end the pause process", move |_| async move {
+        // All of it: until it has ended, the supervisor holds it.
+        let StartedProcess { pid, mut exit, hold } = pause;
+        if exit.borrow().is_none() {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        let ended = exit.wait_for(Option::is_some).await.map(drop).map_err(|error| error.to_string());
+        drop(hold);
+        ended
+    });
+    let file = blocking(move || File::open(&path).map_err(SandboxError::file("open", &path))).await?;
+    Ok(Some(PidNamespace { namespace: file.into(), init }))
 }
 
 fn unpin(path: &Path) -> Result<(), String> {
@@ -203,10 +249,14 @@ async fn set_dns(environment: &Environment, lines: Vec<String>, undo: &mut Undo)
     let kata_dir = environment.config.kata_dir.clone();
     let target = Path::new(dns::RESOLV_CONF);
     let set = blocking(move || Ok(dns::apply(&lines, &kata_dir, target)?)).await?;
+    push_dns_undo(set, undo);
+    Ok(())
+}
+
+pub(super) fn push_dns_undo(set: Option<dns::ResolvConf>, undo: &mut Undo) {
     if let Some(set) = set {
         undo.push_blocking("take the name servers back", move || {
             set.close().map_err(|error| error.to_string())
         });
     }
-    Ok(())
 }

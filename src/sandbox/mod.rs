@@ -18,34 +18,45 @@
 //! caller that goes away never stops it half-way: it is given up in good order, or taken back when it is done.
 
 mod actor;
+mod cdi;
 pub mod container;
 mod create;
 mod diagnostics;
 pub mod dns;
 mod error;
 mod facts;
+mod filters;
 pub mod hooks;
+mod hotplug;
 mod launch;
 mod lifecycle;
 mod oom;
 mod pause;
 mod pidfd;
+mod pins;
 mod process;
+mod pumps;
+mod records;
+mod recover;
 mod running;
+mod shared_mounts;
 mod shares;
 mod sysctl;
 mod undo;
 mod update;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime;
-use slog::Logger;
+use slog::{Logger, warn};
 use tokio::sync::{oneshot, watch};
 
 pub use container::{Container, Output, Status};
 pub use error::SandboxError;
+pub use filters::Filters;
+pub use hotplug::{Grow, Swap};
 pub use oom::OomEvents;
 pub use running::Running;
 
@@ -53,8 +64,13 @@ use self::undo::Undo;
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
 use crate::device::{DeviceRequest, Devices};
+use crate::guest::copy_file::Copies;
 use crate::guest::modules::Modules;
 use crate::ids::{ContainerId, ExecId, GuestPath};
+use crate::mem_agent::MemAgent;
+use crate::network::Networking;
+use crate::records::Records;
+use crate::stdio::ports::{Ports, StreamPorts};
 use crate::storage::{StorageRequest, Storages};
 use crate::supervisor::client::Launcher;
 
@@ -75,8 +91,20 @@ pub struct Environment {
     pub storages: Storages,
     /// Finds devices.
     pub devices: Devices,
+    /// The interfaces and routes.
+    pub network: Networking,
+    /// Where streams come as connections of their own; none unless the operator wants it.
+    pub ports: Option<Arc<Ports>>,
+    /// Reclaims memory before it is short, if it is on.
+    pub mem_agent: MemAgent,
+    /// The files that the host is sending.
+    pub copies: Arc<Copies>,
     /// The OOM kills that the host has not asked for yet.
     pub oom_events: Arc<OomEvents>,
+    /// Compiled seccomp filters.
+    pub filters: Filters,
+    /// What the next server has to know.
+    pub records: Arc<Records>,
 }
 
 /// CreateSandbox, checked.
@@ -111,6 +139,21 @@ pub struct CreateContainer {
     pub storages: Vec<StorageRequest>,
     /// Whether it joins the sandbox's PID namespace.
     pub sandbox_pidns: bool,
+    /// Connections that carry init's streams.
+    pub ports: StreamPorts,
+    /// What it sees of other containers.
+    pub shared_mounts: Vec<SharedMount>,
+}
+
+/// A mount of another container.
+#[derive(Debug)]
+pub struct SharedMount {
+    /// That container's name, as its annotations have it.
+    pub container: String,
+    /// Where it has the mount.
+    pub source: GuestPath,
+    /// Where the new container gets it.
+    pub target: GuestPath,
 }
 
 /// ExecProcess, checked.
@@ -120,6 +163,8 @@ pub struct ExecRequest {
     pub exec_id: ExecId,
     /// As the host sent it.
     pub process: runtime::Process,
+    /// Connections that carry its streams.
+    pub ports: StreamPorts,
 }
 
 /// A place in the directory of containers.
@@ -161,6 +206,8 @@ struct Inner {
     state: Mutex<State>,
     containers: Mutex<HashMap<ContainerId, Place>>,
     looking: shares::Looking,
+    /// How often CPUs or memory may have come online.
+    grown: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -177,6 +224,7 @@ impl Sandbox {
                 state: Mutex::new(State::None),
                 containers: Mutex::default(),
                 looking: shares::Looking::default(),
+                grown: AtomicU64::new(0),
             }),
         }
     }
@@ -201,27 +249,27 @@ impl Sandbox {
     ///
     /// # Errors
     /// Whatever step failed; everything before it has been taken back then.
-    pub async fn create_container(&self, request: CreateContainer) -> Result<(), SandboxError> {
+    pub async fn create_container(&self, mut request: CreateContainer) -> Result<(), SandboxError> {
         let running = self.running()?;
+        let mounts = std::mem::take(&mut request.shared_mounts);
+        let mounts = shared_mounts::find_sources(&request.id, mounts, &self.containers())?;
         self.reserve(&request.id)?;
         let sandbox = self.clone();
         owned(
             |gone| async move {
                 let id = request.id.clone();
                 let mut undo = Undo::default();
-                let directory = Arc::downgrade(&sandbox.inner);
-                undo.push("free the id", {
-                    let id = id.clone();
-                    |_| async move {
-                        if let Some(inner) = directory.upgrade() {
-                            lock(&inner.containers).remove(&id);
-                        }
-                        Ok(())
-                    }
-                });
+                sandbox.push_free_id(&id, &mut undo);
+                let grown = sandbox.inner.grown.load(Ordering::SeqCst);
                 let container =
-                    create::create(&sandbox.inner.environment, &running, request, undo, &gone).await?;
+                    create::create(&sandbox.inner.environment, &running, request, mounts, undo, &gone).await?;
                 lock(&sandbox.inner.containers).insert(id, Place::Container(container.clone()));
+                // CPUs may have come online meanwhile, when it was in no list yet.
+                if sandbox.inner.grown.load(Ordering::SeqCst) != grown
+                    && let Err(error) = container.follow().await
+                {
+                    warn!(container.logger, "the container does not have what came online"; "error" => %error);
+                }
                 // The sandbox may have been destroyed meanwhile, without this container.
                 if let Err(error) = sandbox.running() {
                     let _ = container.remove(None).await;
@@ -233,6 +281,17 @@ impl Sandbox {
         )
         .await
         .map(drop)
+    }
+
+    /// The id can be taken again when all else of the container is gone.
+    fn push_free_id(&self, id: &ContainerId, undo: &mut Undo) {
+        let (directory, id) = (Arc::downgrade(&self.inner), id.clone());
+        undo.push("free the id", |_| async move {
+            if let Some(inner) = directory.upgrade() {
+                lock(&inner.containers).remove(&id);
+            }
+            Ok(())
+        });
     }
 
     /// All containers that have been created.

@@ -34,6 +34,11 @@ pub(super) struct Freezer {
 }
 
 impl Freezer {
+    /// One of a container that was paused in the state `before`, if it was.
+    pub(super) fn paused_from(before: Option<Status>) -> Self {
+        Self { before, ..Self::default() }
+    }
+
     /// Gives up the pause that has not begun, and waits for the change that has.
     pub(super) async fn finish(&mut self) {
         self.asked = None;

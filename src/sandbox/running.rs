@@ -3,15 +3,20 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::Hooks;
 
 use tokio::sync::watch;
 
+use super::create::blocking;
+use super::error::SandboxError;
 use super::lock;
 use super::process::Process;
+use super::records::SandboxRecord;
 use super::undo::Undo;
+use crate::cgroup::Cgroup;
+use crate::records::Records;
 use crate::spec::SharedNamespaces;
 use crate::supervisor::ExitStatus;
 
@@ -32,13 +37,34 @@ pub struct Running {
     pub(super) hooks: Option<Hooks>,
     /// The PID namespace that containers can share: of the pause process, else of the first container.
     pub(super) pid: Mutex<Option<PidNamespace>>,
-    /// Cgroups above the containers' that the guest did not have before.
+    /// What the supervisor holds of the pause process.
+    pub(super) pause: Option<u64>,
+    /// Mount points of the sandbox's own storages.
+    pub(super) storages: Vec<String>,
+    /// Cgroups above the containers': those of them that an agent has made go with the last container below.
     pub(super) cgroup_parents: Mutex<BTreeSet<PathBuf>>,
     /// Gives all of it back.
     pub(super) undo: Mutex<Option<Undo>>,
 }
 
 impl Running {
+    /// Adds the cgroups above a container's that are still to be made to those that go with the sandbox.
+    pub(super) async fn note_parents(
+        &self,
+        cgroup: &Cgroup,
+        records: &Arc<Records>,
+    ) -> Result<(), SandboxError> {
+        let below = cgroup.clone();
+        let missing = blocking(move || Ok(below.make_ancestors())).await?;
+        let is_new = {
+            let mut parents = lock(&self.cgroup_parents);
+            let before = parents.len();
+            parents.extend(missing);
+            parents.len() > before
+        };
+        if is_new { SandboxRecord::of(self).write(records).await } else { Ok(()) }
+    }
+
     /// The namespaces for the next container, but for the PID namespace, which each chooses.
     pub(super) fn shared_namespaces(&self) -> SharedNamespaces {
         SharedNamespaces { ipc: Some(self.ipc.clone()), uts: Some(self.uts.clone()), ..Default::default() }

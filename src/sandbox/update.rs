@@ -16,7 +16,7 @@ use crate::spec;
 
 impl Container {
     /// Puts limits in force; what `resources` does not name stays as it is. CPUs and memory nodes that are not
-    /// online are left out, as they are for a new container.
+    /// online are left out, as they are for a new container, until they come online.
     ///
     /// # Errors
     /// [`SandboxError::Removing`], [`SandboxError::Spec`] for a CPU set that is none, [`SandboxError::Cgroup`].
@@ -26,7 +26,9 @@ impl Container {
             if container.status() == Status::Removing {
                 return Err(SandboxError::Removing(container.id().clone()));
             }
-            let _one_at_a_time = container.limits.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut asked = container.limits.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut wanted = asked.clone();
+            wanted.update(&resources);
             let (cpus, nodes) = facts::online()?;
             let mut warnings = Vec::new();
             spec::narrow_to_online(&mut resources, &cpus, nodes.as_ref(), &mut warnings)?;
@@ -34,7 +36,9 @@ impl Container {
                 warn!(container.logger, "update"; "warning" => warning);
             }
             let updated = container.cgroup().update(&resources);
-            updated.map_err(|source| SandboxError::Cgroup { id: container.id().clone(), source })
+            updated.map_err(|source| SandboxError::Cgroup { id: container.id().clone(), source })?;
+            *asked = wanted;
+            Ok(())
         })
         .await
     }

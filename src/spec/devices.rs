@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType as Type};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType as Type};
 
 use super::device_rules::{self, plain, signed};
 use super::{Facts, SpecError};
@@ -49,14 +49,29 @@ pub struct DeviceUpdate {
     pub number: DeviceNumber,
 }
 
+/// A device of the guest's that a container gets besides those that its spec names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedDevice {
+    /// The node's path, in the guest and in the container.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Its number.
+    pub number: DeviceNumber,
+}
+
 /// Rewrites `linux.devices` and `linux.resources.devices`.
 pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<(), SpecError> {
     let mut nodes = linux.devices().clone().unwrap_or_default();
     let mut resources = linux.resources().clone().unwrap_or_default();
-    let given = resources.devices().clone().unwrap_or_default();
+    let mut given = resources.devices().clone().unwrap_or_default();
     let renumbered = update_nodes(&mut nodes, &facts.devices)?;
+    let added = add_nodes(&mut nodes, &facts.added_devices);
     check_nodes(&nodes, &facts.root_devices)?;
-
+    // Without rules each node is allowed.
+    if !given.is_empty() {
+        given.extend(added);
+    }
     let rules = device_rules::assemble(&given, &nodes, &renumbered, facts)?;
     resources.set_devices(Some(rules));
     linux.set_resources(Some(resources));
@@ -68,6 +83,28 @@ pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<(), SpecError> {
 pub(super) struct Renumbered {
     pub(super) host: (Type, i64, i64),
     pub(super) guest: (Type, i64, i64),
+}
+
+/// Adds nodes that the spec has not; returns the rules that allow them.
+fn add_nodes(nodes: &mut Vec<LinuxDevice>, added: &[AddedDevice]) -> Vec<LinuxDeviceCgroup> {
+    let mut rules = Vec::new();
+    for AddedDevice { path, kind, number } in added {
+        if nodes.iter().any(|node| node.path() == path) {
+            continue;
+        }
+        let (major, minor) =
+            (signed(number.major).unwrap_or(i64::MAX), signed(number.minor).unwrap_or(i64::MAX));
+        let mut node = LinuxDevice::default();
+        let kind = if *kind == DeviceKind::Block { Type::B } else { Type::C };
+        node.set_path(path.clone())
+            .set_typ(kind)
+            .set_major(major)
+            .set_minor(minor)
+            .set_file_mode(Some(0o666));
+        rules.push(LinuxDeviceCgroup::from(&node));
+        nodes.push(node);
+    }
+    rules
 }
 
 fn update_nodes(nodes: &mut [LinuxDevice], updates: &[DeviceUpdate]) -> Result<Vec<Renumbered>, SpecError> {

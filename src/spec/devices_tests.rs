@@ -203,3 +203,25 @@ fn rules_mean_on_v1_what_they_say() {
     let expected = ["+c 9:* r", "+b 9:* r", "-b 9:1 rwm", "+c 9:* w", "+c 9:0 r", "+a *:* rwm"];
     assert_eq!(rules(&linux), expected);
 }
+
+#[test]
+fn devices_of_the_guests_are_added_and_allowed() {
+    let added = |path: &str| AddedDevice {
+        path: path.into(),
+        kind: DeviceKind::Char,
+        number: DeviceNumber { major: 231, minor: 192 },
+    };
+    let added_devices = vec![added("/dev/infiniband/uverbs0"), added("/dev/there")];
+    let facts = Facts { added_devices, ..facts() };
+    let there = json!({"path": "/dev/there", "type": "c", "major": 9, "minor": 9});
+    let one = json!({"allow": true, "type": "c", "major": 4, "minor": 3, "access": "r"});
+    for (given, expected) in
+        [(json!([]), ["+c 9:9 rwm", "+c 231:192 rwm"]), (json!([one]), ["+c 4:3 r", "+c 231:192 rwm"])]
+    {
+        let linux = json!({"devices": [there], "resources": {"devices": given}});
+        let linux = run(linux, &facts).unwrap();
+        let majors: Vec<_> = nodes(&linux).into_iter().map(|(_, _, major, _)| major).collect();
+        assert_eq!(majors, [9, 231], "one that is there stays");
+        assert_eq!(rules(&linux), expected);
+    }
+}

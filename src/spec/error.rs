@@ -120,6 +120,14 @@ pub enum SpecError {
         /// The security module.
         module: &'static str,
     },
+    /// An AppArmor profile that the guest does not have.
+    #[error("{field} is {label:?}, but no such profile is loaded in the guest")]
+    NoAppArmorProfile {
+        /// Its name in the runtime specification.
+        field: &'static str,
+        /// What was given.
+        label: String,
+    },
     /// libcontainer's own validator has an objection that no edit here foresaw.
     #[error("libcontainer refuses the spec")]
     Validator {

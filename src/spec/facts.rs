@@ -1,11 +1,11 @@
 //! What the edits need to know of the guest and of the sandbox: plain data, gathered by the caller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use oci_spec::runtime::Hooks;
 
-use super::{CpuSet, DeviceNumber, DeviceUpdate};
+use super::{AddedDevice, CpuSet, DeviceNumber, DeviceUpdate};
 use crate::ids::ContainerId;
 
 /// What [`super::prepare`] is told of the guest, the sandbox and the container's devices.
@@ -30,6 +30,8 @@ pub struct Facts {
     pub hooks: Option<Hooks>,
     /// Where the devices of this request appeared in the guest.
     pub devices: Vec<DeviceUpdate>,
+    /// Devices that the container gets besides.
+    pub added_devices: Vec<AddedDevice>,
     /// PCI addresses of passed-through devices, host to guest, `dddd:bb:dd.f` each.
     pub pci_map: BTreeMap<String, String>,
     /// The guest's own root disk: the partition and the whole disk, or the device-mapper target and what is
@@ -37,8 +39,8 @@ pub struct Facts {
     pub root_devices: Vec<DeviceNumber>,
     /// Whether the guest's kernel runs SELinux.
     pub selinux: bool,
-    /// Whether the guest's kernel runs AppArmor.
-    pub apparmor: bool,
+    /// The AppArmor profiles that are loaded in the guest; none where its kernel does not run AppArmor.
+    pub apparmor_profiles: BTreeSet<String>,
 }
 
 /// The namespaces that the sandbox's containers share. A member that is `None` is made anew for each

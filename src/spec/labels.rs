@@ -3,10 +3,23 @@
 //! A process label that the guest's kernel can't apply is refused, for the container would run unconfined.
 //! Empty ones, and AppArmor's `unconfined`, ask for nothing. libcontainer applies AppArmor's, the worker's
 //! executor SELinux's.
+//!
+//! One kind of AppArmor profile is another matter. An engine on a host with AppArmor names its own default profile
+//! for every container, whether or not anybody asked for it, and shims pass the name on. It is about the host: where
+//! the guest has no profile of that name it is left out, with a warning. Refused, no such host could run a container.
+
+use std::collections::BTreeSet;
 
 use oci_spec::runtime::{Linux, Process};
 
 use super::SpecError;
+
+/// The profiles that containerd, Docker, CRI-O and nerdctl name by themselves.
+const ENGINE_DEFAULTS: [&str; 4] =
+    ["cri-containerd.apparmor.d", "docker-default", "crio-default", "nerdctl-default"];
+
+/// What Podman's begin with; the version follows.
+const PODMAN_DEFAULT: &str = "containers-default-";
 
 /// Takes the SELinux label out of `process`; `inherited` where it brings none.
 pub(super) fn selinux(
@@ -30,24 +43,35 @@ pub(super) fn selinux(
     }
 }
 
-/// Leaves the AppArmor profile in `process` only when there is one to apply; `inherited` where it brings
-/// none.
+/// Leaves the AppArmor profile in `process` only when it is one of those `loaded` in the guest; `inherited` where the
+/// process brings none.
 pub(super) fn apparmor(
     process: &mut Process,
     inherited: Option<&str>,
-    available: bool,
+    loaded: &BTreeSet<String>,
+    warnings: &mut Vec<String>,
 ) -> Result<(), SpecError> {
     let own = process.apparmor_profile().clone().filter(|profile| !profile.is_empty());
     let profile = own.or_else(|| inherited.map(str::to_owned)).filter(|profile| profile != "unconfined");
-    if let Some(label) = profile.clone().filter(|_| !available) {
-        return Err(SpecError::NoSecurityModule {
-            field: "process.apparmorProfile",
-            label,
-            module: "AppArmor",
-        });
+    process.set_apparmor_profile(None);
+    match profile {
+        Some(profile) if loaded.contains(&profile) => {
+            process.set_apparmor_profile(Some(profile));
+        }
+        Some(profile) if is_engine_default(&profile) => warnings.push(format!(
+            "process.apparmorProfile {profile:?} left out: it is the host's engine's own, and the guest has none of \
+             that name"
+        )),
+        Some(label) => {
+            return Err(SpecError::NoAppArmorProfile { field: "process.apparmorProfile", label });
+        }
+        None => {}
     }
-    process.set_apparmor_profile(profile);
     Ok(())
+}
+
+fn is_engine_default(profile: &str) -> bool {
+    ENGINE_DEFAULTS.contains(&profile) || profile.starts_with(PODMAN_DEFAULT)
 }
 
 /// Leaves the mount label only where it can be applied. Without SELinux files have no labels, and nothing is
@@ -86,19 +110,28 @@ mod tests {
     }
 
     #[test]
-    fn apparmor_profiles_stay_are_dropped_or_refused() {
-        for (profile, inherited, available, expected) in [
-            (json!({"apparmorProfile": "p"}), None, true, Ok(Some("p"))),
-            (json!({"apparmorProfile": "p"}), None, false, Err(())),
-            (json!({"apparmorProfile": ""}), None, false, Ok(None)),
-            (json!({"apparmorProfile": "unconfined"}), None, false, Ok(None)),
-            (json!({"apparmorProfile": "unconfined"}), Some("p"), true, Ok(None)),
-            (json!({}), Some("p"), true, Ok(Some("p"))),
-            (json!({}), None, true, Ok(None)),
+    fn apparmor_profiles_stay_are_left_out_or_refused() {
+        let default = "cri-containerd.apparmor.d";
+        for (profile, inherited, loaded, expected, warned) in [
+            (json!({"apparmorProfile": "p"}), None, &["p"][..], Ok(Some("p")), 0),
+            (json!({"apparmorProfile": "p"}), None, &["q"], Err(()), 0),
+            (json!({"apparmorProfile": "p"}), None, &[], Err(()), 0),
+            (json!({"apparmorProfile": ""}), None, &[], Ok(None), 0),
+            (json!({"apparmorProfile": "unconfined"}), None, &[], Ok(None), 0),
+            (json!({"apparmorProfile": "unconfined"}), Some("p"), &["p"], Ok(None), 0),
+            (json!({}), Some("p"), &["p"], Ok(Some("p")), 0),
+            (json!({}), None, &["p"], Ok(None), 0),
+            (json!({"apparmorProfile": default}), None, &[default], Ok(Some(default)), 0),
+            (json!({"apparmorProfile": default}), None, &["p"], Ok(None), 1),
+            (json!({"apparmorProfile": "containers-default-0.50.1"}), None, &[], Ok(None), 1),
+            (json!({"apparmorProfile": "docker-default-not"}), None, &[], Err(()), 0),
         ] {
             let mut process = process(profile);
-            let result = apparmor(&mut process, inherited, available);
+            let loaded = loaded.iter().map(|&name| name.to_owned()).collect();
+            let mut warnings = Vec::new();
+            let result = apparmor(&mut process, inherited, &loaded, &mut warnings);
             assert_eq!(result.map(|()| process.apparmor_profile().as_deref()).map_err(|_| ()), expected);
+            assert_eq!(warnings.len(), warned);
         }
     }
 

@@ -15,6 +15,7 @@
 //! Sources: the OCI runtime specification 1.2 (`config.md`, `config-linux.md`); runc where that is vague.
 
 mod capabilities;
+mod cdi;
 mod cgroups_path;
 mod cpuset;
 mod device_rules;
@@ -23,6 +24,7 @@ mod error;
 mod facts;
 mod hooks;
 mod labels;
+mod late_limits;
 mod memory;
 mod mounts;
 mod namespaces;
@@ -43,12 +45,13 @@ use std::path::Path;
 use libcontainer::validator::Validator;
 use oci_spec::runtime::{Linux, Process, Root, Spec};
 
+pub use cdi::{CdiEdits, CdiNode};
 pub use cpuset::{CpuSet, CpuSetError, narrow_to_online};
 pub use device_rules::default_rules;
-pub use devices::{DeviceKind, DeviceNumber, DeviceUpdate};
+pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate};
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
-pub use prepared::{ConsoleSize, ExecFacts, LateProcess, Prepared, PreparedExec};
+pub use prepared::{ConsoleSize, ExecFacts, LateProcess, NamespaceId, Prepared, PreparedExec};
 pub use process::set_home;
 pub use propagation::{MountPropagation, Propagation};
 pub use sysctl::Sysctl;
@@ -76,6 +79,8 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     devices::apply(&mut linux, facts)?;
     cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
     memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting)?;
+    let limits = late_limits::take(&mut linux);
+    let copy_up = mounts::take_copy_up(&mut spec)?;
     let propagation = mounts::apply(&mut spec, &mut linux, &mut warnings)?;
     labels::mount_label(&mut linux, facts.selinux, &mut warnings);
     let mut hooks = spec.hooks_mut().take().unwrap_or_default();
@@ -94,8 +99,10 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         late: edited.late,
         sandbox_sysctls,
         cgroup_path,
+        limits,
         terminal: edited.terminal,
         console_size: edited.console_size,
+        copy_up,
         propagation,
         poststart,
         poststop,

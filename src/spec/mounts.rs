@@ -22,6 +22,9 @@ const KNOWN: &str = "defaults ro rw suid nosuid dev nodev exec noexec async noma
 const RECURSIVE: &str = "rro rrw rsuid rnosuid rdev rnodev rexec rnoexec ratime rnoatime rdiratime \
     rnodiratime rrelatime rnorelatime rstrictatime rnostrictatime rsymfollow rnosymfollow";
 
+/// See [`take_copy_up`].
+const COPY_UP: &str = "tmpcopyup";
+
 /// Rewrites `mounts` and `linux.rootfsPropagation`; returns what is left to be set, in the order of the
 /// mounts.
 pub(super) fn apply(
@@ -40,6 +43,21 @@ pub(super) fn apply(
     ensure_dev(&mut mounts)?;
     spec.set_mounts(Some(mounts));
     propagation::divide(linux, words)
+}
+
+/// Takes the option `tmpcopyup` out of `mounts`: Podman and CRI-O say with it that a memory filesystem begins with what
+/// it hides. libcontainer would hand it to the kernel.
+pub(super) fn take_copy_up(spec: &mut Spec) -> Result<Vec<PathBuf>, SpecError> {
+    let mut destinations = Vec::new();
+    for mount in spec.mounts_mut().iter_mut().flatten().filter(|mount| has(mount, COPY_UP)) {
+        if mount.typ().as_deref() != Some("tmpfs") || is_bind(mount) || has(mount, "ro") {
+            return Err(refuse(mount, format!("option {COPY_UP:?} is for a writable tmpfs")));
+        }
+        let options = mount.options().iter().flatten().filter(|option| *option != COPY_UP).cloned().collect();
+        mount.set_options(Some(options));
+        destinations.push(Path::new("/").join(mount.destination()));
+    }
+    Ok(destinations)
 }
 
 fn is_bind(mount: &Mount) -> bool {
@@ -102,7 +120,7 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>
         }
         match option.as_str() {
             "" => {}
-            "tmpcopyup" | "remount" => {
+            "remount" => {
                 return Err(refuse(mount, format!("option {option:?} is not supported")));
             }
             // On the one mount that there is, the recursive word means the same.

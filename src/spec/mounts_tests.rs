@@ -120,7 +120,6 @@ fn options_that_would_be_ignored_are_said_another_way_or_told() {
 fn what_cannot_be_done_is_refused_by_name() {
     let id = json!([{"hostID": 0, "containerID": 0, "size": 1}]);
     for (mount, named) in [
-        (json!({"destination": "/t", "type": "tmpfs", "options": ["tmpcopyup"]}), "tmpcopyup"),
         (json!({"destination": "/t", "type": "ext4", "source": "/dev/x", "options": ["sync"]}), "sync"),
         (bind("/t", json!(["rbind", "nosymfollow"])), "nosymfollow"),
         (bind("/t", json!(["remount"])), "remount"),
@@ -171,5 +170,22 @@ fn dev_is_always_a_tmpfs_of_the_containers_own() {
         json!({"destination": "/dev/", "type": "devtmpfs"}),
     ] {
         assert!(destinations(json!([dev])).unwrap_err().to_string().contains("/dev"));
+    }
+}
+
+#[test]
+fn a_tmpfs_may_begin_with_what_it_hides() {
+    let run = |options: Value, typ: &str| {
+        let mount = json!({"destination": "var/t", "type": typ, "source": "/src", "options": options});
+        let mut spec: Spec = serde_json::from_value(json!({ "mounts": [mount] })).unwrap();
+        let destinations = take_copy_up(&mut spec)?;
+        let left = spec.mounts().as_ref().unwrap()[0].options().clone().unwrap();
+        Ok::<_, SpecError>((destinations, left))
+    };
+    let (destinations, left) = run(json!(["rw", "tmpcopyup", "mode=755"]), "tmpfs").unwrap();
+    assert_eq!((destinations, left), (vec!["/var/t".into()], vec!["rw".to_owned(), "mode=755".to_owned()]));
+    assert!(run(json!(["rw"]), "tmpfs").unwrap().0.is_empty());
+    for (options, typ) in [(json!(["ro", "tmpcopyup"]), "tmpfs"), (json!(["rbind", "tmpcopyup"]), "bind")] {
+        assert!(run(options, typ).unwrap_err().to_string().contains("tmpcopyup"));
     }
 }

@@ -1,9 +1,9 @@
 //! What the edits return: the spec for libcontainer, and what others must do around it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Hook, LinuxCapabilities, LinuxSeccomp, PosixRlimit, Process, Spec};
+use oci_spec::runtime::{Hook, LinuxCapabilities, LinuxResources, LinuxSeccomp, PosixRlimit, Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::{Facts, MountPropagation, Sysctl};
@@ -19,6 +19,8 @@ pub struct Prepared {
     pub sandbox_sysctls: Vec<Sysctl>,
     /// The container's path in the cgroup hierarchy (in each one on v1), absolute; the same as in the spec.
     pub cgroup_path: PathBuf,
+    /// Limits that libcontainer gets wrong: to be written to the cgroup between create and start.
+    pub limits: Option<LinuxResources>,
     /// Whether the process gets a terminal; libcontainer then wants a console socket.
     pub terminal: bool,
     /// The terminal's first size, which libcontainer ignores.
@@ -26,6 +28,8 @@ pub struct Prepared {
     /// The working directory, absolute: to be made inside the rootfs when it is missing (resolved beneath
     /// it).
     pub create_cwd: PathBuf,
+    /// Memory filesystems that get what they hide of the image, between create and start.
+    pub copy_up: Vec<PathBuf>,
     /// What libcontainer ignores: to be set in the container's mount namespace between create and start, in
     /// order.
     pub propagation: Vec<MountPropagation>,
@@ -75,12 +79,27 @@ pub struct LateProcess {
     pub find_home: bool,
     /// Whether libcontainer has set PR_SET_NO_NEW_PRIVS.
     pub no_new_privileges: bool,
-    /// The filter to load.
+    /// The filter to load. The worker gets it compiled.
+    #[serde(skip)]
     pub seccomp: Option<LinuxSeccomp>,
+    /// The namespaces that it has to be in by then. Who moved the container's init elsewhere gets no further process
+    /// there.
+    pub namespaces: Vec<NamespaceId>,
     /// The process's capabilities, to be set after the filter. `None`: libcontainer has set them already.
     /// `Some`: it has left CAP_SYS_ADMIN and CAP_SETPCAP, which loading a filter without `no_new_privileges`
     /// needs.
     pub capabilities: Option<LinuxCapabilities>,
+}
+
+/// A namespace, as stat(2) of its file in `/proc/<pid>/ns` tells it from others (namespaces(7)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceId {
+    /// The name of the file.
+    pub kind: String,
+    /// Its device.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
 }
 
 /// The size of a terminal in characters, as in `struct winsize` of ioctl_tty(2).
@@ -104,8 +123,9 @@ pub struct ExecFacts {
     pub(super) apparmor_profile: Option<String>,
     pub(super) selinux_label: Option<String>,
     pub(super) selinux: bool,
-    pub(super) apparmor: bool,
+    pub(super) apparmor_profiles: BTreeSet<String>,
     pub(super) pci_map: BTreeMap<String, String>,
+    pub(super) namespaces: Vec<NamespaceId>,
 }
 
 impl ExecFacts {
@@ -121,9 +141,16 @@ impl ExecFacts {
             apparmor_profile: None,
             selinux_label: None,
             selinux: facts.selinux,
-            apparmor: facts.apparmor,
+            apparmor_profiles: facts.apparmor_profiles.clone(),
             pci_map: facts.pci_map.clone(),
+            namespaces: Vec::new(),
         }
+    }
+
+    /// The same, in the namespaces that the container's init has been made in.
+    #[must_use]
+    pub fn within(self, namespaces: Vec<NamespaceId>) -> Self {
+        Self { namespaces, ..self }
     }
 
     /// The same for the processes after it.

@@ -41,7 +41,12 @@ pub(super) fn prepare(
     oom_score_adj(&mut process, container.oom_score_adj)?;
     let rlimits = rlimits::take(&mut process, &container.rlimits)?;
     let selinux_label = labels::selinux(&mut process, container.selinux_label.as_deref(), container.selinux)?;
-    labels::apparmor(&mut process, container.apparmor_profile.as_deref(), container.apparmor)?;
+    labels::apparmor(
+        &mut process,
+        container.apparmor_profile.as_deref(),
+        &container.apparmor_profiles,
+        warnings,
+    )?;
 
     let no_new_privileges = container.no_new_privileges || process.no_new_privileges() == Some(true);
     // Some(false) makes libcontainer load a filter when it may no longer do so.
@@ -67,6 +72,7 @@ pub(super) fn prepare(
         find_home,
         no_new_privileges,
         seccomp: container.seccomp.clone(),
+        namespaces: container.namespaces.clone(),
         capabilities: privileged_load.then(|| capabilities.clone()),
     };
     Ok(Edited { process, late, capabilities, cwd, terminal, console_size })
@@ -106,8 +112,16 @@ fn cwd(process: &mut Process) -> Result<PathBuf, SpecError> {
     Ok(cwd)
 }
 
+/// What setresuid(2) takes for "as it is": such a process would stay root.
+const NO_ID: u32 = u32::MAX;
+
 fn user(process: &mut Process, warnings: &mut Vec<String>) -> Result<(), SpecError> {
     let user = process.user_mut();
+    for (field, id) in [("process.user.uid", user.uid()), ("process.user.gid", user.gid())] {
+        if id == NO_ID {
+            return Err(invalid(field, &id.to_string(), "it is nobody's number"));
+        }
+    }
     if let Some(name) = user.username().clone().filter(|name| !name.is_empty()) {
         warnings
             .push(format!("process.user.username {name:?} left out: it is for other systems, uid counts"));
@@ -165,9 +179,10 @@ pub fn set_home(env: &mut Vec<String>, home: &str) {
     }
 }
 
-/// Always explicit: what is not set would be inherited from the agent, whom the kernel shall spare.
+/// Always explicit: what is not set would be inherited from the agent, whom the kernel shall spare. 0 is the wire's
+/// way to say nothing, which for a further process means its container's.
 fn oom_score_adj(process: &mut Process, inherited: Option<i32>) -> Result<(), SpecError> {
-    let score = process.oom_score_adj().or(inherited).unwrap_or(0);
+    let score = process.oom_score_adj().filter(|score| *score != 0).or(inherited).unwrap_or(0);
     if !(-1000..=1000).contains(&score) {
         return Err(invalid("process.oomScoreAdj", &score.to_string(), "not within -1000 to 1000"));
     }

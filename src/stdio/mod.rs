@@ -19,6 +19,7 @@
 
 mod input;
 mod output;
+pub mod ports;
 mod source;
 mod sys;
 #[cfg(test)]

@@ -14,8 +14,9 @@
 use super::source::{REOPEN_LOOK, Source};
 use super::sys::bytes_waiting;
 use super::{StdioError, StreamName};
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -152,19 +153,21 @@ impl OutputStream {
         let mut bytes = Vec::new();
         while bytes.len() < limit {
             let start = bytes.len();
-            let room = bytes_waiting(fd).unwrap_or(0).max(MIN_LOOK).min(limit.saturating_sub(start));
-            bytes.resize(start.saturating_add(room), 0);
-            let result = nix::unistd::read(fd, bytes.get_mut(start..).unwrap_or_default());
-            bytes.truncate(start.saturating_add(result.unwrap_or(0)));
-            match result {
+            let waiting = bytes_waiting(fd).unwrap_or(0);
+            if start > 0 && waiting == 0 {
+                // The end, if that is it, is the next look's to find.
+                break;
+            }
+            bytes.reserve_exact(waiting.max(MIN_LOOK).min(limit.saturating_sub(start)));
+            match rustix::io::read(fd, spare_capacity(&mut bytes)) {
                 Ok(0) if start == 0 => return Ok(Look::End),
-                Err(Errno::EIO) if start == 0 && self.name == StreamName::Terminal => {
+                Err(Errno::IO) if start == 0 && self.name == StreamName::Terminal => {
                     return Ok(Look::HungUp);
                 }
-                Err(errno) if start == 0 && errno != Errno::EINTR => return Err(errno.into()),
+                Err(errno) if start == 0 && errno != Errno::INTR => return Err(errno.into()),
                 Ok(0) => break,
                 // Whatever it is, the next look meets it again; the bytes come first.
-                Err(errno) if errno != Errno::EINTR => break,
+                Err(errno) if errno != Errno::INTR => break,
                 Ok(_) | Err(_) => {}
             }
         }

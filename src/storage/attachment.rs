@@ -4,17 +4,22 @@
 //! whether it finished or not, restores what was there before.
 
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
+use slog::Logger;
 
 use super::StorageError;
 use super::ops::{MountOps, MountOrder, Target};
 use super::ownership;
-use super::places::{Place, fd_path};
+use super::places::{Place, Places, fd_path};
 use super::request::StorageRequest;
-use super::tree;
+use super::verity::Verity;
+use super::watch::Watch;
+use crate::guest::tree;
 use crate::ids::ContainerId;
 
 #[derive(Debug)]
@@ -28,6 +33,12 @@ enum Step {
     /// An empty file to mount on.
     File(Place),
     Mount(Place),
+    /// Pages in the kernel's pool: their size in KiB, and how many.
+    HugePages(u64, u64),
+    /// A device of the device mapper.
+    Verity(String),
+    /// A copy that is kept up to date.
+    Watch(Watch),
 }
 
 /// The steps that were done for one storage.
@@ -36,7 +47,73 @@ pub(super) struct Attachment {
     steps: Vec<Step>,
 }
 
+/// A step as it is written down for the next server.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum StepRecord {
+    /// With the directories above that were made.
+    Parents(PathBuf, Vec<PathBuf>),
+    Directory(PathBuf),
+    Tree(PathBuf),
+    File(PathBuf),
+    Mount(PathBuf),
+    HugePages(u64, u64),
+    Verity(String),
+}
+
 impl Attachment {
+    /// What is to be written down.
+    pub(super) fn record(&self) -> Vec<StepRecord> {
+        let record = |step: &Step| {
+            Some(match step {
+                Step::Parents(place) => StepRecord::Parents(place.path(), place.made_parents()),
+                Step::Directory(place) => StepRecord::Directory(place.path()),
+                Step::Tree(place) => StepRecord::Tree(place.path()),
+                Step::File(place) => StepRecord::File(place.path()),
+                Step::Mount(place) => StepRecord::Mount(place.path()),
+                Step::HugePages(size, count) => StepRecord::HugePages(*size, *count),
+                Step::Verity(name) => StepRecord::Verity(name.clone()),
+                // It ended with its server; what it has copied stays until the steps before it are taken back.
+                Step::Watch(_) => return None,
+            })
+        };
+        self.steps.iter().filter_map(record).collect()
+    }
+
+    /// The steps that an earlier server has written down. It may have died while it took them back: a mount that is
+    /// not `mounted` any more is no step.
+    pub(super) fn recover(
+        mut records: Vec<StepRecord>,
+        places: &Places,
+        mounted: impl Fn(&Path) -> bool,
+    ) -> Result<Self, StorageError> {
+        records.retain(|record| !matches!(record, StepRecord::Mount(path) if !mounted(path)));
+        let recover = |record| {
+            Ok::<_, StorageError>(match record {
+                StepRecord::Parents(path, made) => {
+                    places.adopt_parents(made);
+                    Step::Parents(places.locate(&path)?)
+                }
+                StepRecord::Directory(path) => Step::Directory(places.locate(&path)?),
+                StepRecord::Tree(path) => Step::Tree(places.locate(&path)?),
+                StepRecord::File(path) => Step::File(places.locate(&path)?),
+                StepRecord::Mount(path) => Step::Mount(places.locate(&path)?),
+                StepRecord::HugePages(size, count) => Step::HugePages(size, count),
+                StepRecord::Verity(name) => Step::Verity(name),
+            })
+        };
+        let steps = records.into_iter().map(recover).collect::<Result<_, StorageError>>()?;
+        Ok(Self { steps })
+    }
+
+    /// What may have been done at `place` when nobody knows how far it came: `is_mounted` says whether the mount was.
+    pub(super) fn unfinished(place: Place, is_mounted: bool) -> Self {
+        let mut steps = vec![Step::Parents(place.clone()), Step::Directory(place.clone())];
+        if is_mounted {
+            steps.push(Step::Mount(place));
+        }
+        Self { steps }
+    }
+
     /// Whether there is nothing to take down (any more).
     pub(super) fn is_empty(&self) -> bool {
         self.steps.is_empty()
@@ -53,6 +130,15 @@ impl Attachment {
                         self.steps.push(Step::Mount(place));
                         return Err(error);
                     }
+                }
+                Step::Verity(name) => {
+                    let removed = ops.remove_verity(&name).map_err(|cause| StorageError::Verity { cause });
+                    first_error = first_error.and(removed);
+                }
+                Step::HugePages(size, count) => {
+                    let given = ops.give_back_huge_pages(size, count);
+                    let given = given.map_err(|cause| StorageError::HugePages { cause });
+                    first_error = first_error.and(given);
                 }
                 other => {
                     let removed = remove(other);
@@ -73,7 +159,11 @@ fn unmount(place: &Place, ops: &dyn MountOps) -> Result<(), StorageError> {
 
 fn remove(step: Step) -> Result<(), StorageError> {
     let (place, removed) = match step {
-        Step::Mount(_) => return Ok(()),
+        Step::Mount(_) | Step::HugePages(..) | Step::Verity(_) => return Ok(()),
+        Step::Watch(watch) => {
+            drop(watch);
+            return Ok(());
+        }
         Step::Parents(place) => {
             place.remove_parents();
             return Ok(());
@@ -109,6 +199,7 @@ pub(super) struct Work<'a> {
     pub(super) place: &'a Place,
     pub(super) ops: &'a dyn MountOps,
     pub(super) attachment: &'a mut Attachment,
+    pub(super) log: &'a Logger,
 }
 
 impl Work<'_> {
@@ -120,6 +211,39 @@ impl Work<'_> {
     /// The same, but if it was missing it goes with all that is put in it.
     pub(super) fn make_owned_directory(&mut self, place: &Place) -> Result<OwnedFd, StorageError> {
         self.make(place, Step::Tree)
+    }
+
+    /// Makes an empty file, and the directories above it, if it is missing.
+    pub(super) fn make_file(&mut self, place: &Place) -> Result<(), StorageError> {
+        self.attachment.steps.push(Step::Parents(place.clone()));
+        if place.make_file().map_err(StorageError::at("making file", place.path()))? {
+            self.attachment.steps.push(Step::File(place.clone()));
+        }
+        Ok(())
+    }
+
+    /// Takes huge pages of `size` KiB into the kernel's pool, for as long as the storage is there.
+    pub(super) fn reserve_huge_pages(&mut self, size: u64, count: u64) -> Result<(), StorageError> {
+        self.ops.reserve_huge_pages(size, count).map_err(|cause| StorageError::HugePages { cause })?;
+        self.attachment.steps.push(Step::HugePages(size, count));
+        Ok(())
+    }
+
+    /// Takes over what somebody else has made at the mount point: it goes with the storage.
+    pub(super) fn adopt(&mut self) -> Result<(), StorageError> {
+        let path = self.place.path();
+        self.place.handle().map_err(StorageError::at("opening", &path))?;
+        self.attachment.steps.push(Step::Tree(self.place.clone()));
+        let mounted = self.ops.is_mount_point(&path);
+        if mounted.map_err(|cause| StorageError::Mounts { mount_point: path, cause })? {
+            self.attachment.steps.push(Step::Mount(self.place.clone()));
+        }
+        Ok(())
+    }
+
+    /// Goes on with the copy for as long as the storage is there.
+    pub(super) fn keep(&mut self, watch: Watch) {
+        self.attachment.steps.push(Step::Watch(watch));
     }
 
     fn make(&mut self, place: &Place, step: fn(Place) -> Step) -> Result<OwnedFd, StorageError> {
@@ -134,13 +258,31 @@ impl Work<'_> {
 
     /// Mounts the source on the mount point, which is made if missing.
     pub(super) fn mount(&mut self, fstype: &str, options: &[String]) -> Result<(), StorageError> {
+        self.mount_node(self.source, fstype, options)
+    }
+
+    /// Makes a device that checks what is read from the source. Returns its node.
+    pub(super) fn verify(&mut self, verity: &Verity) -> Result<PathBuf, StorageError> {
+        let made = self.ops.add_verity(self.source, verity);
+        let (name, node) = made.map_err(|cause| StorageError::Verity { cause })?;
+        self.attachment.steps.push(Step::Verity(name));
+        Ok(node)
+    }
+
+    /// Mounts what stands for the source on the mount point, which is made if missing.
+    pub(super) fn mount_node(
+        &mut self,
+        node: &str,
+        fstype: &str,
+        options: &[String],
+    ) -> Result<(), StorageError> {
         self.ops.load_filesystem(fstype).map_err(|cause| StorageError::Filesystem {
             fstype: fstype.to_owned(),
             mount_point: self.place.path(),
             cause,
         })?;
         self.make_directory(&self.place.clone())?;
-        self.mount_from(self.source, fstype, options)
+        self.mount_from(node, fstype, options)
     }
 
     /// Makes what is open at `from` visible at the mount point too: on a directory, or on an empty file,
@@ -151,10 +293,7 @@ impl Work<'_> {
         if tree::file_type(&stat) == libc::S_IFDIR {
             self.make_directory(&place)?;
         } else {
-            self.attachment.steps.push(Step::Parents(place.clone()));
-            if place.make_file().map_err(StorageError::at("making file", place.path()))? {
-                self.attachment.steps.push(Step::File(place));
-            }
+            self.make_file(&place)?;
         }
         self.mount_from(&fd_path(from).to_string_lossy(), "bind", options)
     }

@@ -35,6 +35,13 @@ pub enum StorageError {
         /// What is wrong with it, and what it held.
         reason: String,
     },
+    /// It could not be written down for the next server.
+    #[error("{cause}")]
+    Record {
+        /// What failed.
+        #[source]
+        cause: Cause,
+    },
     /// A path that is not where storages live.
     #[error("{path} is not a place for storages, they live beneath {allowed}")]
     Outside {
@@ -92,6 +99,17 @@ pub enum StorageError {
         #[source]
         cause: Cause,
     },
+    /// The image could not be pulled.
+    #[error("image {image} for {mount_point}: {cause}")]
+    Image {
+        /// Its reference.
+        image: String,
+        /// Where its root was to be.
+        mount_point: PathBuf,
+        /// What the hub said.
+        #[source]
+        cause: Cause,
+    },
     /// A device path that leads to something else.
     #[error("{device} is a {found}, not a block device")]
     NotBlockDevice {
@@ -128,6 +146,20 @@ pub enum StorageError {
         /// The place in question.
         mount_point: PathBuf,
         /// What the kernel said.
+        #[source]
+        cause: Cause,
+    },
+    /// The device that checks what is read.
+    #[error("dm-verity: {cause}")]
+    Verity {
+        /// Which step, and the reason.
+        #[source]
+        cause: Cause,
+    },
+    /// The kernel's pool of huge pages.
+    #[error("huge pages: {cause}")]
+    HugePages {
+        /// What was asked for, and what there is.
         #[source]
         cause: Cause,
     },
@@ -169,6 +201,12 @@ pub enum StorageError {
 
 fn list(errors: &[StorageError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl From<crate::records::RecordError> for StorageError {
+    fn from(error: crate::records::RecordError) -> Self {
+        Self::Record { cause: Arc::new(error) }
+    }
 }
 
 impl StorageError {

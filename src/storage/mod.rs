@@ -12,6 +12,11 @@
 mod attachment;
 mod driver;
 mod error;
+mod hub;
+mod huge_pages;
+mod layers;
+#[cfg(test)]
+mod layers_tests;
 mod lookup;
 mod ops;
 mod ownership;
@@ -22,9 +27,14 @@ mod request;
 mod testing;
 #[cfg(test)]
 mod tests;
-mod tree;
+mod verity;
+mod watch;
 
 pub use error::{Cause, StorageError};
+pub use hub::{Hub, HubError};
+pub use layers::unfold;
+pub use lookup::Lookup;
 pub use ops::{BlockLookup, KernelMounts, MountOps, MountOrder, Target};
 pub use registry::{StorageHandle, Storages};
 pub use request::{FsGroup, FsGroupPolicy, StorageRequest};
+pub use verity::Verity;

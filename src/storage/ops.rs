@@ -10,6 +10,8 @@ use nix::libc;
 use nix::sys::stat::stat;
 
 use super::error::Cause;
+use super::huge_pages;
+use super::verity::{self, Verity};
 use crate::guest::beneath::Root;
 use crate::guest::modules::Modules;
 use crate::guest::mount::{self, MountError, MountOptions};
@@ -52,18 +54,33 @@ pub trait MountOps: Send + Sync {
     /// Whether something is mounted at `path`. A path that isn't there is no mount point.
     fn is_mount_point(&self, path: &Path) -> Result<bool, Cause>;
 
+    /// Makes a device that reads a disk and checks it. Returns its name and its node.
+    fn add_verity(&self, disk: &str, verity: &Verity) -> Result<(String, PathBuf), Cause>;
+
+    /// Removes it.
+    fn remove_verity(&self, name: &str) -> Result<(), Cause>;
+
+    /// Takes `count` huge pages of `size` KiB into the kernel's pool: all, or none.
+    fn reserve_huge_pages(&self, size: u64, count: u64) -> Result<(), Cause>;
+
+    /// Takes them out again.
+    fn give_back_huge_pages(&self, size: u64, count: u64) -> Result<(), Cause>;
+
     /// The type bits of the mode of what `path` leads to (inode(7)).
     fn file_type(&self, path: &Path) -> Result<libc::mode_t, Errno> {
         stat(path).map(|stat| stat.st_mode & libc::S_IFMT)
     }
 }
 
-/// Finds the block devices that the host plugs.
+/// Finds what storages are made of: the block devices that the host plugs, the images that the guest pulls.
 #[async_trait::async_trait]
 pub trait BlockLookup: Send + Sync {
     /// The path of the device node in `/dev`, waited for if it is not there yet. `driver` is one of `blk`
     /// (the address is a PCI path), `scsi` (`ID:LUN`), `mmioblk` and `nvdimm` (a device path).
     async fn find_block(&self, driver: &'static str, address: &str) -> Result<PathBuf, Cause>;
+
+    /// Has an image pulled and unpacked as `rootfs` in the directory `bundle`.
+    async fn pull_image(&self, image: &str, bundle: &Path) -> Result<(), Cause>;
 }
 
 /// The guest's own kernel.
@@ -118,6 +135,28 @@ impl MountOps for KernelMounts {
             }
             cause(error)
         })
+    }
+
+    fn add_verity(&self, disk: &str, verity: &Verity) -> Result<(String, PathBuf), Cause> {
+        for module in ["dm_mod", "dm_verity"] {
+            // Both may be built in; else the device mapper says what is missing.
+            let _ = self.modules.load(module, &[]);
+        }
+        let table = verity.table(disk).map_err(cause)?;
+        let node = verity::create(&table).map_err(cause)?;
+        Ok((table.name, node))
+    }
+
+    fn remove_verity(&self, name: &str) -> Result<(), Cause> {
+        verity::remove(name).map_err(cause)
+    }
+
+    fn reserve_huge_pages(&self, size: u64, count: u64) -> Result<(), Cause> {
+        huge_pages::reserve(size, count).map_err(cause)
+    }
+
+    fn give_back_huge_pages(&self, size: u64, count: u64) -> Result<(), Cause> {
+        huge_pages::give_back(size, count).map_err(cause)
     }
 
     fn is_mount_point(&self, path: &Path) -> Result<bool, Cause> {

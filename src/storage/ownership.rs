@@ -18,7 +18,7 @@ use nix::unistd::{Gid, fchownat};
 use super::StorageError;
 use super::places::{Place, fd_path};
 use super::request::{FsGroup, FsGroupPolicy};
-use super::tree::{self, Visitor};
+use crate::guest::tree::{self, Visitor};
 
 /// What the group may do with any file, and what it may besides do with a directory.
 const READ_WRITE: libc::mode_t = 0o660;

@@ -5,7 +5,7 @@
 //! nothing, and two different mount points are two different places.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{StorageError, tree};
+use super::StorageError;
+use crate::guest::tree;
 use crate::ids::ContainerId;
 
 /// How often a path is made anew when a parent is removed at the same time.
@@ -57,6 +58,11 @@ impl Places {
         Ok(Place { base: Arc::clone(&self.base), relative: relative.to_owned() })
     }
 
+    /// Takes charge of directories that an earlier server has made on the way to others.
+    pub(super) fn adopt_parents(&self, made: Vec<PathBuf>) {
+        self.base.parents().extend(made);
+    }
+
     /// A place in a container's own directory.
     pub(super) fn of_container(&self, container: &ContainerId, name: &str) -> Place {
         Place { base: Arc::clone(&self.base), relative: Path::new(container.as_str()).join(name) }
@@ -82,9 +88,32 @@ impl Place {
         self.base.path.join(&self.relative)
     }
 
+    /// Which of the directories above were made on the way to something, relative to the base.
+    pub(super) fn made_parents(&self) -> Vec<PathBuf> {
+        let parents = self.base.parents();
+        self.relative
+            .ancestors()
+            .skip(1)
+            .filter(|above| parents.contains(*above))
+            .map(Path::to_owned)
+            .collect()
+    }
+
     /// A handle to what is there (`O_PATH`).
     pub(super) fn handle(&self) -> Result<OwnedFd, Errno> {
         beneath(self.open_base()?, &self.relative, OFlag::O_PATH)
+    }
+
+    /// Opens what is there.
+    pub(super) fn open(&self, flags: OFlag) -> Result<OwnedFd, Errno> {
+        beneath(self.open_base()?, &self.relative, flags)
+    }
+
+    /// The place in the same directory whose name has `prefix` before it.
+    pub(super) fn beside(&self, prefix: &str) -> Self {
+        let mut name = OsString::from(prefix);
+        name.push(self.relative.file_name().unwrap_or_default());
+        Self { base: Arc::clone(&self.base), relative: self.relative.with_file_name(name) }
     }
 
     /// The directory around it and its name there.

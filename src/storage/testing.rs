@@ -138,6 +138,23 @@ impl MountOps for FakeGuest {
         Ok(())
     }
 
+    fn add_verity(&self, disk: &str, _verity: &Verity) -> Result<(String, PathBuf), Cause> {
+        self.note("verity", format!("verify {disk}"))?;
+        Ok(("checked".to_owned(), "/dev/dm-7".into()))
+    }
+
+    fn remove_verity(&self, name: &str) -> Result<(), Cause> {
+        self.note("remove", format!("remove {name}"))
+    }
+
+    fn reserve_huge_pages(&self, size: u64, count: u64) -> Result<(), Cause> {
+        self.note("reserve", format!("reserve {count} of {size}"))
+    }
+
+    fn give_back_huge_pages(&self, size: u64, count: u64) -> Result<(), Cause> {
+        self.note("give back", format!("give back {count} of {size}"))
+    }
+
     fn is_mount_point(&self, path: &Path) -> Result<bool, Cause> {
         Ok(self.state.lock().unwrap().mounted.iter().any(|mounted| mounted == path))
     }
@@ -155,8 +172,18 @@ impl MountOps for FakeGuest {
 #[async_trait::async_trait]
 impl BlockLookup for FakeGuest {
     async fn find_block(&self, driver: &'static str, address: &str) -> Result<PathBuf, Cause> {
+        if address.starts_with("/dev/") {
+            return Ok(address.into());
+        }
         self.note("find", format!("find {driver} {address}"))?;
         self.devices.acquire().await.unwrap().forget();
         Ok(PathBuf::from(format!("/dev/vd-{}", address.replace(['/', ':'], "-"))))
+    }
+
+    async fn pull_image(&self, image: &str, bundle: &Path) -> Result<(), Cause> {
+        self.note("pull", format!("pull {image} {}", bundle.display()))?;
+        fs::create_dir_all(bundle.join("rootfs/etc")).unwrap();
+        self.state.lock().unwrap().mounted.push(bundle.join("rootfs"));
+        Ok(())
     }
 }

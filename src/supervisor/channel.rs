@@ -2,7 +2,7 @@
 //!
 //! Every message is a fixed 24-byte header, an optional payload and optional file descriptors. The
 //! supervisor sends and reads headers only; the payload of a [`Kind::Reply`] is between a worker and the
-//! server. Because workers inherit the supervisor's end, the server sees replies and exits in the order in
+//! server. A second pair, on which workers tell the supervisor what to hold, is of the same make. Because workers inherit the supervisor's end, the server sees replies and exits in the order in
 //! which they happened: a process's exit can never overtake the reply that names its pid.
 //!
 //! Invariants: a message that is too short, too long, of another version or of an unknown kind is an error
@@ -20,7 +20,7 @@ use nix::sys::socket::{
 use super::fds::own;
 
 /// Raised when the format changes: both ends are one binary, so a mismatch is a bug or a stray writer.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Bytes of a header on the wire.
 pub const HEADER_LEN: usize = 24;
 /// The longest payload a worker may send. A longer one is refused by the receiver, and the launch then fails as
@@ -35,7 +35,8 @@ const BUFFER_BYTES: usize = 1024 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
-    /// Server to supervisor: fork a worker and hand it these descriptors.
+    /// Server to supervisor: fork a worker and hand it these descriptors. With a `status` other than 0 it is soon done,
+    /// and may come to its end although the server is gone.
     Launch = 1,
     /// Server to supervisor: the sandbox is gone; power off, or exit when not PID 1.
     ShutDown = 2,
@@ -47,13 +48,46 @@ pub enum Kind {
     Exited = 5,
     /// Worker to server: the outcome of `request`, as payload and descriptors.
     Reply = 6,
+    /// Server to supervisor: it listens, and the guest has booted. When the first server ends before it has said so,
+    /// no other is tried.
+    Serving = 7,
+    /// Worker or server to supervisor: keep these descriptors under the key `request`, and the end of `pid`.
+    Hold = 8,
+    /// Server to supervisor: of what is held under `request`, keep the first `status` descriptors; none is nothing.
+    Release = 9,
+    /// Server to supervisor: tell all that is held.
+    List = 10,
+    /// Supervisor to server: this is held under `request`; its `pid` has not ended.
+    Held = 11,
+    /// Supervisor to server: this is held under `request`; its `pid` has ended with `status`.
+    HeldEnded = 12,
+    /// Supervisor to server: that was all that is held.
+    Listed = 13,
+    /// Supervisor to server: destroy the sandbox and end.
+    Stop = 14,
 }
+
+/// All kinds.
+const KINDS: [Kind; 14] = [
+    Kind::Launch,
+    Kind::ShutDown,
+    Kind::Forked,
+    Kind::ForkFailed,
+    Kind::Exited,
+    Kind::Reply,
+    Kind::Serving,
+    Kind::Hold,
+    Kind::Release,
+    Kind::List,
+    Kind::Held,
+    Kind::HeldEnded,
+    Kind::Listed,
+    Kind::Stop,
+];
 
 impl Kind {
     fn from_wire(value: u16) -> Option<Self> {
-        [Self::Launch, Self::ShutDown, Self::Forked, Self::ForkFailed, Self::Exited, Self::Reply]
-            .into_iter()
-            .find(|kind| *kind as u16 == value)
+        KINDS.into_iter().find(|kind| *kind as u16 == value)
     }
 }
 
@@ -62,11 +96,11 @@ impl Kind {
 pub struct Header {
     /// What the message says.
     pub kind: Kind,
-    /// The launch it belongs to; chosen by the server, never 0 for a launch.
+    /// The launch it belongs to; chosen by the server, never 0 for a launch. What the launch brings is held under it.
     pub request: u64,
     /// A process, in the supervisor's pid namespace.
     pub pid: i32,
-    /// A wait(2) status or an errno.
+    /// A wait(2) status, an errno, a number of descriptors, or whether a worker is soon done.
     pub status: i32,
 }
 

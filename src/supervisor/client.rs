@@ -4,6 +4,10 @@
 //! which they arrive, which is the order in which they happened ([`super::channel`]): when the exit of a
 //! process comes, the reply that named it has been seen, so an unknown pid is an orphan and nobody's loss.
 //!
+//! What a launch started is held by the supervisor under the launch's number until the [`Hold`] that came with it is
+//! dropped; a server that takes over gets the same holds from [`Launcher::held`]. Numbers begin anew for each server,
+//! far above those of the one before it.
+//!
 //! A caller that goes away in the middle of a launch has its worker killed, with the hooks that it runs; a
 //! process that was started for a caller who is gone is killed too.
 
@@ -12,6 +16,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -67,18 +72,90 @@ pub struct Launched {
 }
 
 /// A process that a worker started and that the supervisor will report on.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct StartedProcess {
     /// Its pid in the supervisor's namespace.
     pub pid: Pid,
     /// Becomes `Some` once, when it has ended.
     pub exit: watch::Receiver<Option<ExitStatus>>,
+    /// What the supervisor keeps of it.
+    pub hold: Hold,
 }
 
+/// What the supervisor holds of an earlier server's process.
+#[derive(Debug)]
+pub struct Held {
+    /// The process, which may have ended.
+    pub process: StartedProcess,
+    /// The descriptors, in the order in which they were given.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// What the supervisor holds under a number; it lets go when this is dropped.
+pub struct Hold {
+    key: u64,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl Hold {
+    /// The number.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Lets go of all descriptors but the first `count`, of which there must be one.
+    pub fn keep_first(&self, count: u8) {
+        let _ = self.commands.send(Command::Release { key: self.key, keep: i32::from(count) });
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Hold").field(&self.key).finish()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Release { key: self.key, keep: 0 });
+    }
+}
+
+/// The number under which the listening socket is held. No launch has it.
+const LISTENER: u64 = u64::MAX;
+
 enum Command {
-    Launch { request: u64, fds: Vec<OwnedFd>, answer: oneshot::Sender<Result<Launched, LaunchError>> },
-    Cancel { request: u64 },
-    ShutDown { told: oneshot::Sender<()> },
+    Launch {
+        request: u64,
+        fds: Vec<OwnedFd>,
+        soon_done: bool,
+        answer: oneshot::Sender<Result<Launched, LaunchError>>,
+    },
+    Cancel {
+        request: u64,
+    },
+    ShutDown {
+        told: oneshot::Sender<()>,
+    },
+    Serving {
+        listener: Option<OwnedFd>,
+    },
+    Release {
+        key: u64,
+        keep: i32,
+    },
+    List {
+        answer: oneshot::Sender<Listed>,
+    },
+}
+
+/// All that an earlier server has left with the supervisor.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// The socket that it listened on.
+    pub listener: Option<OwnedFd>,
+    /// Its processes, by the number of their launch.
+    pub processes: std::collections::HashMap<u64, Held>,
 }
 
 /// A handle for launching workers; cheap to clone.
@@ -86,30 +163,68 @@ enum Command {
 pub struct Launcher {
     commands: mpsc::UnboundedSender<Command>,
     next_request: Arc<AtomicU64>,
+    stop: watch::Receiver<bool>,
 }
 
-/// Kills the worker when the caller stops waiting for it.
+/// Kills the worker when the caller stops waiting for it. One that is soon done may come to its end, as it would leave
+/// a process that nobody has heard of: what it reports is killed then.
 struct CancelOnDrop<'a> {
     launcher: &'a Launcher,
     request: u64,
+    soon_done: bool,
 }
+
+/// How long a worker may take that is soon done.
+const SOON: Duration = Duration::from_secs(5);
 
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
-        let _ = self.launcher.commands.send(Command::Cancel { request: self.request });
+        let (commands, request) = (self.launcher.commands.clone(), self.request);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if self.soon_done => drop(runtime.spawn(async move {
+                tokio::time::sleep(SOON).await;
+                let _ = commands.send(Command::Cancel { request });
+            })),
+            _ => drop(commands.send(Command::Cancel { request })),
+        }
     }
 }
 
 impl Launcher {
-    /// Takes the server's end of the channel and serves it in a task of its own.
+    /// Takes the server's end of the channel and serves it in a task of its own. `generation` is how many servers
+    /// there have been before.
     ///
     /// # Errors
     /// When the descriptor can't be registered with the runtime.
-    pub fn start(channel: Channel, logger: Logger) -> std::io::Result<Self> {
+    pub fn start(channel: Channel, generation: u32, logger: Logger) -> std::io::Result<Self> {
         let channel = super::fds::register(channel)?;
         let (commands, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(Dispatcher::new(logger).serve(channel, receiver));
-        Ok(Self { commands, next_request: Arc::new(AtomicU64::new(1)) })
+        let (stop, stop_asked) = watch::channel(false);
+        tokio::spawn(Dispatcher::new(logger, commands.downgrade(), stop).serve(channel, receiver));
+        let first = (u64::from(generation) << 32).saturating_add(1);
+        Ok(Self { commands, next_request: Arc::new(AtomicU64::new(first)), stop: stop_asked })
+    }
+
+    /// Tells the supervisor that the server listens, and on what, if it does not hold that already.
+    pub fn serving(&self, listener: Option<OwnedFd>) {
+        let _ = self.commands.send(Command::Serving { listener });
+    }
+
+    /// Asks what an earlier server has left. To be called once, before anything is launched: what nobody keeps of it
+    /// is let go of.
+    pub async fn held(&self) -> Listed {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.commands.send(Command::List { answer });
+        answered.await.unwrap_or_default()
+    }
+
+    /// Waits until the supervisor has been asked to stop.
+    pub async fn stop_asked(&self) {
+        let mut stop = self.stop.clone();
+        if stop.wait_for(|stop| *stop).await.is_err() {
+            // There is no supervisor, and nobody will ask.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Runs `job` in a worker with `fds`, and waits for what it brings back.
@@ -121,9 +236,11 @@ impl Launcher {
         all.extend(fds);
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        let launch = Command::Launch { request, fds: all, answer };
+        // It runs no hooks, and ends as soon as the process is its program.
+        let soon_done = matches!(job, Job::Exec(_));
+        let launch = Command::Launch { request, fds: all, soon_done, answer };
         self.commands.send(launch).map_err(|_| LaunchError::SupervisorGone)?;
-        let guard = CancelOnDrop { launcher: self, request };
+        let guard = CancelOnDrop { launcher: self, request, soon_done };
         let result = answered.await.unwrap_or(Err(LaunchError::SupervisorGone));
         std::mem::forget(guard);
         result
@@ -158,6 +275,7 @@ fn job_file(job: &Job) -> Result<OwnedFd, LaunchError> {
 struct Pending {
     answer: oneshot::Sender<Result<Launched, LaunchError>>,
     worker: Option<Pid>,
+    soon_done: bool,
 }
 
 struct Dispatcher {
@@ -172,12 +290,18 @@ struct Dispatcher {
     processes: HashMap<i32, watch::Sender<Option<ExitStatus>>>,
     /// Who waits for the shut-down message to be sent.
     farewell: Option<oneshot::Sender<()>>,
+    /// What the supervisor tells of an earlier server, and who asked.
+    listing: Option<(oneshot::Sender<Listed>, Listed)>,
+    stop: watch::Sender<bool>,
+    /// For the holds that are handed out.
+    commands: mpsc::WeakUnboundedSender<Command>,
 }
 
 impl Dispatcher {
-    fn new(logger: Logger) -> Self {
+    fn new(logger: Logger, commands: mpsc::WeakUnboundedSender<Command>, stop: watch::Sender<bool>) -> Self {
         let (pending, workers, processes) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { logger, outbox: VecDeque::new(), pending, workers, processes, farewell: None }
+        let (outbox, farewell, listing) = (VecDeque::new(), None, None);
+        Self { logger, outbox, pending, workers, processes, farewell, listing, stop, commands }
     }
 
     async fn serve(mut self, channel: AsyncFd<Channel>, mut commands: mpsc::UnboundedReceiver<Command>) {
@@ -236,9 +360,10 @@ impl Dispatcher {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Launch { request, fds, answer } => {
-                self.pending.insert(request, Pending { answer, worker: None });
-                self.outbox.push_back((Header::new(Kind::Launch, request), fds));
+            Command::Launch { request, fds, soon_done, answer } => {
+                self.pending.insert(request, Pending { answer, worker: None, soon_done });
+                let launch = Header { status: soon_done.into(), ..Header::new(Kind::Launch, request) };
+                self.outbox.push_back((launch, fds));
             }
             Command::Cancel { request } => {
                 if let Some(pid) = self.pending.get(&request).and_then(|pending| pending.worker) {
@@ -248,6 +373,20 @@ impl Dispatcher {
             Command::ShutDown { told } => {
                 self.outbox.push_back((Header::new(Kind::ShutDown, 0), Vec::new()));
                 self.farewell = Some(told);
+            }
+            Command::Serving { listener } => {
+                if let Some(listener) = listener {
+                    self.outbox.push_back((Header::new(Kind::Hold, LISTENER), vec![listener]));
+                }
+                self.outbox.push_back((Header::new(Kind::Serving, 0), Vec::new()));
+            }
+            Command::Release { key, keep } => {
+                let release = Header { status: keep, ..Header::new(Kind::Release, key) };
+                self.outbox.push_back((release, Vec::new()));
+            }
+            Command::List { answer } => {
+                self.listing = Some((answer, Listed::default()));
+                self.outbox.push_back((Header::new(Kind::List, 0), Vec::new()));
             }
         }
     }
@@ -261,15 +400,47 @@ impl Dispatcher {
             }
             Kind::Exited => self.exited(header.pid, ExitStatus::from_wire(header.status)),
             Kind::Reply => self.replied(message),
-            Kind::Launch | Kind::ShutDown => {}
+            Kind::Held => {
+                let exit = self.watch(header.pid);
+                self.held(header, exit, message.fds);
+            }
+            Kind::HeldEnded => {
+                let (_, exit) = watch::channel(Some(ExitStatus::from_wire(header.status)));
+                self.held(header, exit, message.fds);
+            }
+            Kind::Listed => {
+                if let Some((answer, listed)) = self.listing.take() {
+                    let _ = answer.send(listed);
+                }
+            }
+            Kind::Stop => drop(self.stop.send_replace(true)),
+            Kind::Launch | Kind::ShutDown | Kind::Serving | Kind::Hold | Kind::Release | Kind::List => {}
         }
+    }
+
+    fn held(&mut self, header: Header, exit: watch::Receiver<Option<ExitStatus>>, mut fds: Vec<OwnedFd>) {
+        let process = self.process(header, exit);
+        let Some((_, listed)) = &mut self.listing else { return };
+        if header.request == LISTENER {
+            // It stays held: a hold that is never dropped lets nothing go.
+            process.into_iter().for_each(|process| std::mem::forget(process.hold));
+            listed.listener = fds.pop();
+        } else if let Some(process) = process {
+            listed.processes.insert(header.request, Held { process, fds });
+        }
+    }
+
+    /// The process that is held under the number of `header`. `None` when the server is ending.
+    fn process(&self, header: Header, exit: watch::Receiver<Option<ExitStatus>>) -> Option<StartedProcess> {
+        let hold = Hold { key: header.request, commands: self.commands.upgrade()? };
+        Some(StartedProcess { pid: Pid::from_raw(header.pid), exit, hold })
     }
 
     fn forked(&mut self, request: u64, pid: i32) {
         self.workers.insert(pid, request);
         if let Some(pending) = self.pending.get_mut(&request) {
             pending.worker = Some(Pid::from_raw(pid));
-            if pending.answer.is_closed() {
+            if pending.answer.is_closed() && !pending.soon_done {
                 end_worker(Pid::from_raw(pid));
             }
         }
@@ -290,7 +461,12 @@ impl Dispatcher {
         let result: Result<Result<Outcome, Failure>, _> = serde_json::from_slice(&message.payload);
         match result {
             Ok(Ok(outcome)) => {
-                let process = (message.header.pid > 0).then(|| self.watch(message.header.pid));
+                let process = if message.header.pid > 0 {
+                    let exit = self.watch(message.header.pid);
+                    self.process(message.header, exit)
+                } else {
+                    None
+                };
                 self.answer(request, Ok(Launched { outcome, fds: message.fds, process }));
             }
             Ok(Err(failure)) => self.answer(request, Err(failure.into())),
@@ -298,10 +474,10 @@ impl Dispatcher {
         }
     }
 
-    fn watch(&mut self, pid: i32) -> StartedProcess {
+    fn watch(&mut self, pid: i32) -> watch::Receiver<Option<ExitStatus>> {
         let (sender, exit) = watch::channel(None);
         self.processes.insert(pid, sender);
-        StartedProcess { pid: Pid::from_raw(pid), exit }
+        exit
     }
 
     fn answer(&mut self, request: u64, result: Result<Launched, LaunchError>) {

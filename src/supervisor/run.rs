@@ -1,17 +1,25 @@
 //! The supervisor's loop.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
 
-use super::channel::{Channel, ChannelError, Header, Kind};
+use super::channel::{Channel, ChannelError, Header, Kind, Message};
 use super::fork::{Forked, fork};
+use super::holds::Holds;
 use super::reaper::{self, ExitStatus};
+use super::restarts::Restarts;
+use crate::guest::rlimit::OpenFiles;
+use crate::observe::console;
+
+/// How long a server that is asked to stop may take to destroy its sandbox.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why the supervisor could not be set up, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +46,14 @@ pub enum SupervisorError {
 pub enum Ended {
     /// The server asked for it: the sandbox has been destroyed.
     ShutDown,
-    /// The server is gone.
+    /// The server is gone, and no other was tried: it had not booted, or we were asked to stop.
     Server(ExitStatus),
+}
+
+/// Whether a launch is an earlier server's than the newest of `servers`: its number begins with how many there had been
+/// before.
+fn launched_before(request: u64, servers: u32) -> bool {
+    request >> 32 < u64::from(servers.saturating_sub(1))
 }
 
 /// The signals that the loop looks at: children's ends, and the wish of the outside that we stop.
@@ -47,116 +61,320 @@ fn watched_signals() -> SigSet {
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT].into_iter().collect()
 }
 
-/// The state of the one process that reaps.
+/// The server that runs, or when the next one starts.
 #[derive(Debug)]
-pub struct Supervisor {
-    channel: Channel,
-    signals: SignalFd,
-    server: Pid,
+enum Server {
+    Running { pid: Pid, channel: Channel },
+    Due(Instant),
 }
 
-impl Supervisor {
-    /// Forks the server, which runs `server` with its end of the channel and exits with what that returns.
+/// What a worker is given of the supervisor's: where it replies, and where it says what to hold.
+#[derive(Debug)]
+pub struct WorkerChannels<'a> {
+    /// To the server.
+    pub replies: &'a Channel,
+    /// To the supervisor.
+    pub holds: &'a Channel,
+}
+
+/// The state of the one process that reaps.
+#[derive(Debug)]
+pub struct Supervisor<F> {
+    /// What a server does.
+    main: F,
+    server: Server,
+    /// How many servers have been started.
+    generation: u32,
+    /// Whether one of them has ever listened.
+    served: bool,
+    signals: SignalFd,
+    /// Both ends of the channel on which workers say what to hold; ours first.
+    reports: (Channel, Channel),
+    holds: Holds,
+    /// Workers that have not ended, and whether each is soon done.
+    workers: Vec<(Pid, bool)>,
+    restarts: Restarts,
+    /// By when a server that was asked to stop has to be gone.
+    stop_by: Option<Instant>,
+    /// The limit that workers get back.
+    open_files: Option<OpenFiles>,
+}
+
+impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
+    /// Prepares to run `main` as the server: with its end of the channel and the number of servers before it. The
+    /// server exits with what that returns. Workers get the limit `open_files`, if it has been raised.
     ///
     /// The calling process must be single-threaded.
     ///
     /// # Errors
-    /// When the kernel has no descriptors or processes left.
-    pub fn start(server: impl FnOnce(Channel) -> i32) -> Result<Self, SupervisorError> {
-        let (ours, theirs) = Channel::pair()?;
+    /// When the kernel has no descriptors left.
+    pub fn new(main: F, open_files: Option<OpenFiles>) -> Result<Self, SupervisorError> {
         let mask = watched_signals();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None).map_err(SupervisorError::Signals)?;
-        match fork().map_err(SupervisorError::ForkServer)? {
-            Forked::Child => {
-                drop(ours);
-                let unblocked = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&mask), None);
-                unblocked.map_err(SupervisorError::Signals)?;
-                std::process::exit(server(theirs))
-            }
-            Forked::Parent(pid) => {
-                drop(theirs);
-                let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-                let signals = SignalFd::with_flags(&mask, flags).map_err(SupervisorError::Signals)?;
-                Ok(Self { channel: ours, signals, server: pid })
-            }
-        }
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&mask, flags).map_err(SupervisorError::Signals)?;
+        let now = Instant::now();
+        Ok(Self {
+            main,
+            server: Server::Due(now),
+            generation: 0,
+            served: false,
+            signals,
+            reports: Channel::pair()?,
+            holds: Holds::default(),
+            workers: Vec::new(),
+            restarts: Restarts::new(now),
+            stop_by: None,
+            open_files,
+        })
     }
 
-    /// Serves until the server has gone or asks for the end.
+    /// Serves until the server asks for the end, or has not booted.
     ///
     /// # Errors
     /// Only for what a supervisor can't go on after.
-    pub fn run(&self) -> Result<Ended, SupervisorError> {
+    pub fn run(mut self) -> Result<Ended, SupervisorError> {
         loop {
-            if let Some(status) = self.report_dead_children()? {
-                return Ok(Ended::Server(status));
+            if let Some(ended) = self.take_dead_children()? {
+                return Ok(ended);
             }
-            let mut watched = [
-                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut watched, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(SupervisorError::Poll(errno)),
+            self.start_server_if_due()?;
+            self.wait()?;
+            if self.is_asked_to_stop() && !self.ask_server_to_stop() {
+                return Ok(Ended::ShutDown);
             }
-            self.take_signals();
-            if self.serve_message() {
+            self.take_reports();
+            if let Some(message) = self.next_message()
+                && self.serve(message)
+            {
                 return Ok(Ended::ShutDown);
             }
         }
     }
 
-    /// Reports and reaps all that have ended; the server's own end is what the caller gets.
-    fn report_dead_children(&self) -> Result<Option<ExitStatus>, SupervisorError> {
-        let mut server = None;
+    /// Waits for a signal, a message, or the time of something that is due.
+    fn wait(&mut self) -> Result<(), SupervisorError> {
+        let (channel, due) = match &self.server {
+            Server::Running { channel, .. } => (Some(channel), None),
+            Server::Due(at) => (None, Some(*at)),
+        };
+        let now = Instant::now();
+        let timeout = match due.into_iter().chain(self.stop_by).min() {
+            None => PollTimeout::NONE,
+            // Rounded up, so that it is due when we wake.
+            Some(at) => {
+                let left = at.saturating_duration_since(now).saturating_add(Duration::from_millis(1));
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut watched = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.reports.0.as_fd(), PollFlags::POLLIN),
+        ];
+        watched.extend(channel.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut watched, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(SupervisorError::Poll(errno)),
+        }
+        if self.stop_by.is_some_and(|by| by <= Instant::now())
+            && let Server::Running { pid, .. } = &self.server
+        {
+            let _ = kill(*pid, Signal::SIGKILL);
+            self.stop_by = None;
+        }
+        Ok(())
+    }
+
+    /// Notes, reports and reaps all that have ended. Something, if that is the end of us too.
+    fn take_dead_children(&mut self) -> Result<Option<Ended>, SupervisorError> {
         while let Some((pid, status)) = reaper::next_dead_child().map_err(SupervisorError::Wait)? {
-            if pid == self.server {
-                server = Some(status);
-            } else {
-                let exited =
-                    Header { kind: Kind::Exited, request: 0, pid: pid.as_raw(), status: status.to_wire() };
-                // A server that is gone needs no report; its own end comes up in this same loop.
-                let _ = self.channel.send(exited, b"", &[], MsgFlags::empty());
-            }
+            // A process that a worker started is ours only after the worker has ended, and so has told of it.
+            self.take_reports();
+            let is_server = matches!(&self.server, Server::Running { pid: server, .. } if *server == pid);
+            let ended = if is_server { self.server_ended(status) } else { self.child_ended(pid, status) };
             reaper::reap(pid);
+            if ended.is_some() {
+                return Ok(ended);
+            }
         }
-        Ok(server)
+        Ok(None)
     }
 
-    /// Empties the signal descriptor; asks the server to stop if we are asked to.
-    fn take_signals(&self) {
+    fn child_ended(&mut self, pid: Pid, status: ExitStatus) -> Option<Ended> {
+        self.workers.retain(|(worker, _)| *worker != pid);
+        self.holds.exited(pid.as_raw(), status);
+        self.tell(Header { kind: Kind::Exited, request: 0, pid: pid.as_raw(), status: status.to_wire() });
+        None
+    }
+
+    fn server_ended(&mut self, status: ExitStatus) -> Option<Ended> {
+        // What it has said before it died is as good as if it lived, but for launches: who waits for one is gone.
+        while let Some(message) = self.next_message() {
+            if message.header.kind != Kind::Launch && self.serve(message) {
+                return Some(Ended::ShutDown);
+            }
+        }
+        if !self.served || self.stop_by.is_some() || self.generation == u32::MAX {
+            return Some(Ended::Server(status));
+        }
+        for (worker, _) in self.workers.iter().filter(|(_, soon_done)| !soon_done) {
+            // With the hooks that it runs, which are in its process group.
+            let _ = kill(*worker, Signal::SIGKILL);
+            let _ = killpg(*worker, Signal::SIGKILL);
+        }
+        let now = Instant::now();
+        let pause = self.restarts.pause_after_death(now);
+        self.server = Server::Due(now.checked_add(pause).unwrap_or(now));
+        let (deaths, pause) = (self.restarts.in_a_row(), pause.as_millis());
+        console::say(format_args!(
+            "the server died ({status}), {deaths} in a row; containers run on, another starts in {pause} ms"
+        ));
+        None
+    }
+
+    fn start_server_if_due(&mut self) -> Result<(), SupervisorError> {
+        match &self.server {
+            Server::Due(at) if *at <= Instant::now() => {}
+            _ => return Ok(()),
+        }
+        let (ours, theirs) = Channel::pair()?;
+        let is_first = !self.served;
+        match fork() {
+            Ok(Forked::Child) => {
+                drop(ours);
+                drop(std::mem::take(&mut self.holds));
+                self.close_inherited();
+                let _ = nix::unistd::close(self.reports.1.as_raw_fd());
+                // SIGTERM and SIGINT stay blocked: whoever wants us to stop says so to the supervisor.
+                let children = SigSet::from(Signal::SIGCHLD);
+                let unblocked = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&children), None);
+                unblocked.map_err(SupervisorError::Signals)?;
+                std::process::exit((self.main)(theirs, self.generation))
+            }
+            Ok(Forked::Parent(pid)) => {
+                self.server = Server::Running { pid, channel: ours };
+                self.generation = self.generation.saturating_add(1);
+                self.restarts.started(Instant::now());
+            }
+            Err(errno) if is_first => return Err(SupervisorError::ForkServer(errno)),
+            Err(errno) => {
+                let now = Instant::now();
+                let pause = self.restarts.pause_after_death(now).max(Duration::from_millis(100));
+                self.server = Server::Due(now.checked_add(pause).unwrap_or(now));
+                console::say(format_args!("no process for a server: {errno}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// In a forked child, which never comes back here: what only the supervisor needs.
+    fn close_inherited(&self) {
+        let _ = nix::unistd::close(self.signals.as_raw_fd());
+        let _ = nix::unistd::close(self.reports.0.as_raw_fd());
+    }
+
+    /// Empties the signal descriptor; true if somebody wants us to stop.
+    fn is_asked_to_stop(&self) -> bool {
+        let mut asked = false;
         while let Ok(Some(info)) = self.signals.read_signal() {
-            if info.ssi_signo != Signal::SIGCHLD as u32 {
-                let _ = kill(self.server, Signal::SIGTERM);
+            asked |= info.ssi_signo != Signal::SIGCHLD as u32;
+        }
+        asked
+    }
+
+    /// False if there is no server.
+    fn ask_server_to_stop(&mut self) -> bool {
+        if matches!(self.server, Server::Due(_)) {
+            console::say(format_args!("asked to stop while there is no server: containers are left behind"));
+            return false;
+        }
+        if self.stop_by.is_none() {
+            self.stop_by = Instant::now().checked_add(STOP_LIMIT);
+        }
+        self.tell(Header::new(Kind::Stop, 0));
+        true
+    }
+
+    /// Tells the server. One that is gone needs no telling.
+    fn tell(&self, header: Header) {
+        if let Server::Running { channel, .. } = &self.server {
+            let _ = channel.send(header, b"", &[], MsgFlags::empty());
+        }
+    }
+
+    /// Takes what workers want held. What a worker of an earlier server has started is nobody's.
+    fn take_reports(&mut self) {
+        while let Ok(Message { header, fds, .. }) = self.reports.0.receive(0, MsgFlags::MSG_DONTWAIT) {
+            if matches!(self.server, Server::Running { .. })
+                && launched_before(header.request, self.generation)
+            {
+                let _ = kill(Pid::from_raw(header.pid), Signal::SIGKILL);
+            } else {
+                self.holds.keep(header.request, header.pid, fds);
             }
         }
     }
 
-    /// Takes one message, if there is one; true when it is the end.
-    fn serve_message(&self) -> bool {
-        // A closed channel is a dead server, and SIGCHLD tells of that.
-        let Ok(message) = self.channel.receive(0, MsgFlags::MSG_DONTWAIT) else { return false };
-        match message.header.kind {
-            Kind::Launch => self.launch(message.header.request, message.fds),
+    /// The next message of the server, if there is one. A closed channel is a dead server, and SIGCHLD tells of that.
+    fn next_message(&self) -> Option<Message> {
+        let Server::Running { channel, .. } = &self.server else { return None };
+        channel.receive(0, MsgFlags::MSG_DONTWAIT).ok()
+    }
+
+    /// Does what the server wants; true when it is the end.
+    fn serve(&mut self, message: Message) -> bool {
+        let header = message.header;
+        match header.kind {
+            Kind::Launch => self.launch(header, message.fds),
             Kind::ShutDown => return true,
-            Kind::Forked | Kind::ForkFailed | Kind::Exited | Kind::Reply => {}
+            Kind::Serving => self.served = true,
+            Kind::Hold => self.holds.keep(header.request, header.pid, message.fds),
+            Kind::Release => self.holds.release(header.request, header.status),
+            Kind::List => {
+                if let Server::Running { channel, .. } = &self.server {
+                    let _ = self.holds.tell(channel);
+                }
+            }
+            Kind::Forked
+            | Kind::ForkFailed
+            | Kind::Exited
+            | Kind::Reply
+            | Kind::Held
+            | Kind::HeldEnded
+            | Kind::Listed
+            | Kind::Stop => {}
         }
         false
     }
 
-    fn launch(&self, request: u64, fds: Vec<OwnedFd>) {
+    fn launch(&mut self, header: Header, fds: Vec<OwnedFd>) {
+        let request = header.request;
         let answer = match fork() {
             Ok(Forked::Child) => self.become_worker(request, fds),
-            Ok(Forked::Parent(pid)) => Header { kind: Kind::Forked, request, pid: pid.as_raw(), status: 0 },
+            Ok(Forked::Parent(pid)) => {
+                self.workers.push((pid, header.status != 0));
+                Header { kind: Kind::Forked, request, pid: pid.as_raw(), status: 0 }
+            }
             Err(errno) => Header { kind: Kind::ForkFailed, request, pid: 0, status: errno as i32 },
         };
-        let _ = self.channel.send(answer, b"", &[], MsgFlags::empty());
+        self.tell(answer);
     }
 
-    /// In the forked child: hands over to the worker, with the signals as they were.
-    fn become_worker(&self, request: u64, fds: Vec<OwnedFd>) -> ! {
+    /// In the forked child: hands over to the worker, with the signals and the limit as they were. What is held must
+    /// not get into a container's init: it would keep others' pipes open.
+    fn become_worker(&mut self, request: u64, fds: Vec<OwnedFd>) -> ! {
+        drop(std::mem::take(&mut self.holds));
         let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&watched_signals()), None);
-        let _ = nix::unistd::close(std::os::fd::AsRawFd::as_raw_fd(&self.signals));
-        crate::worker::run(&self.channel, request, fds)
+        self.close_inherited();
+        if let Some(before) = self.open_files {
+            let _ = before.apply();
+        }
+        match &self.server {
+            Server::Running { channel, .. } => {
+                let channels = WorkerChannels { replies: channel, holds: &self.reports.1 };
+                crate::worker::run(&channels, request, fds)
+            }
+            Server::Due(_) => std::process::exit(1),
+        }
     }
 }

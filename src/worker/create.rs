@@ -12,9 +12,10 @@ use nix::unistd::Pid;
 
 use super::console::Console;
 use super::executor::{ContainerExecutor, OnFailure};
+use super::filter::Filter;
 use super::job::{CreateJob, ExecJob, Failure, FailureKind, ProcessIo};
 use super::report::Report;
-use super::{chain, limits, propagation, sys};
+use super::{chain, copy_up, limits, propagation, sys};
 use crate::spec::LateProcess;
 
 /// A process that has been started, and the descriptors that belong to it.
@@ -31,11 +32,21 @@ struct Wiring {
 }
 
 /// Makes the container and leaves its init waiting before exec.
-pub(super) fn create(job: CreateJob, stdio: Vec<OwnedFd>, report: &Report) -> Result<Started, Failure> {
+pub(super) fn create(job: CreateJob, mut stdio: Vec<OwnedFd>, report: &Report) -> Result<Started, Failure> {
     make_working_directory(&job.rootfs, &job.cwd)?;
+    let filter = take_filter(&mut stdio, job.filter_flags)?;
     let state = job.state_root.join(&job.id);
-    let wiring =
-        wire(&job.id, &job.state_root, &job.bundle, &job.io, stdio, job.late, report, OnFailure::Exit)?;
+    let wiring = wire(
+        &job.id,
+        &job.state_root,
+        &job.bundle,
+        &job.io,
+        stdio,
+        job.late,
+        filter,
+        report,
+        OnFailure::Exit,
+    )?;
     let mut container = wiring
         .builder
         .as_init(&job.bundle)
@@ -52,6 +63,7 @@ pub(super) fn create(job: CreateJob, stdio: Vec<OwnedFd>, report: &Report) -> Re
         .save()
         .map_err(|error| Failure::internal(format!("write {}: {}", state.display(), chain(&error))))?;
     let started = started(pid, wiring.console)?;
+    copy_up::apply(pid, &job.rootfs, &job.copy_up)?;
     if let Some(init) = started.fds.first() {
         propagation::apply(init, &job.propagation)?;
     }
@@ -59,22 +71,26 @@ pub(super) fn create(job: CreateJob, stdio: Vec<OwnedFd>, report: &Report) -> Re
 }
 
 /// Starts a process in the container; it has been exec'd when this returns.
-pub(super) fn exec(job: ExecJob, stdio: Vec<OwnedFd>, report: &Report) -> Result<Started, Failure> {
+pub(super) fn exec(job: ExecJob, mut stdio: Vec<OwnedFd>, report: &Report) -> Result<Started, Failure> {
     let state = job.state_root.join(&job.id);
     let process = process_file(&job.process)?;
     let notify_socket = predict_notify_socket(&state);
-    let wiring = wire(&job.id, &job.state_root, &state, &job.io, stdio, job.late, report, OnFailure::Report)?;
+    let filter = take_filter(&mut stdio, job.filter_flags)?;
+    let wiring =
+        wire(&job.id, &job.state_root, &state, &job.io, stdio, job.late, filter, report, OnFailure::Report)?;
     let result = wiring
         .builder
         .as_tenant()
         .with_process(Some(format!("/proc/self/fd/{}", process.as_raw_fd())))
+        .with_sub_cgroup(job.sub_cgroup)
         .with_detach(true)
         .build();
     for leftover in notify_socket {
         let _ = std::fs::remove_file(leftover);
     }
     let cwd = job.process.cwd();
-    let pid = result.map_err(|error| about_cwd(report.failure(kind_of(&error), &chain(&error)), cwd))?;
+    let failed = |error| about_limits(about_cwd(report.failure(kind_of(&error), &chain(&error)), cwd));
+    let pid = result.map_err(failed)?;
     started(Pid::from_raw(pid.as_raw()), wiring.console)
 }
 
@@ -86,6 +102,7 @@ fn wire(
     io: &ProcessIo,
     stdio: Vec<OwnedFd>,
     late: LateProcess,
+    filter: Option<Filter>,
     report: &Report,
     on_failure: OnFailure,
 ) -> Result<Wiring, Failure> {
@@ -93,7 +110,8 @@ fn wire(
     let console = if io.terminal { Some(Console::prepare(console_dir, io)?) } else { None };
     let copy = |e: std::io::Error| Failure::internal(format!("copy a descriptor: {e}"));
     let ready = console.as_ref().map(|console| console.ready.try_clone()).transpose().map_err(copy)?;
-    let executor = ContainerExecutor::new(late, report.try_clone().map_err(copy)?, ready, on_failure);
+    let executor =
+        ContainerExecutor::new(late, filter, report.try_clone().map_err(copy)?, ready, on_failure)?;
     let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
         .with_root_path(state_root)
         .map_err(|error| Failure::internal(chain(&error)))?
@@ -106,6 +124,13 @@ fn wire(
         }
     }
     Ok(Wiring { builder, console })
+}
+
+/// The filter in the last descriptor, if the job comes with one.
+fn take_filter(fds: &mut Vec<OwnedFd>, flags: Option<u32>) -> Result<Option<Filter>, Failure> {
+    let Some(flags) = flags else { return Ok(None) };
+    let file = fds.pop().ok_or_else(|| Failure::internal("a job without its seccomp filter"))?;
+    Filter::read(file, flags).map(Some)
 }
 
 /// A pipe belongs to whom it is made for, so that a process can open its own /dev/stdout again.
@@ -156,6 +181,15 @@ fn make_working_directory(rootfs: &Path, cwd: &Path) -> Result<(), Failure> {
         kind: FailureKind::WorkingDirectory,
         message: format!("make the working directory /{}: {error}", cwd.display()),
     })
+}
+
+/// A fork that is refused for want of room: in the container's cgroup, or in the guest.
+fn about_limits(failure: Failure) -> Failure {
+    if failure.kind != FailureKind::Internal || !failure.message.contains("failed to clone process") {
+        return failure;
+    }
+    let message = format!("no more processes are allowed (pids limit): {}", failure.message);
+    Failure { kind: FailureKind::ProcessLimit, message }
 }
 
 /// libcontainer logs that its chdir(2) has failed, but not where to.

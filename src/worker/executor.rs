@@ -16,14 +16,15 @@ use std::rc::Rc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::Mode;
 use nix::unistd::AccessFlags;
-use oci_spec::runtime::{
-    LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, PosixRlimit, Process, Spec,
-};
+use oci_spec::runtime::{PosixRlimit, Process, Spec};
 
+use super::filter::Filter;
 use super::job::{Failure, FailureKind};
 use super::{limits, passwd, report, sys};
-use crate::spec::LateProcess;
+use crate::spec::{LateProcess, NamespaceId};
 
 /// Where programs are looked for when the environment has no `PATH` (execvp(3)).
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -41,20 +42,44 @@ pub(super) enum OnFailure {
 #[derive(Debug, Clone)]
 pub(super) struct ContainerExecutor {
     late: LateProcess,
+    filter: Option<Filter>,
     report: Rc<OwnedFd>,
     terminal_ready: Option<Rc<OwnedFd>>,
     on_failure: OnFailure,
+    /// The agent's `/proc`: what is at that place in the container is not to be trusted.
+    proc: Rc<OwnedFd>,
 }
 
 impl ContainerExecutor {
     pub(super) fn new(
         late: LateProcess,
+        filter: Option<Filter>,
         report: OwnedFd,
         terminal_ready: Option<OwnedFd>,
         on_failure: OnFailure,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
         let terminal_ready = terminal_ready.map(Rc::new);
-        Self { late, report: Rc::new(report), terminal_ready, on_failure }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let proc = nix::fcntl::open("/proc", flags, Mode::empty())
+            .map_err(|errno| Failure::internal(format!("open /proc: {errno}")))?;
+        Ok(Self { late, filter, report: Rc::new(report), terminal_ready, on_failure, proc: Rc::new(proc) })
+    }
+
+    /// Whether this process is where the container's init was made.
+    fn check_namespaces(&self) -> Result<(), Failure> {
+        for NamespaceId { kind, device, inode } in &self.late.namespaces {
+            let name = format!("thread-self/ns/{kind}");
+            let seen = nix::sys::stat::fstatat(&*self.proc, name.as_str(), AtFlags::empty())
+                .map_err(|errno| Failure::internal(format!("look at /proc/{name}: {errno}")))?;
+            if (seen.st_dev, seen.st_ino) != (*device, *inode) {
+                let message = format!(
+                    "the container's init has left its {kind} namespace: a process started now would not be in the \
+                     container"
+                );
+                return Err(Failure { kind: FailureKind::ContainerState, message });
+            }
+        }
+        Ok(())
     }
 
     /// Everything up to execve; comes back only with the reason why not.
@@ -109,9 +134,8 @@ impl ContainerExecutor {
         for limit in &self.late.rlimits {
             set_limit(limit)?;
         }
-        if let Some(profile) = &self.late.seccomp {
-            libcontainer::seccomp::initialize_seccomp(&mend_masked_comparisons(profile))
-                .map_err(|error| invalid(format!("load the seccomp filter: {}", super::chain(&error))))?;
+        if let Some(filter) = &self.filter {
+            filter.load().map_err(|errno| invalid(format!("load the seccomp filter: {}", errno.desc())))?;
         }
         if let Some(capabilities) = &self.late.capabilities {
             let syscall = libcontainer::syscall::syscall::create_syscall();
@@ -146,6 +170,9 @@ impl Executor for ContainerExecutor {
             // Until it is the program it is of no use without the worker, who would have told it to go on.
             let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
         }
+        if let Err(failure) = self.check_namespaces() {
+            return refuse(failure);
+        }
         match program(process) {
             Ok(_) => Ok(()),
             Err(failure) => refuse(failure),
@@ -156,30 +183,6 @@ impl Executor for ContainerExecutor {
         // The process's own environment is never used: execve gets the ordered list of the specification.
         Ok(())
     }
-}
-
-/// libcontainer 0.7 takes the mask of `SCMP_CMP_MASKED_EQ` for the value and the value for the mask, which turns
-/// docker's rule against new namespaces into one that always matches. Given the other way round, it is right.
-fn mend_masked_comparisons(profile: &LinuxSeccomp) -> LinuxSeccomp {
-    let mut profile = profile.clone();
-    let mut syscalls = profile.syscalls().clone().unwrap_or_default();
-    for call in &mut syscalls {
-        if let Some(args) = call.args() {
-            let mended = args.iter().map(mend_masked_comparison).collect();
-            call.set_args(Some(mended));
-        }
-    }
-    profile.set_syscalls(Some(syscalls));
-    profile
-}
-
-fn mend_masked_comparison(arg: &LinuxSeccompArg) -> LinuxSeccompArg {
-    if arg.op() != LinuxSeccompOperator::ScmpCmpMaskedEq {
-        return *arg;
-    }
-    let builder = LinuxSeccompArgBuilder::default().index(arg.index()).op(arg.op());
-    let swapped = builder.value(arg.value_two().unwrap_or(0)).value_two(arg.value()).build();
-    swapped.unwrap_or(*arg)
 }
 
 fn invalid(message: String) -> Failure {
@@ -225,7 +228,7 @@ fn check_program(path: &str) -> Result<CString, Failure> {
     if !metadata.is_file() {
         return Err(cannot(if metadata.is_dir() { Errno::EISDIR } else { Errno::EACCES }));
     }
-    let flags = nix::fcntl::AtFlags::AT_EACCESS;
+    let flags = AtFlags::AT_EACCESS;
     nix::unistd::faccessat(nix::fcntl::AT_FDCWD, program.as_c_str(), AccessFlags::X_OK, flags)
         .map_err(cannot)?;
     Ok(program)

@@ -17,6 +17,16 @@ pub enum Job {
     ShareNamespaces(ShareNamespacesJob),
     /// Run hooks in the guest's namespaces.
     RunHooks(RunHooksJob),
+    /// Let a container see a mount of another one.
+    ShareMount(ShareMountJob),
+    /// Make a program for the kernel of a seccomp profile. The reply brings it in a memory file.
+    CompileFilter(oci_spec::runtime::LinuxSeccomp),
+    /// Compact the guest's free memory.
+    Compact(CompactJob),
+    /// Start a shell in the guest's own namespaces.
+    Shell(ShellJob),
+    /// Start a program of the guest in the guest's own namespaces.
+    RunProgram(ProgramJob),
 }
 
 /// How a process is connected to the world.
@@ -31,6 +41,8 @@ pub struct ProcessIo {
     pub window: Option<(u16, u16)>,
     /// Whom the pipes or the terminal belong to: uid and gid of the process.
     pub owner: (u32, u32),
+    /// How many of the last descriptors are the server's ends: only for the supervisor, to be held.
+    pub held: usize,
 }
 
 /// Make a container from `bundle`, whose `config.json` has been prepared for libcontainer.
@@ -50,6 +62,10 @@ pub struct CreateJob {
     pub io: ProcessIo,
     /// What is done to the process after libcontainer has finished with it.
     pub late: LateProcess,
+    /// Flags for seccomp(2), if the last descriptor is a compiled filter.
+    pub filter_flags: Option<u32>,
+    /// Memory filesystems to fill with what they hide of the image.
+    pub copy_up: Vec<PathBuf>,
     /// Propagation of mounts, set in the container before it starts.
     pub propagation: Vec<MountPropagation>,
 }
@@ -63,10 +79,14 @@ pub struct ExecJob {
     pub state_root: PathBuf,
     /// The OCI process, as libcontainer is to see it.
     pub process: oci_spec::runtime::Process,
+    /// The sub-cgroup that it has to be in, if the container has divided its cgroup.
+    pub sub_cgroup: Option<String>,
     /// How the process is connected.
     pub io: ProcessIo,
     /// What is done to the process after libcontainer has finished with it.
     pub late: LateProcess,
+    /// Flags for seccomp(2), if the last descriptor is a compiled filter.
+    pub filter_flags: Option<u32>,
 }
 
 /// Make UTS and IPC namespaces, and a PID namespace with a process that holds it if asked.
@@ -99,11 +119,55 @@ pub struct RunHooksJob {
     pub bundle: PathBuf,
 }
 
+/// Let a container see a mount of another one. Descriptors behind the job: handles of the inits of the container that
+/// gets it, and of the one that has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ShareMountJob {
+    /// The name of the container that has it, for messages.
+    pub source_name: String,
+    /// The pid of its init.
+    pub source_pid: i32,
+    /// Where the mount is, in that container.
+    pub source: PathBuf,
+    /// Where it is to be, in the other one.
+    pub target: PathBuf,
+}
+
+/// Compact the guest's free memory, which may take minutes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CompactJob {
+    /// Where the kernel is asked for it.
+    pub trigger: PathBuf,
+}
+
+/// Start the first of some shells that is there. Descriptor behind the job: its terminal.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ShellJob {
+    /// Absolute paths.
+    pub shells: Vec<String>,
+}
+
+/// Start a program. Descriptors behind the job: its standard input, output and error.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProgramJob {
+    /// Its absolute path.
+    pub program: PathBuf,
+    /// Its arguments, without its name.
+    pub args: Vec<String>,
+    /// How large a file may become that it writes.
+    pub max_file: u64,
+}
+
 /// What a job that worked has to say; the pid of a started process is in the message's header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// A process has been started. Descriptors: its pidfd, and with a terminal the master.
+    /// A process has been started. Descriptors: its pidfd, and with a terminal the master; none for a shell or program of the guest.
     Started,
+    /// A seccomp filter has been compiled. Descriptor: its program.
+    Filter {
+        /// Flags for seccomp(2).
+        flags: u32,
+    },
     /// The work is done.
     Done,
 }
@@ -119,6 +183,8 @@ pub enum FailureKind {
     WorkingDirectory,
     /// The specification asks for something that can't be.
     InvalidSpec,
+    /// No more processes are allowed.
+    ProcessLimit,
     /// A hook failed.
     Hook,
     /// The container is not in a state for this.

@@ -8,16 +8,22 @@
 //! Failure behaviour: every failure comes back as one [`job::Failure`] that names the true cause, which
 //! libcontainer's forks only log (`report`).
 
+mod compact;
 mod console;
+mod copy_up;
 mod create;
 mod executor;
+mod filter;
 mod hooks;
 pub mod job;
 mod limits;
 mod namespaces;
 mod passwd;
+mod program;
 mod propagation;
 mod report;
+mod shared_mounts;
+mod shell;
 mod sys;
 
 use std::io::Read;
@@ -27,22 +33,31 @@ use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::socket::MsgFlags;
 
 use self::create::Started;
-use self::job::{Failure, Job, Outcome};
+use self::job::{Failure, Job, Outcome, ProcessIo};
 use self::report::Report;
-use crate::supervisor::channel::{Channel, Header, Kind};
+use crate::supervisor::WorkerChannels;
+use crate::supervisor::channel::{Header, Kind};
 
 /// Does the job behind the first of `fds` and ends. Called by the supervisor in the child it forked.
-pub fn run(channel: &Channel, request: u64, fds: Vec<OwnedFd>) -> ! {
+///
+/// What it has started is given to the supervisor to hold before the server hears of it: the process can't end
+/// unnoticed, whatever becomes of the server.
+pub fn run(channels: &WorkerChannels<'_>, request: u64, fds: Vec<OwnedFd>) -> ! {
     let result = work(fds);
     let (pid, fds, result) = match result {
-        Ok(Done { outcome, started: Some(started) }) => (started.pid.as_raw(), started.fds, Ok(outcome)),
-        Ok(Done { outcome, started: None }) => (0, Vec::new(), Ok(outcome)),
+        Ok(Done { outcome, pid: Some(pid), fds, ours }) => {
+            let held: Vec<BorrowedFd<'_>> = fds.iter().chain(&ours).map(AsFd::as_fd).collect();
+            let hold = Header { kind: Kind::Hold, request, pid: pid.as_raw(), status: 0 };
+            let _ = channels.holds.send(hold, b"", &held, MsgFlags::empty());
+            (pid.as_raw(), fds, Ok(outcome))
+        }
+        Ok(Done { outcome, fds, .. }) => (0, fds, Ok(outcome)),
         Err(failure) => (0, Vec::new(), Err(failure)),
     };
     let header = Header { kind: Kind::Reply, request, pid, status: 0 };
     let payload = encode(&result);
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-    let _ = channel.send(header, &payload, &borrowed, MsgFlags::empty());
+    let _ = channels.replies.send(header, &payload, &borrowed, MsgFlags::empty());
     sys::exit_now(0)
 }
 
@@ -57,7 +72,17 @@ fn encode(result: &Result<Outcome, Failure>) -> Vec<u8> {
 
 struct Done {
     outcome: Outcome,
-    started: Option<Started>,
+    /// The process that was started, if one was.
+    pid: Option<nix::unistd::Pid>,
+    fds: Vec<OwnedFd>,
+    /// The server's ends of the process's pipes, to be held.
+    ours: Vec<OwnedFd>,
+}
+
+impl Done {
+    fn started(Started { pid, fds }: Started, ours: Vec<OwnedFd>) -> Self {
+        Self { outcome: Outcome::Started, pid: Some(pid), fds, ours }
+    }
 }
 
 fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
@@ -65,18 +90,40 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
     settle(&report)?;
     let mut fds = fds.into_iter();
     let job = read_job(fds.next())?;
-    let fds = fds.collect();
-    let started = match job {
-        Job::Create(job) => Some(create::create(*job, fds, &report)?),
-        Job::Exec(job) => Some(create::exec(*job, fds, &report)?),
-        Job::ShareNamespaces(job) => namespaces::share(&job)?.map(|pid| Started { pid, fds: Vec::new() }),
+    let mut fds: Vec<OwnedFd> = fds.collect();
+    let mut held = |io: &ProcessIo| fds.split_off(fds.len().saturating_sub(io.held));
+    let ours = match &job {
+        Job::Create(job) => held(&job.io),
+        Job::Exec(job) => held(&job.io),
+        _ => Vec::new(),
+    };
+    let done = Done { outcome: Outcome::Done, pid: None, fds: Vec::new(), ours: Vec::new() };
+    Ok(match job {
+        Job::Create(job) => Done::started(create::create(*job, fds, &report)?, ours),
+        Job::Exec(job) => Done::started(create::exec(*job, fds, &report)?, ours),
+        Job::ShareNamespaces(job) => {
+            let pause = namespaces::share(&job)?;
+            pause.map_or(done, |pid| Done::started(Started { pid, fds: Vec::new() }, Vec::new()))
+        }
+        Job::Shell(job) => Done::started(shell::start(&job, fds)?, Vec::new()),
+        Job::RunProgram(job) => Done::started(program::start(&job, fds)?, Vec::new()),
+        Job::Compact(job) => {
+            compact::run(&job)?;
+            done
+        }
         Job::RunHooks(job) => {
             hooks::run(&job, &report)?;
-            None
+            done
         }
-    };
-    let outcome = if started.is_some() { Outcome::Started } else { Outcome::Done };
-    Ok(Done { outcome, started })
+        Job::ShareMount(job) => {
+            shared_mounts::share(&job, fds)?;
+            done
+        }
+        Job::CompileFilter(profile) => {
+            let flags = filter::flags(&profile);
+            Done { outcome: Outcome::Filter { flags }, fds: vec![filter::compile(&profile)?], ..done }
+        }
+    })
 }
 
 fn read_job(file: Option<OwnedFd>) -> Result<Job, Failure> {

@@ -4,7 +4,9 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
+use nix::NixPath;
 use nix::errno::Errno;
 
 use crate::supervisor::own;
@@ -45,11 +47,19 @@ pub(super) fn set_signal(signal: nix::sys::signal::Signal, action: nix::sys::sig
     let _ = unsafe { nix::sys::signal::signal(signal, action) };
 }
 
-/// Gives the process a session keyring of its own, so that it can't see its parent's (keyctl(2)).
+/// Gives the process the session keyring of that name, so that it can't see its parent's (keyctl(2)). A new one is
+/// made such that the container's further processes of the same user find it: for that they need the right to search
+/// it, which it does not have by itself.
 pub(super) fn join_session_keyring(name: &CStr) -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    const KEYCTL_SETPERM: libc::c_int = 5;
+    /// Everything for who possesses it; its user may view, read, search and link (keyctl_setperm(3)).
+    const PERMISSIONS: libc::c_uint = 0x3f1b_0000;
     // SAFETY: `name` is a NUL-terminated string that outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    let keyring = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    let keyring = Errno::result(keyring)?;
+    // SAFETY: its arguments are numbers.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, keyring, PERMISSIONS) };
     Errno::result(result).map(drop)
 }
 
@@ -61,11 +71,50 @@ pub(super) fn open_pty_peer(master: &OwnedFd) -> Result<OwnedFd, Errno> {
     Errno::result(result).map(own)
 }
 
+/// Makes a terminal the controlling one of this session, of which the process is the leader (ioctl_tty(2)).
+pub(super) fn take_terminal(terminal: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: the argument of this ioctl is an int, not a pointer.
+    let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) };
+    Errno::result(result).map(drop)
+}
+
 /// Opens a handle for `pid` that can't come to mean another process (pidfd_open(2)).
 pub(super) fn pidfd_open(pid: nix::unistd::Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: plain integers.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     Errno::result(result).map(|fd| own(i32::try_from(fd).unwrap_or(-1)))
+}
+
+/// Loads a seccomp filter for this process (seccomp(2)); each instruction is a `struct sock_filter`.
+pub(super) fn load_seccomp_filter(program: &[u64], flags: u32) -> Result<(), Errno> {
+    let len = libc::c_ushort::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
+    let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: `filter` names `len` instructions of 8 bytes each, which the kernel only reads, and outlives the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) };
+    Errno::result(result).map(drop)
+}
+
+/// A copy of the mount at `path`, with all beneath it, that is mounted nowhere yet (open_tree(2)).
+pub(super) fn open_tree(path: &Path) -> Result<OwnedFd, Errno> {
+    let recursive = u32::try_from(libc::AT_RECURSIVE).unwrap_or_default();
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | recursive;
+    // SAFETY: `path` is a NUL-terminated string that outlives the call.
+    let call =
+        |path: &CStr| unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let result = path.with_nix_path(call)?;
+    Errno::result(result).map(|fd| own(i32::try_from(fd).unwrap_or(-1)))
+}
+
+/// Mounts such a copy on `target` (move_mount(2)).
+pub(super) fn move_mount(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
+    let (from, flags) = (tree.as_raw_fd(), libc::MOVE_MOUNT_F_EMPTY_PATH);
+    let call = |target: &CStr| {
+        let empty = c"".as_ptr();
+        // SAFETY: both paths are NUL-terminated strings that outlive the call.
+        unsafe { libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, target.as_ptr(), flags) }
+    };
+    Errno::result(target.with_nix_path(call)?).map(drop)
 }
 
 /// Ends the process at once, without running what the supervisor registered for its own exit.

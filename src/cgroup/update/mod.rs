@@ -108,7 +108,8 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Pages of a size that the guest does not have need no limit; hosts send one for each size of their own.
+    /// Pages of a size that the guest does not have need no limit; hosts send one for each size of their own, which is 0
+    /// where a container asks for none. Without the controller that says nothing about this guest, either.
     fn huge_pages(&mut self, limit: &LinuxHugepageLimit) -> Result<(), CgroupError> {
         const FIELD: &str = "linux.resources.hugepageLimits";
         let size = limit.page_size();
@@ -121,6 +122,9 @@ impl Plan<'_> {
         let any = if self.v2 { "cgroup.controllers" } else { "cgroup.procs" };
         let text = self.now("hugetlb", any)?;
         if !text.is_some_and(|text| !self.v2 || text.split_whitespace().any(|name| name == "hugetlb")) {
+            if limit.limit() == 0 {
+                return Ok(());
+            }
             return Err(CgroupError::NoSuchLimit { field: FIELD, file: format!("hugetlb.{size}.{limits}") });
         }
         let value = if self.v2 { or_max(limit.limit()) } else { limit.limit().to_string() };

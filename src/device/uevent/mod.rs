@@ -131,6 +131,12 @@ impl Uevents {
         let _listeners = self.sender.send(notice);
     }
 
+    /// How many hear what is published now.
+    #[cfg(test)]
+    pub(super) fn listeners(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
     /// Hears what is published from now on. Subscribe before looking: then nothing comes between the two.
     pub fn subscribe(&self) -> Subscription {
         Subscription { receiver: self.sender.subscribe() }

@@ -4,12 +4,14 @@
 //! Formatting and encryption need programs that this guest may not have; they are refused by name, because a
 //! volume that is silently not encrypted is worse than none.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::libc;
 
+use super::super::layers::PARTITION;
 use super::super::ops::BlockLookup;
+use super::super::verity::Verity;
 use super::{Driver, Places, StorageError, Work};
 use crate::storage::StorageRequest;
 
@@ -26,13 +28,17 @@ impl Driver for Block {
         lookup: &dyn BlockLookup,
     ) -> Result<String, StorageError> {
         refuse_unsupported(request)?;
-        // A device that was there at boot is named by its node.
-        if self.name == "blk" && request.source.starts_with("/dev/") {
-            return Ok(request.source.clone());
-        }
-        let found = lookup.find_block(self.name, &request.source).await;
+        // A disk that was there at boot is named by its node, whatever the bus. Its driver may not be loaded yet.
+        let by_node = self.name == "blk" && request.source.starts_with("/dev/");
+        let kind = if by_node { "mmioblk" } else { self.name };
+        let found = lookup.find_block(kind, &request.source).await;
         let error = |cause| StorageError::Device { driver: self.name, device: request.source.clone(), cause };
-        let node = found.map_err(error)?;
+        let mut node = found.map_err(error)?;
+        if let Some(number) = request.driver_options.iter().find_map(|option| partition_number(option)) {
+            node = partition_of(&node, number);
+            let found = lookup.find_block("mmioblk", &node.to_string_lossy()).await;
+            node = found.map_err(error)?;
+        }
         node.into_os_string().into_string().map_err(|node| {
             error(Arc::new(std::io::Error::other(format!("its node {node:?} has no readable name"))))
         })
@@ -44,9 +50,29 @@ impl Driver for Block {
             return Err(work.request.refuse("fstype", "it is empty"));
         }
         let options = work.request.options_without(|_| false);
-        work.mount(&work.request.fstype.clone(), &options)?;
+        let fstype = work.request.fstype.clone();
+        match Verity::wanted(work.request)? {
+            Some(verity) => {
+                let node = work.verify(&verity)?;
+                work.mount_node(&node.to_string_lossy(), &fstype, &options)?;
+            }
+            None => work.mount(&fstype, &options)?,
+        }
         work.give_to_group()
     }
+}
+
+fn partition_number(option: &str) -> Option<&str> {
+    option.strip_prefix(PARTITION)?.strip_prefix('=')
+}
+
+/// The node of a disk's partition: after a digit there is a letter between the two.
+fn partition_of(disk: &Path, number: &str) -> PathBuf {
+    let ends_with_digit = disk.as_os_str().as_encoded_bytes().last().is_some_and(u8::is_ascii_digit);
+    let mut node = disk.as_os_str().to_owned();
+    node.push(if ends_with_digit { "p" } else { "" });
+    node.push(number);
+    node.into()
 }
 
 fn refuse_unsupported(request: &StorageRequest) -> Result<(), StorageError> {
@@ -86,5 +112,16 @@ fn kind(bits: libc::mode_t) -> &'static str {
         libc::S_IFIFO => "pipe",
         libc::S_IFSOCK => "socket",
         _ => "file of another kind",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_are_named_after_their_disk() {
+        assert_eq!(partition_of(Path::new("/dev/vda"), "2"), Path::new("/dev/vda2"));
+        assert_eq!(partition_of(Path::new("/dev/nvme0n1"), "12"), Path::new("/dev/nvme0n1p12"));
     }
 }

@@ -27,7 +27,7 @@ impl Driver for Local {
                 ownership::set_mode(directory.as_fd(), mode | setgid).map_err(at)?;
             }
         }
-        Ok(())
+        work.give_to_group()
     }
 
     fn outlives_users(&self) -> bool {

@@ -3,20 +3,28 @@
 mod bind;
 mod block;
 mod ephemeral;
+mod guest_pull;
 mod local;
 mod overlay;
 mod virtiofs;
+mod watchable;
 
 use super::StorageError;
 use super::attachment::Work;
 use super::ops::BlockLookup;
 use super::places::Places;
 use super::request::StorageRequest;
+pub(super) use overlay::{ADD_UPPER, KEEP_DIRECTORY};
 
 /// One kind of storage. It has two steps, because waiting for a device must not occupy a thread, and mounting
 /// must not occupy the runtime.
 #[async_trait::async_trait]
 pub(super) trait Driver: Send + Sync {
+    /// Another storage that has to be there first. It is attached before, and stays with the sandbox.
+    fn needs(&self, _request: &StorageRequest) -> Result<Option<StorageRequest>, StorageError> {
+        Ok(None)
+    }
+
     /// What will be mounted; waits for a device if it has to.
     async fn find_source(
         &self,
@@ -41,12 +49,16 @@ const DRIVERS: &[(&str, &dyn Driver)] = &[
     ("bind", &bind::Bind),
     ("blk", &block::Block { name: "blk" }),
     ("ephemeral", &ephemeral::Ephemeral),
+    (super::layers::DRIVER, &overlay::Layers),
+    ("image_guest_pull", &guest_pull::GuestPull),
     ("local", &local::Local),
     ("mmioblk", &block::Block { name: "mmioblk" }),
     ("nvdimm", &block::Block { name: "nvdimm" }),
     ("overlayfs", &overlay::Overlay),
     ("scsi", &block::Block { name: "scsi" }),
     ("virtio-fs", &virtiofs::Virtiofs),
+    ("virtio-fs-nydus", &virtiofs::Virtiofs),
+    ("watchable-bind", &watchable::Watchable),
 ];
 
 /// The names of all drivers, sorted.

@@ -13,11 +13,24 @@ use crate::ids::GuestPath;
 
 /// Driver option: make this directory first.
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
+/// Driver option of our own: make this directory in a layer, where it stays.
+pub(in super::super) const KEEP_DIRECTORY: &str = "keep_directory=";
 /// Mount option: add an upper layer of the container's own.
-const ADD_UPPER: &str = "io.katacontainers.fs-opt.overlay-rw";
+pub(in super::super) const ADD_UPPER: &str = "io.katacontainers.fs-opt.overlay-rw";
 
 #[derive(Debug)]
 pub(super) struct Overlay;
+
+/// Stands for the layers that make a container's root: there they have become
+/// [other storages](super::super::layers) already.
+#[derive(Debug)]
+pub(super) struct Layers;
+
+impl Driver for Layers {
+    fn attach(&self, work: &mut Work<'_>, _places: &Places) -> Result<(), StorageError> {
+        Err(work.request.refuse("driver", "layers are for a container's root only"))
+    }
+}
 
 impl Driver for Overlay {
     fn attach(&self, work: &mut Work<'_>, places: &Places) -> Result<(), StorageError> {
@@ -29,6 +42,10 @@ impl Driver for Overlay {
         for option in &request.driver_options {
             if let Some(directory) = option.strip_prefix(CREATE_DIRECTORY) {
                 work.make_owned_directory(&places.locate(Path::new(directory))?)?;
+            }
+            if let Some(directory) = option.strip_prefix(KEEP_DIRECTORY) {
+                let place = places.locate(Path::new(directory))?;
+                place.make_directory().map_err(StorageError::at("making directory", directory))?;
             }
         }
         if request.split_options().any(|option| option == ADD_UPPER) {

@@ -54,6 +54,9 @@ impl StorageHandle {
     }
 
     async fn let_go(mut self, how: LetGo) -> Result<(), StorageError> {
+        if how == LetGo::Release {
+            self.inner.note_used(&self.mount_point, self.serial).await?;
+        }
         self.held = false;
         match self.inner.let_go(&self.mount_point, self.serial, how) {
             Some(attachment) => {

@@ -14,9 +14,11 @@
 //!
 //! Invariants: the lock is held for look-ups in the map only; mounting and unmounting run in tasks of their
 //! own, so a caller that goes away leaves no storage half-way: the task finishes, sees that nobody wants the
-//! result, and takes it down. A failed attach leaves no mount, no directory and no entry.
+//! result, and takes it down. A failed attach leaves no mount, no directory and no entry. A storage is written down
+//! before its mount is made, and until it is gone ([`recover`]).
 
 mod handle;
+mod recover;
 mod work;
 
 use std::collections::HashMap;
@@ -25,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use slog::Logger;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use self::handle::StorageHandle;
 use self::work::{Job, blocking};
@@ -35,6 +37,10 @@ use super::ops::{BlockLookup, MountOps, MountOrder};
 use super::places::Places;
 use super::{StorageError, StorageRequest};
 use crate::ids::{ContainerId, GuestPath};
+use crate::records::Records;
+
+/// How many storages are mounted at a time: a quarter of what may block at all.
+const MOUNTS_AT_ONCE: usize = 64;
 
 #[derive(Debug, Clone)]
 enum Phase {
@@ -75,6 +81,10 @@ struct Inner {
     lookup: Arc<dyn BlockLookup>,
     table: Mutex<Table>,
     log: Logger,
+    /// Turns to mount. A mount may hang for ever, and must not take all of the runtime's threads with others like it.
+    turns: Semaphore,
+    /// Where each storage is written down for the next server.
+    records: Option<Arc<Records>>,
 }
 
 /// The storages of a sandbox. Clones are the same set.
@@ -121,8 +131,19 @@ impl Storages {
     /// A sandbox's set of storages, empty. They may be mounted beneath `base` (`/run/kata-containers`), nowhere
     /// else.
     pub fn new(base: &Path, ops: Arc<dyn MountOps>, lookup: Arc<dyn BlockLookup>, log: Logger) -> Self {
-        let table = Mutex::default();
-        Self { inner: Arc::new(Inner { places: Places::new(base), ops, lookup, table, log }) }
+        Self::recorded(base, ops, lookup, log, None)
+    }
+
+    /// The same, and each is written down in `records`.
+    pub fn recorded(
+        base: &Path,
+        ops: Arc<dyn MountOps>,
+        lookup: Arc<dyn BlockLookup>,
+        log: Logger,
+        records: Option<Arc<Records>>,
+    ) -> Self {
+        let (table, turns) = (Mutex::default(), Semaphore::new(MOUNTS_AT_ONCE));
+        Self { inner: Arc::new(Inner { places: Places::new(base), ops, lookup, table, log, turns, records }) }
     }
 
     /// The names of all drivers, for `GetGuestDetails`.
@@ -150,6 +171,9 @@ impl Storages {
     ) -> Result<StorageHandle, StorageError> {
         let driver = driver::find(&request.driver)?;
         let place = self.inner.places.locate(request.mount_point.as_path())?;
+        if let Some(needed) = driver.needs(&request)? {
+            Box::pin(self.attach(needed, None)).await?.release().await?;
+        }
         loop {
             match self.inner.claim(&request, driver)? {
                 Claim::First(handle) => {
@@ -179,6 +203,9 @@ impl Storages {
         let place = self.inner.places.locate(request.mount_point.as_path())?;
         if request.driver != "ephemeral" {
             return Err(request.refuse("driver", format!("{:?} is not ephemeral", request.driver)));
+        }
+        if request.fstype == "hugetlbfs" {
+            return Err(request.unsupported("another size for a volume of huge pages"));
         }
         let new = request.options_without(|option| option == "remount" || option.starts_with("fsgid="));
         if new.is_empty() {

@@ -78,7 +78,7 @@ impl Inner {
         Ok(Claim::First(handle))
     }
 
-    fn handle(self: &Arc<Self>, mount_point: &GuestPath, entry: &Entry) -> StorageHandle {
+    pub(super) fn handle(self: &Arc<Self>, mount_point: &GuestPath, entry: &Entry) -> StorageHandle {
         StorageHandle {
             inner: Arc::clone(self),
             mount_point: mount_point.clone(),
@@ -125,8 +125,12 @@ impl Inner {
 
     async fn run_driver(&self, job: Job) -> Result<Attachment, StorageError> {
         let source = job.driver.find_source(&job.request, &*self.lookup).await?;
+        // Never closed, so there is always a turn in the end.
+        let _turn = self.turns.acquire().await;
         let (ops, places, log) = (Arc::clone(&self.ops), self.places.clone(), self.log.clone());
+        let record = self.record_of(&job);
         blocking(job.request.target(), move || {
+            record.write(None)?;
             let mut attachment = Attachment::default();
             let mut work = Work {
                 request: &job.request,
@@ -135,13 +139,17 @@ impl Inner {
                 place: &job.place,
                 ops: &*ops,
                 attachment: &mut attachment,
+                log: &log,
             };
-            match job.driver.attach(&mut work, &places) {
+            match job.driver.attach(&mut work, &places).and_then(|()| record.write(Some(work.attachment))) {
                 Ok(()) => Ok(attachment),
                 Err(error) => {
-                    if let Err(undo) = attachment.take_down(&*ops) {
-                        warn!(log, "part of a failed storage stays"; "mount_point" => %job.request.mount_point,
-                            "cause" => %undo);
+                    match attachment.take_down(&*ops) {
+                        Ok(()) => record.remove(),
+                        Err(undo) => {
+                            warn!(log, "part of a failed storage stays"; "mount_point" => %job.request.mount_point,
+                                "cause" => %undo);
+                        }
                     }
                     Err(error)
                 }
@@ -211,9 +219,12 @@ impl Inner {
         serial: u64,
         mut attachment: Attachment,
     ) -> Result<(), StorageError> {
-        let ops = Arc::clone(&self.ops);
+        let (ops, records) = (Arc::clone(&self.ops), self.records.clone());
         let taken_down = blocking(point.as_path().to_owned(), move || {
             let outcome = attachment.take_down(&*ops);
+            if attachment.is_empty() {
+                super::recover::remove(records.as_deref(), serial);
+            }
             (attachment, outcome)
         });
         let (attachment, outcome) = match taken_down.await {

@@ -145,13 +145,93 @@ fn what_a_block_driver_cannot_do_is_refused_by_name() {
             let message = refused(&storages, &wire).await;
             assert!(message.contains(option.split('=').next().unwrap()), "{message:?}");
         }
-        let message = refused(
-            &storages,
-            &agent::Storage { fstype: "hugetlbfs".to_owned(), ..guest.request("ephemeral", "nodev", "h") },
-        )
-        .await;
-        assert!(message.contains("huge pages"), "{message:?}");
         assert_eq!(guest.calls(), [""; 0]);
+    });
+}
+
+#[test]
+fn huge_pages_come_with_the_volume_and_go_with_it() {
+    run(async |guest, storages| {
+        let wire = agent::Storage {
+            fstype: "hugetlbfs".to_owned(),
+            options: vec!["pagesize=2097152,size=5M".to_owned(), "mode=1777".to_owned()],
+            ..guest.request("ephemeral", "nodev", "h")
+        };
+        guest.fail("mount", "no such luck");
+        refused(&storages, &wire).await;
+        guest.succeed("mount");
+        let all = [
+            "reserve 3 of 2048",
+            "load hugetlbfs",
+            "mount nodev h hugetlbfs pagesize=2097152,size=5M,mode=1777",
+        ];
+        assert_eq!(guest.calls(), [all.as_slice(), &["give back 3 of 2048"]].concat());
+        attach(&storages, &wire).await.unwrap().undo().await.unwrap();
+        assert_eq!(guest.calls()[4..], [all.as_slice(), &["unmount h", "give back 3 of 2048"]].concat());
+        for bad in ["size=5M", "pagesize=2M,size=50%", "pagesize=512"] {
+            refused(&storages, &agent::Storage { options: vec![bad.to_owned()], ..wire.clone() }).await;
+        }
+    });
+}
+
+#[test]
+fn an_image_is_pulled_into_the_bundle() {
+    run(async |guest, storages| {
+        fs::create_dir(guest.path("c1")).unwrap();
+        let mut wire = guest.request("image_guest_pull", "registry/image:1", "c1/rootfs");
+        wire.driver_options = vec!["image_guest_pull={\"metadata\":{}}".to_owned()];
+        guest.fail("pull", "no hub");
+        assert!(refused(&storages, &wire).await.contains("registry/image:1 for "));
+        guest.succeed("pull");
+        attach(&storages, &wire).await.unwrap().release().await.unwrap();
+        assert_eq!(guest.calls()[1..], ["pull registry/image:1 c1", "unmount c1/rootfs"]);
+        assert_eq!(fs::read_dir(guest.path("c1")).unwrap().count(), 0);
+        let pause = r#"image_guest_pull={"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}"#;
+        wire.driver_options = vec![pause.to_owned()];
+        assert!(refused(&storages, &wire).await.contains("/pause_bundle"));
+        wire.driver_options = vec!["image_guest_pull={".to_owned()];
+        refused(&storages, &wire).await;
+    });
+}
+
+#[test]
+fn a_checked_disk_goes_with_its_mount() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("blk", "/dev/vda", "v");
+        let options = ["-enabled=true", ".roothash=ab", ".hashoffset=4096"];
+        wire.driver_options = options.map(|option| format!("X-kata.dmverity{option}")).to_vec();
+        attach(&storages, &wire).await.unwrap().release().await.unwrap();
+        let calls =
+            ["verify /dev/vda", "load ext4", "mount /dev/dm-7 v ext4 ", "unmount v", "remove checked"];
+        assert_eq!(guest.calls(), calls);
+    });
+}
+
+#[test]
+fn what_the_host_changes_comes_into_the_copy() {
+    run(async |guest, storages| {
+        fs::create_dir(guest.path("share")).unwrap();
+        fs::write(guest.path("share/key"), "one").unwrap();
+        let wire = guest.request("watchable-bind", guest.path("share").to_str().unwrap(), "c/watchable/v");
+        let handle = attach(&storages, &wire).await.unwrap();
+        let copy = guest.path("c/watchable/v/key");
+        assert_eq!(fs::read_to_string(&copy).unwrap(), "one");
+        fs::write(guest.path("share/key"), "another").unwrap();
+        let followed = async {
+            while fs::read_to_string(&copy).unwrap() != "another" {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        assert!(tokio::time::timeout(std::time::Duration::from_secs(60), followed).await.is_ok());
+        handle.release().await.unwrap();
+        assert_eq!(fs::read_dir(guest.path("c/watchable")).unwrap().count(), 0);
+        fs::remove_dir_all(guest.path("share")).unwrap();
+        storages.release_all().await.unwrap();
+        guest.assert_clean();
+        let message = refused(&storages, &guest.request("watchable-bind", "/etc", "c/watchable/v")).await;
+        assert!(message.contains("/etc"), "{message:?}");
+        let message = refused(&storages, &guest.request("watchable-bind", "/etc", "c/other/v")).await;
+        assert!(message.contains("watchable"), "{message:?}");
     });
 }
 
@@ -231,10 +311,12 @@ fn a_bind_shows_a_directory_or_a_file_of_the_sandbox() {
 #[test]
 fn a_volume_is_given_to_its_group_once_mounted() {
     run(async |guest, storages| {
-        let mut wire = guest.request("blk", "/dev/vda", "v");
-        let group = agent::FSGroup { group_id: getgid().as_raw(), ..Default::default() };
-        wire.fs_group = protobuf::MessageField::some(group);
-        let _handle = attach(&storages, &wire).await.unwrap();
-        assert_eq!(fs::metadata(guest.path("v")).unwrap().mode() & 0o7777, 0o2775);
+        for (driver, source) in [("blk", "/dev/vda"), ("ephemeral", "tmpfs"), ("local", "")] {
+            let mut wire = guest.request(driver, source, driver);
+            let group = agent::FSGroup { group_id: getgid().as_raw(), ..Default::default() };
+            wire.fs_group = protobuf::MessageField::some(group);
+            let _handle = attach(&storages, &wire).await.unwrap();
+            assert_eq!(fs::metadata(guest.path(driver)).unwrap().mode() & 0o7777, 0o2775, "{driver}");
+        }
     });
 }

@@ -17,7 +17,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// What is done on the way. A directory's contents come before the directory itself.
-pub(super) trait Visitor {
+pub trait Visitor {
     /// Anything but a directory.
     fn file(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno>;
 
@@ -30,11 +30,11 @@ pub(super) trait Visitor {
 
 /// Where in the tree it went wrong.
 #[derive(Debug)]
-pub(super) struct TreeError {
+pub struct TreeError {
     /// Path of the directory, relative to the root of the tree.
-    pub(super) directory: PathBuf,
+    pub directory: PathBuf,
     /// What the kernel said.
-    pub(super) cause: Errno,
+    pub cause: Errno,
 }
 
 /// A directory on the way down. Only the innermost is open.
@@ -45,7 +45,7 @@ struct Level {
 }
 
 /// Visits everything in the directory, then the directory.
-pub(super) fn walk(root: OwnedFd, visitor: &mut dyn Visitor) -> Result<(), TreeError> {
+pub fn walk(root: OwnedFd, visitor: &mut dyn Visitor) -> Result<(), TreeError> {
     let mut levels = Vec::new();
     walk_levels(root, visitor, &mut levels).map_err(|cause| {
         let names = levels.iter().map(|level| OsStr::from_bytes(level.name.to_bytes()));
@@ -101,7 +101,7 @@ fn scan(dir: &OwnedFd, name: CString, visitor: &mut dyn Visitor) -> Result<Level
 }
 
 /// Opens an entry of a directory, if it is on the same mount.
-pub(super) fn open_child(dir: impl AsFd, name: &CStr, flags: OFlag) -> Result<OwnedFd, Errno> {
+pub fn open_child(dir: impl AsFd, name: &CStr, flags: OFlag) -> Result<OwnedFd, Errno> {
     let resolve =
         ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     openat2(dir, name, OpenHow::new().flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(resolve))
@@ -116,7 +116,7 @@ fn ascend(dir: &OwnedFd, around: &Level) -> Result<OwnedFd, Errno> {
 }
 
 /// The type bits of a file's mode (inode(7)).
-pub(super) fn file_type(stat: &FileStat) -> libc::mode_t {
+pub fn file_type(stat: &FileStat) -> libc::mode_t {
     stat.st_mode & libc::S_IFMT
 }
 
@@ -140,7 +140,7 @@ impl Visitor for Remover {
 }
 
 /// Removes all that is in the directory.
-pub(super) fn remove_contents(root: OwnedFd) -> Result<(), TreeError> {
+pub fn remove_contents(root: OwnedFd) -> Result<(), TreeError> {
     walk(root, &mut Remover)
 }
 

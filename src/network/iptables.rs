@@ -1,0 +1,146 @@
+//! The packet filter, by the guest's own iptables-save and iptables-restore.
+//!
+//! Invariant: rules that the tool can't read change nothing. iptables-restore changes one table after the other, each
+//! as a whole, so rules for several tables are read once for a trial before (`--test`). What the kernel alone refuses
+//! leaves the tables before it changed.
+
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access};
+
+use super::NetworkError;
+use super::program::{self, MAX_TEXT};
+use crate::supervisor::client::Launcher;
+
+/// Where distributions have them.
+const PLACES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+/// How long it may wait for another one who changes the tables, in seconds.
+const WAIT: [&str; 2] = ["--wait", "5"];
+
+/// What is set up for IPv4 or for IPv6: the plain names are what the distribution has chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PacketFilter {
+    /// The tables for IPv4.
+    V4,
+    /// The tables for IPv6.
+    V6,
+}
+
+impl PacketFilter {
+    /// The names of the program that prints the rules.
+    fn save(self) -> &'static [&'static str] {
+        match self {
+            Self::V4 => &["iptables-save", "iptables-nft-save", "iptables-legacy-save"],
+            Self::V6 => &["ip6tables-save", "ip6tables-nft-save", "ip6tables-legacy-save"],
+        }
+    }
+
+    /// The names of the program that takes rules.
+    fn restore(self) -> &'static [&'static str] {
+        match self {
+            Self::V4 => &["iptables-restore", "iptables-nft-restore", "iptables-legacy-restore"],
+            Self::V6 => &["ip6tables-restore", "ip6tables-nft-restore", "ip6tables-legacy-restore"],
+        }
+    }
+
+    /// All rules, as iptables-save prints them.
+    ///
+    /// # Errors
+    ///
+    /// The guest has no such program, or it fails.
+    pub async fn rules(self, launcher: &Launcher) -> Result<Vec<u8>, NetworkError> {
+        program::run(launcher, &look_for(self.save()).await?, &[], b"").await
+    }
+
+    /// Gives `rules` to iptables-restore: each table that they name gets them instead of those it has. What the program
+    /// prints is given back.
+    ///
+    /// # Errors
+    ///
+    /// The rules are too long, the guest has no such program, or it refuses them.
+    pub async fn replace(self, launcher: &Launcher, rules: &[u8]) -> Result<Vec<u8>, NetworkError> {
+        if rules.len() > MAX_TEXT {
+            return Err(NetworkError::Field {
+                object: "SetIPTables".to_owned(),
+                field: "data",
+                given: format!("{} bytes", rules.len()),
+                reason: "there may be 3 MiB at most",
+            });
+        }
+        let restore = look_for(self.restore()).await?;
+        if tables(rules) > 1 {
+            let [wait, seconds] = WAIT;
+            program::run(launcher, &restore, &[wait, seconds, "--test"], rules).await?;
+        }
+        program::run(launcher, &restore, &WAIT, rules).await
+    }
+}
+
+/// How many tables the rules name: each begins with a line `*name`.
+fn tables(rules: &[u8]) -> usize {
+    rules.split(|&byte| byte == b'\n').filter(|line| line.trim_ascii_start().starts_with(b"*")).count()
+}
+
+async fn look_for(programs: &'static [&'static str]) -> Result<PathBuf, NetworkError> {
+    let executable = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    let found = tokio::task::spawn_blocking(move || first(programs, &PLACES, executable));
+    found.await.map_err(|_| NetworkError::Task)?.ok_or(NetworkError::NoProgram { programs, places: &PLACES })
+}
+
+/// The first name of all that is somewhere, and there in the first place.
+fn first(names: &[&str], places: &[&str], is_there: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let paths = names.iter().flat_map(|name| places.iter().map(move |place| Path::new(place).join(name)));
+    paths.into_iter().find(|path| is_there(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_distributions_choice_comes_before_the_variants() {
+        let root = tempfile::tempdir().unwrap();
+        let places = ["usr", "local"].map(|place| root.path().join(place));
+        for place in &places {
+            std::fs::create_dir(place).unwrap();
+        }
+        let place_names = places.each_ref().map(|place| place.to_str().unwrap());
+        let executable = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+        let found = || first(PacketFilter::V6.save(), &place_names, executable);
+        let script = |path: &Path, mode| {
+            std::fs::write(path, "#!/bin/sh\n").unwrap();
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        assert_eq!(found(), None);
+        script(&places[0].join("iptables-save"), 0o755);
+        assert_eq!(found(), None, "it is the one for IPv4");
+        let legacy = places[0].join("ip6tables-legacy-save");
+        script(&legacy, 0o755);
+        assert_eq!(found(), Some(legacy));
+        let nft = places[1].join("ip6tables-nft-save");
+        script(&nft, 0o755);
+        assert_eq!(found(), Some(nft.clone()));
+        script(&places[0].join("ip6tables-save"), 0o644);
+        assert_eq!(found(), Some(nft), "a file that can't be executed is no program");
+        let plain = places[1].join("ip6tables-save");
+        script(&plain, 0o755);
+        assert_eq!(found(), Some(plain));
+    }
+
+    #[test]
+    fn rules_and_their_printer_are_of_the_same_kind() {
+        for filter in [PacketFilter::V4, PacketFilter::V6] {
+            let kind = |names: &[&str], end| names.iter().map(|n| n.replace(end, "")).collect::<Vec<_>>();
+            assert_eq!(kind(filter.save(), "-save"), kind(filter.restore(), "-restore"));
+        }
+    }
+
+    #[test]
+    fn tables_are_counted() {
+        assert_eq!(tables(b""), 0);
+        assert_eq!(tables(b"# *nat\n*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n"), 1);
+        assert_eq!(tables(b"*filter\r\nCOMMIT\r\n *nat\nCOMMIT"), 2);
+    }
+}

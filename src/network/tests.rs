@@ -1,0 +1,294 @@
+//! What requests make of a network that is only pretended.
+
+use nakai_protocols::types;
+use nix::errno::Errno;
+
+use super::interface::InterfaceRequest;
+use super::kernel::{Change, Kernel};
+use super::link::{Address, Link, UP};
+use super::net::{Cidr, Mac};
+use super::netlink::Refused;
+use super::route::{Entry, Route};
+use super::routes::RouteRequest;
+use super::{NetworkError, interface, routes};
+
+fn log() -> slog::Logger {
+    slog::Logger::root(slog::Discard, slog::o!())
+}
+
+/// A network that knows as much as these tests do.
+#[derive(Default)]
+struct Fake {
+    links: Vec<Link>,
+    addresses: Vec<Address>,
+    routes: Vec<Entry>,
+    /// Refuses the change that is described so.
+    refused: Option<&'static str>,
+    done: Vec<String>,
+}
+
+impl Kernel for Fake {
+    fn links(&mut self) -> Result<Vec<Link>, NetworkError> {
+        Ok(self.links.clone())
+    }
+
+    fn addresses(&mut self) -> Result<Vec<Address>, NetworkError> {
+        Ok(self.addresses.clone())
+    }
+
+    fn routes(&mut self) -> Result<Vec<Entry>, NetworkError> {
+        Ok(self.routes.clone())
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<(), Refused> {
+        let what = change.describe(&self.links);
+        if self.refused.is_some_and(|refused| what == refused) {
+            return Err(Errno::ENETUNREACH.into());
+        }
+        self.done.push(what);
+        match change {
+            Change::Up(index) => self.link(*index)?.flags |= UP,
+            Change::Down(index) => {
+                self.link(*index)?.flags &= !UP;
+                self.routes.retain(|entry| entry.route.link != Some(*index));
+                self.addresses.retain(|address| address.link != *index || address.cidr.ip.is_ipv4());
+            }
+            Change::Rename { link, name } => {
+                if self.links.iter().any(|other| other.name == *name) {
+                    return Err(Errno::EEXIST.into());
+                }
+                let link = self.link(*link)?;
+                if link.is_up() {
+                    return Err(Errno::EBUSY.into());
+                }
+                link.name = name.clone();
+            }
+            Change::Mac { link, mac } => self.link(*link)?.mac = Some(*mac),
+            Change::Mtu { link, mtu } => self.link(*link)?.mtu = *mtu,
+            Change::AddAddress(address) => self.addresses.push(*address),
+            Change::RemoveAddress(address) => self.addresses.retain(|other| other != address),
+            Change::AddRoute(entry) if self.routes.iter().any(|r| r.route.key() == entry.route.key()) => {
+                return Err(Errno::EEXIST.into());
+            }
+            Change::AddRoute(entry) => self.routes.push(entry.clone()),
+            Change::ReplaceRoute(entry) => {
+                self.routes.retain(|other| other.route.key() != entry.route.key());
+                self.routes.push(entry.clone());
+            }
+            Change::RemoveRoute(entry) => self.routes.retain(|other| other != entry),
+            Change::Arp { .. } | Change::Neighbor(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Fake {
+    fn link(&mut self, index: u32) -> Result<&mut Link, Refused> {
+        self.links.iter_mut().find(|link| link.index == index).ok_or_else(|| Errno::ENODEV.into())
+    }
+
+    /// `eth0` with index 2 and `eth1` with index 3, both up.
+    fn with_two_links() -> Self {
+        let link = |index: u8, name: &str| Link {
+            index: index.into(),
+            name: name.to_owned(),
+            mac: Some(Mac([2, 0, 0, 0, 0, index])),
+            mtu: 1500,
+            flags: UP,
+            kind: String::new(),
+        };
+        Self { links: vec![link(2, "eth0"), link(3, "eth1")], ..Self::default() }
+    }
+
+    fn state(&self) -> (Vec<Link>, Vec<String>, Vec<Entry>) {
+        let mut addresses: Vec<_> =
+            self.addresses.iter().map(|address| format!("{} {}", address.link, address.cidr)).collect();
+        addresses.sort_unstable();
+        let mut routes = self.routes.clone();
+        routes.sort_by_key(|entry| entry.route.to_string());
+        (self.links.clone(), addresses, routes)
+    }
+}
+
+fn wanted(name: &str, mac: &str, addresses: &[&str]) -> InterfaceRequest {
+    let address = |text: &&str| {
+        let (address, mask) = text.split_once('/').unwrap();
+        types::IPAddress { address: address.into(), mask: mask.into(), ..Default::default() }
+    };
+    let wire = types::Interface {
+        name: name.into(),
+        hwAddr: mac.into(),
+        IPAddresses: addresses.iter().map(address).collect(),
+        mtu: 1400,
+        ..Default::default()
+    };
+    InterfaceRequest::try_from(&wire).unwrap()
+}
+
+fn route(to: &str, gateway: &str, device: &str) -> types::Route {
+    types::Route { dest: to.into(), gateway: gateway.into(), device: device.into(), ..Default::default() }
+}
+
+fn requests(routes: &[types::Route]) -> Vec<RouteRequest> {
+    routes.iter().map(|route| RouteRequest::try_from(route).unwrap()).collect()
+}
+
+fn address(link: u32, text: &str) -> Address {
+    Address::new(link, Cidr::parse(text).unwrap())
+}
+
+#[test]
+fn names_are_swapped_and_what_was_lost_on_the_way_comes_back() {
+    let mut fake = Fake::with_two_links();
+    fake.addresses = vec![address(2, "10.0.0.2/24"), address(2, "fd00::2/64"), address(3, "10.9.0.9/24")];
+    routes::update(&mut fake, &requests(&[route("", "10.0.0.1", "eth0")]), &log()).unwrap();
+    let there = fake.routes.clone();
+    let request = wanted("eth0", "02:00:00:00:00:03", &["10.1.0.3/24"]);
+    let updated = interface::update(&mut fake, 3, &request, &|_| true, &log()).unwrap();
+    assert_eq!((updated.name.as_str(), updated.mtu), ("eth0", 1400));
+    let names: Vec<_> =
+        fake.links.iter().map(|link| (link.index, link.name.as_str(), link.is_up())).collect();
+    assert_eq!(names, [(2, "eth1", true), (3, "eth0", true)]);
+    assert_eq!(fake.state().1, ["2 10.0.0.2/24", "2 fd00::2/64", "3 10.1.0.3/24"]);
+    assert_eq!(fake.routes, there);
+}
+
+#[test]
+fn an_interface_that_is_right_already_is_not_touched() {
+    let mut fake = Fake::with_two_links();
+    let request = wanted("eth0", "02:00:00:00:00:02", &["10.0.0.2/24"]);
+    interface::update(&mut fake, 2, &request, &|_| true, &log()).unwrap();
+    fake.done.clear();
+    interface::update(&mut fake, 2, &request, &|_| true, &log()).unwrap();
+    assert_eq!(fake.done, [""; 0]);
+}
+
+#[test]
+fn a_failed_update_leaves_the_interface_as_it_was() {
+    let mut fake = Fake::with_two_links();
+    fake.addresses = vec![address(2, "10.0.0.2/24"), address(2, "fd00::2/64")];
+    routes::update(&mut fake, &requests(&[route("", "10.0.0.1", "eth0")]), &log()).unwrap();
+    let before = fake.state();
+    fake.refused = Some("add 10.1.0.3/24 to eth1");
+    let request = wanted("eth1", "02:00:00:00:00:09", &["10.1.0.3/24"]);
+    let error = interface::update(&mut fake, 2, &request, &|_| true, &log()).unwrap_err().to_string();
+    assert!(error.starts_with("add 10.1.0.3/24 to eth1: "), "{error}");
+    assert_eq!(fake.state(), before);
+}
+
+#[test]
+fn ipv6_addresses_are_left_out_where_it_is_off() {
+    let mut fake = Fake::with_two_links();
+    let request = wanted("eth0", "02:00:00:00:00:02", &["10.0.0.2/24", "fd00::2/64"]);
+    interface::update(&mut fake, 2, &request, &|_| false, &log()).unwrap();
+    assert_eq!(fake.state().1, ["2 10.0.0.2/24"]);
+}
+
+#[test]
+fn what_the_kernel_made_stays() {
+    let mut fake = Fake::with_two_links();
+    let link_local = Address { scope: 253, ..address(2, "fe80::2/64") };
+    fake.addresses = vec![address(2, "127.0.0.1/8"), link_local, address(2, "10.0.0.7/24")];
+    interface::update(&mut fake, 2, &wanted("eth0", "", &[]), &|_| true, &log()).unwrap();
+    assert_eq!(fake.state().1, ["2 127.0.0.1/8", "2 fe80::2/64"]);
+
+    let mut connected = Entry::new(on_link("10.0.0.0/24"));
+    connected.protocol = 2;
+    fake.routes = vec![connected, Entry::new(on_link("10.7.0.0/24"))];
+    routes::update(&mut fake, &[], &log()).unwrap();
+    let left: Vec<_> = fake.routes.iter().map(|entry| entry.route.to.to_string()).collect();
+    assert_eq!(left, ["10.0.0.0/24"]);
+    // The host's kernel has made the same one there.
+    fake.done.clear();
+    routes::update(&mut fake, &requests(&[route("10.0.0.0/24", "", "eth0")]), &log()).unwrap();
+    assert_eq!(fake.done, [""; 0]);
+    // Another one to the same network takes its place.
+    routes::update(&mut fake, &requests(&[route("10.0.0.0/24", "10.9.0.1", "eth1")]), &log()).unwrap();
+    assert_eq!(fake.done, ["add the route 10.0.0.0/24 via 10.9.0.1 on eth1"]);
+}
+
+fn on_link(to: &str) -> Route {
+    let (gateway, link, source, mtu) = (None, Some(2), None, None);
+    Route { to: Cidr::parse(to).unwrap(), gateway, link, source, scope: 0, flags: 0, mtu, priority: 0 }
+}
+
+#[test]
+fn ways_to_a_gateway_come_first_and_routes_to_the_same_place_in_order() {
+    let mut fake = Fake::with_two_links();
+    let list = [
+        route("", "10.0.0.1", "eth0"),
+        route("", "10.1.0.1", "eth1"),
+        route("10.0.0.1/32", "", "eth0"),
+        route("", "10.0.0.1", "eth0"),
+        route("", "fd00::1", "eth0"),
+    ];
+    routes::update(&mut fake, &requests(&list), &log()).unwrap();
+    let expected = [
+        "add the route 10.0.0.1/32 on eth0",
+        "add the route default via 10.0.0.1 on eth0",
+        "add the route default via 10.1.0.1 on eth1",
+        "add the route default via fd00::1 on eth0",
+    ];
+    assert_eq!(fake.done, expected);
+    let priorities: Vec<_> = fake.routes.iter().map(|entry| entry.route.priority).collect();
+    assert_eq!(priorities, [0, 0, 1, 1024]);
+    fake.done.clear();
+    routes::update(&mut fake, &requests(&list), &log()).unwrap();
+    assert_eq!(fake.done, [""; 0], "routes that are right were touched");
+}
+
+#[test]
+fn routes_change_all_or_none() {
+    let mut fake = Fake::with_two_links();
+    routes::update(
+        &mut fake,
+        &requests(&[route("10.5.0.0/16", "", "eth0"), route("", "10.5.0.1", "eth0")]),
+        &log(),
+    )
+    .unwrap();
+    let before = fake.state();
+    fake.refused = Some("add the route default via 10.9.0.1 on eth1");
+    let list = [route("10.6.0.0/16", "", "eth1"), route("", "10.9.0.1", "eth1")];
+    routes::update(&mut fake, &requests(&list), &log()).unwrap_err();
+    assert_eq!(fake.state(), before);
+    let error = routes::update(&mut fake, &requests(&[route("", "", "eth9")]), &log()).unwrap_err();
+    assert_eq!(error.to_string(), "Link not found (Name: eth9)");
+    assert_eq!(fake.state(), before);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_by_name() {
+    let refused = |route: types::Route| RouteRequest::try_from(&route).unwrap_err().to_string();
+    let with = |edit: fn(&mut types::Route)| {
+        let mut route = route("10.0.0.0/8", "", "eth0");
+        edit(&mut route);
+        refused(route)
+    };
+    for (message, words) in [
+        (with(|r| r.device.clear()), "device"),
+        (with(|r| r.dest = "10.0.0.1/8".into()), "bits behind its prefix"),
+        (with(|r| r.dest = "somewhere".into()), "\"somewhere\""),
+        (with(|r| r.gateway = "fd00::1".into()), "another family"),
+        (with(|r| r.source = "10.0.0.1/8".into()), "source"),
+        (with(|r| r.source = "fd00::1".into()), "source"),
+        (with(|r| r.family = types::IPFamily::v6.into()), "family"),
+        (with(|r| r.scope = 256), "scope"),
+    ] {
+        assert!(message.contains(words), "{message:?} does not tell {words:?}");
+    }
+    let refused = |edit: fn(&mut types::Interface)| {
+        let mut wire = types::Interface { name: "eth0".into(), ..Default::default() };
+        edit(&mut wire);
+        InterfaceRequest::try_from(&wire).unwrap_err().to_string()
+    };
+    for (message, words) in [
+        (refused(|i| i.name.clear()), "neither a name"),
+        (refused(|i| i.name = "eth/0".into()), "\"eth/0\""),
+        (refused(|i| i.hwAddr = "02:00".into()), "Failed to parse MAC address"),
+        (refused(|i| i.devicePath = "zz".into()), "\"zz\""),
+        (refused(|i| i.mtu = 1 << 32), "mtu"),
+        (refused(|i| i.IPAddresses.push(types::IPAddress::new())), "IPAddresses"),
+    ] {
+        assert!(message.contains(words), "{message:?} does not tell {words:?}");
+    }
+}

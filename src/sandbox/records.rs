@@ -1,0 +1,168 @@
+//! The sandbox's records: what of it the next server has to know, and how it becomes ours again.
+//!
+//! | record | written before | removed when |
+//! |---|---|---|
+//! | `sandbox` | CreateSandbox begins; anew when it is answered, and when a cgroup above the containers' is made | it is destroyed |
+//! | `containers/<id>` | the creation begins; anew before its cgroup is made, and when it is answered | it is gone |
+//! | `started/<id>` | init is let go | it is gone |
+//! | `oom/<id>` | the host is told of an OOM kill | it is gone |
+//! | `execs/<container>/<number>` | ExecProcess is answered | the process is forgotten |
+//! | `storages/<number>` | its mount is made (`storage`) | its mount is gone |
+//! | `used/<number>` | its first user lets go of a storage that outlives its users | its mount is gone |
+//!
+//! Descriptors, and the ends of processes, are the supervisor's to keep; a record has the number under which.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oci_spec::runtime::{Hook, Hooks};
+use serde::{Deserialize, Serialize};
+
+use super::container::Description;
+use super::create::blocking;
+use super::error::SandboxError;
+use super::hotplug::Asked;
+use super::running::Running;
+use crate::cgroup::Cgroup;
+use crate::ids::ContainerId;
+use crate::records::Records;
+use crate::spec::ExecFacts;
+
+/// The directories of records.
+pub(super) const KINDS: [&str; 6] = ["containers", "started", "oom", "execs", "storages", "used"];
+
+/// What is known of the sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SandboxRecord {
+    pub(super) id: String,
+    pub(super) uts: PathBuf,
+    pub(super) ipc: PathBuf,
+    pub(super) hooks: Option<Hooks>,
+    /// The pause process.
+    pub(super) pause: Option<u64>,
+    /// Mount points.
+    pub(super) storages: Vec<String>,
+    pub(super) cgroup_parents: BTreeSet<PathBuf>,
+    /// Whether its creation has succeeded.
+    pub(super) is_made: bool,
+}
+
+impl SandboxRecord {
+    /// The one that has been made.
+    pub(super) fn of(running: &Running) -> Self {
+        Self {
+            id: running.id.clone(),
+            uts: running.uts.clone(),
+            ipc: running.ipc.clone(),
+            hooks: running.hooks.clone(),
+            pause: running.pause,
+            storages: running.storages.clone(),
+            cgroup_parents: super::lock(&running.cgroup_parents).clone(),
+            is_made: true,
+        }
+    }
+
+    pub(super) async fn write(self, records: &Arc<Records>) -> Result<(), SandboxError> {
+        let records = records.clone();
+        blocking(move || Ok(records.write(Path::new("sandbox"), &self)?)).await
+    }
+}
+
+/// What is known of a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ContainerRecord {
+    pub(super) id: String,
+    pub(super) bundle: PathBuf,
+    pub(super) state_root: PathBuf,
+    /// Mount points, in the order in which they are attached.
+    pub(super) storages: Vec<String>,
+    /// Once it may be there.
+    pub(super) cgroup: Option<PathBuf>,
+    /// OOM kills in the cgroup before its time.
+    pub(super) killed_before: u64,
+    /// Once its creation has succeeded.
+    pub(super) made: Option<MadeRecord>,
+}
+
+/// What is known of a container that has been created.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct MadeRecord {
+    /// Its init.
+    pub(super) init: ProcessRecord,
+    pub(super) exec: ExecFacts,
+    pub(super) poststart: Vec<Hook>,
+    pub(super) poststop: Vec<Hook>,
+    pub(super) annotations: HashMap<String, String>,
+    pub(super) termination_log: Option<PathBuf>,
+    pub(super) own_network: bool,
+    pub(super) asked: Asked,
+}
+
+/// A process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ProcessRecord {
+    /// Empty for init.
+    pub(super) exec_id: String,
+    /// What the supervisor holds of it.
+    pub(super) key: u64,
+    pub(super) terminal: bool,
+}
+
+impl ContainerRecord {
+    /// Where it is.
+    pub(super) fn name(id: &str) -> PathBuf {
+        Path::new("containers").join(id)
+    }
+
+    /// Writes it; blocks.
+    pub(super) fn write(&self, records: &Records) -> Result<(), SandboxError> {
+        Ok(records.write(&Self::name(&self.id), self)?)
+    }
+
+    /// The container that it is about, which has been created.
+    pub(super) fn describe(self, id: ContainerId, cgroup: Cgroup, made: MadeRecord) -> (Description, Asked) {
+        let description = Description {
+            id,
+            bundle: self.bundle,
+            state_root: self.state_root,
+            cgroup,
+            exec: made.exec,
+            poststart: made.poststart,
+            poststop: made.poststop,
+            annotations: made.annotations,
+            termination_log: made.termination_log,
+            own_network: made.own_network,
+        };
+        (description, made.asked)
+    }
+}
+
+/// Removes all that is known of a container; blocks.
+pub(super) fn forget_container(records: &Records, id: &str) -> Result<(), SandboxError> {
+    records.remove_all(&Path::new("execs").join(id))?;
+    for kind in ["started", "oom"] {
+        records.remove(&Path::new(kind).join(id))?;
+    }
+    Ok(records.remove(&ContainerRecord::name(id))?)
+}
+
+/// Where the records of a container's exec'd processes are.
+pub(super) fn execs_name(container: &str) -> PathBuf {
+    Path::new("execs").join(container)
+}
+
+/// Where the record of one of them is: under the supervisor's number, as an exec id may be used again.
+pub(super) fn exec_name(container: &str, key: u64) -> PathBuf {
+    execs_name(container).join(key.to_string())
+}
+
+/// Where it is noted that init has been let go.
+pub(super) fn started_name(id: &str) -> PathBuf {
+    Path::new("started").join(id)
+}
+
+/// Where it is noted of how many OOM kills the host has been told.
+pub(super) fn told_name(id: &str) -> PathBuf {
+    Path::new("oom").join(id)
+}

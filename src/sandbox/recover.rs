@@ -1,0 +1,276 @@
+//! Taking over from a server that died: the sandbox, its containers and their processes, as the records and the
+//! supervisor know them.
+//!
+//! - What has a record that it was made, and is held by the supervisor, is taken over as it is.
+//! - What was being made is undone: nobody waits for it any more.
+//! - A process that no record knows was being launched, and is killed.
+//! - A start that had begun is finished; a removal that had begun can be asked for again.
+//!
+//! Whatever goes wrong with one thing is logged and keeps nothing else from being taken over.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use slog::{Logger, error, info, o, warn};
+use tokio::sync::mpsc;
+
+use super::actor::{self, release_init};
+use super::container::{Container, Slot, Status};
+use super::create::{
+    blocking, push_bundle_undo, push_config_undo, push_forget, push_launch_undo, push_release,
+};
+use super::error::SandboxError;
+use super::lifecycle::{push_dns_undo, push_unpin, take_pause};
+use super::oom::OomWatch;
+use super::process::Process;
+use super::records::{
+    ContainerRecord, MadeRecord, ProcessRecord, SandboxRecord, execs_name, started_name, told_name,
+};
+use super::running::Running;
+use super::undo::{Undo, Why};
+use super::{Place, Sandbox, State, dns, lock};
+use crate::cgroup::Cgroup;
+use crate::ids::{ContainerId, ExecId, GuestPath};
+use crate::supervisor::client::Held;
+
+/// How long the processes of a half-made container may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the supervisor holds, by the number of the launch.
+type Holds = HashMap<u64, Held>;
+
+impl Sandbox {
+    /// Takes over what an earlier server has left in the records, and `held` by the supervisor.
+    pub async fn recover(&self, mut held: Holds) {
+        let log = self.environment().logger.clone();
+        if let Err(error) = self.take_over(&mut held).await {
+            error!(log, "the sandbox is not taken over"; "error" => %error);
+        }
+        for (_, unknown) in held {
+            // Of a launch that nobody waits for any more.
+            if unknown.process.exit.borrow().is_none() {
+                warn!(log, "killing a process that no record knows"; "process" => unknown.process.pid.as_raw());
+                let _ = kill(unknown.process.pid, Signal::SIGKILL);
+            }
+        }
+    }
+
+    async fn take_over(&self, held: &mut Holds) -> Result<(), SandboxError> {
+        let environment = self.environment();
+        let records = environment.records.clone();
+        let (sandbox, containers) = blocking(move || {
+            let sandbox: Option<SandboxRecord> = records.read("sandbox".as_ref())?;
+            Ok((sandbox, records.read_all::<ContainerRecord>("containers".as_ref())?))
+        })
+        .await?;
+        environment.storages.recover().await?;
+        let Some(record) = sandbox else { return Ok(()) };
+        let logger = environment.logger.new(o!("sandbox" => record.id.clone()));
+        let is_made = record.is_made;
+        let mut undo = Undo::default();
+        let running = self.take_shared(record, held, &mut undo).await?;
+        if !is_made {
+            undo.run(Why::Failed, &logger).await;
+            environment.storages.release_all().await?;
+            let records = environment.records.clone();
+            return blocking(move || Ok(records.clear()?)).await;
+        }
+        *lock(&running.undo) = Some(undo);
+        let running = Arc::new(running);
+        *lock(&self.inner.state) = State::Running(running.clone());
+        let mut found = Vec::new();
+        for (name, record) in containers {
+            match record {
+                Ok(record) => found.push(record),
+                Err(error) => warn!(logger, "container lost"; "container" => name, "error" => %error),
+            }
+        }
+        // In the order in which they were made: the first one's PID namespace may be the others' too.
+        found.sort_by_key(|record| record.made.as_ref().map(|made| made.init.key));
+        for record in found {
+            let id = record.id.clone();
+            if let Err(error) = self.take_container(record, &running, held).await {
+                error!(logger, "container lost"; "container" => id, "error" => %error);
+            }
+        }
+        environment.storages.release_unused().await;
+        info!(logger, "sandbox taken over"; "containers" => self.containers().len());
+        Ok(())
+    }
+
+    /// What the containers share, with its way back.
+    async fn take_shared(
+        &self,
+        record: SandboxRecord,
+        held: &mut Holds,
+        undo: &mut Undo,
+    ) -> Result<Running, SandboxError> {
+        let environment = self.environment();
+        let directory = environment.config.state_dir.join("namespaces");
+        push_unpin(&directory, undo);
+        let pause = record.pause.and_then(|key| held.remove(&key)).map(|held| held.process);
+        let path = pause.is_some().then(|| directory.join("pid"));
+        let pid = take_pause(pause, path, undo).await.unwrap_or_else(|error| {
+            warn!(environment.logger, "the shared PID namespace is lost"; "error" => %error);
+            None
+        });
+        self.take_storages(&record.storages, undo);
+        let kata_dir = environment.config.kata_dir.clone();
+        let set = blocking(move || Ok(dns::recover(&kata_dir, dns::RESOLV_CONF.as_ref())?)).await;
+        push_dns_undo(set.ok().flatten(), undo);
+        Ok(Running {
+            id: record.id,
+            uts: record.uts,
+            ipc: record.ipc,
+            hooks: record.hooks,
+            pause: record.pause,
+            storages: record.storages,
+            pid: Mutex::new(pid),
+            cgroup_parents: Mutex::new(record.cgroup_parents),
+            undo: Mutex::new(None),
+        })
+    }
+
+    fn take_storages(&self, mount_points: &[String], undo: &mut Undo) {
+        for mount_point in mount_points {
+            let path = GuestPath::try_from(mount_point.as_str()).ok();
+            if let Some(handle) = path.and_then(|path| self.environment().storages.take_over(&path)) {
+                push_release(handle, undo);
+            }
+        }
+    }
+
+    async fn take_container(
+        &self,
+        mut record: ContainerRecord,
+        running: &Running,
+        held: &mut Holds,
+    ) -> Result<(), SandboxError> {
+        let environment = &self.inner.environment;
+        let id = ContainerId::try_from(record.id.as_str())
+            .map_err(|_| SandboxError::NoContainer(record.id.clone()))?;
+        let logger =
+            environment.logger.new(o!("container" => record.id.clone(), "sandbox" => running.id.clone()));
+        let cgroup = record.cgroup.as_ref().map(|path| {
+            Cgroup::new(environment.hierarchy.clone(), path.clone())
+                .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })
+        });
+        let cgroup = cgroup.transpose()?;
+        let undo = self.way_back(&id, &record, cgroup.as_ref());
+        let made = record.made.take();
+        let init = made.as_ref().and_then(|made| take_process(&made.init, held, &logger));
+        let (Some(made), Some(init), Some(cgroup)) = (made, init, cgroup.clone()) else {
+            undo_half(cgroup, undo, &logger).await;
+            return Ok(());
+        };
+        let container = self.take_made(record, made, id.clone(), init, cgroup, undo, &logger).await?;
+        running.publish_pid_namespace(&container.init);
+        self.take_execs(&container, held).await?;
+        lock(&self.inner.containers).insert(id, Place::Container(container));
+        Ok(())
+    }
+
+    /// What takes a container back, as its creation pushed it.
+    fn way_back(&self, id: &ContainerId, record: &ContainerRecord, cgroup: Option<&Cgroup>) -> Undo {
+        let mut undo = Undo::default();
+        self.push_free_id(id, &mut undo);
+        push_forget(self.environment(), id, &mut undo);
+        push_bundle_undo(&record.bundle, &mut undo);
+        self.take_storages(&record.storages, &mut undo);
+        push_config_undo(&record.bundle.join("config.json"), &mut undo);
+        if let Some(cgroup) = cgroup {
+            push_launch_undo(id, &record.state_root, cgroup, &mut undo);
+        }
+        undo
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a container")]
+    async fn take_made(
+        &self,
+        record: ContainerRecord,
+        made: MadeRecord,
+        id: ContainerId,
+        init: Process,
+        cgroup: Cgroup,
+        undo: Undo,
+        logger: &Logger,
+    ) -> Result<Arc<Container>, SandboxError> {
+        let environment = &self.inner.environment;
+        let (records, watched, name) = (environment.records.clone(), cgroup.clone(), record.id.clone());
+        let (started, told, frozen) = blocking(move || {
+            let started = records.read::<()>(&started_name(&name))?.is_some();
+            let told: u64 = records.read(&told_name(&name))?.unwrap_or(0);
+            Ok((started, told, watched.is_frozen().unwrap_or(false)))
+        })
+        .await?;
+        let reported = Ok(record.killed_before.saturating_add(told));
+        let oom = OomWatch::new(&id, &cgroup, reported, &environment.oom_events, logger).await;
+        let state = record.state_root.join(id.as_str());
+        let (description, asked) = record.describe(id, cgroup, made);
+        let (commands, mailbox) = mpsc::unbounded_channel();
+        let container =
+            Arc::new(Container::new(description, Arc::new(init), oom, asked, commands, logger.clone()));
+        let status = if started { Status::Running } else { Status::Created };
+        container.set_status(if frozen { Status::Paused } else { status });
+        if started && release_init(&state).await.is_ok() {
+            info!(logger, "a start is finished that had begun");
+        }
+        container.look_for_oom_kills().await;
+        actor::spawn(environment.clone(), container.clone(), mailbox, undo, frozen.then_some(status));
+        Ok(container)
+    }
+
+    async fn take_execs(&self, container: &Container, held: &mut Holds) -> Result<(), SandboxError> {
+        let records = self.environment().records.clone();
+        let name = execs_name(container.id().as_str());
+        let execs = blocking(move || Ok(records.read_all::<ProcessRecord>(&name)?)).await?;
+        for (_, record) in execs {
+            let Ok(record) = record else { continue };
+            let Ok(exec_id) = ExecId::try_from(record.exec_id.as_str()) else { continue };
+            if let Some(process) = take_process(&record, held, &container.logger) {
+                let process = process.with_record(container.id().as_str(), &self.environment().records);
+                container.execs().insert(exec_id, Slot::Process(Arc::new(process)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the host is told of an OOM kill in a container.
+    pub fn note_told(&self, id: &ContainerId) {
+        let records = self.environment().records.clone();
+        let name = told_name(id.as_str());
+        tokio::task::spawn_blocking(move || {
+            let told: u64 = records.read(&name).ok().flatten().unwrap_or(0);
+            let _ = records.write(&name, &told.saturating_add(1));
+        });
+    }
+}
+
+fn take_process(record: &ProcessRecord, held: &mut Holds, logger: &Logger) -> Option<Process> {
+    let Some(held) = held.remove(&record.key) else {
+        warn!(logger, "the supervisor does not hold a process"; "exec_id" => &record.exec_id);
+        return None;
+    };
+    match Process::recovered(held, record.terminal) {
+        Ok(process) => process,
+        Err(error) => {
+            warn!(logger, "process lost"; "exec_id" => &record.exec_id, "error" => %error);
+            None
+        }
+    }
+}
+
+/// Undoes a creation that had not come to its end.
+async fn undo_half(cgroup: Option<Cgroup>, undo: Undo, logger: &Logger) {
+    info!(logger, "a creation is undone that had begun");
+    if let Some(cgroup) = cgroup {
+        let emptied =
+            blocking(move || Ok(cgroup.kill_all().and_then(|()| cgroup.wait_empty(KILL_LIMIT)))).await;
+        if !matches!(emptied, Ok(Ok(true))) {
+            warn!(logger, "processes of a half-made container are not gone");
+        }
+    }
+    undo.run(Why::Failed, logger).await;
+}

@@ -1,0 +1,48 @@
+//! Limits that the agent writes itself, once libcontainer has made the cgroup: block I/O and huge pages.
+//!
+//! libcgroups 0.7 turns a block I/O weight for v2 into one of another range in 16 bits, which overflow from 17 on
+//! (of 10 to 1000), and fails for a limit of huge pages of a size that the guest does not have. Hosts send one such
+//! limit for each size of their own.
+
+use oci_spec::runtime::{Linux, LinuxResources};
+
+/// Takes them out of `linux.resources`; nothing if there are none.
+pub(super) fn take(linux: &mut Linux) -> Option<LinuxResources> {
+    let resources = linux.resources_mut().as_mut()?;
+    let block_io = resources.block_io().clone();
+    let huge_pages = resources.hugepage_limits().clone().filter(|limits| !limits.is_empty());
+    resources.set_block_io(None).set_hugepage_limits(None);
+    if block_io.is_none() && huge_pages.is_none() {
+        return None;
+    }
+    let mut taken = LinuxResources::default();
+    taken.set_devices(None).set_block_io(block_io).set_hugepage_limits(huge_pages);
+    Some(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_libcontainer_gets_wrong_is_taken() {
+        let io = json!({"weight": 1000});
+        let pages = json!([{"pageSize": "1GB", "limit": 0}]);
+        for (given, left, taken) in [
+            (json!({}), json!({}), json!(null)),
+            (json!({"pids": {"limit": 5}}), json!({"pids": {"limit": 5}}), json!(null)),
+            (json!({"hugepageLimits": []}), json!({}), json!(null)),
+            (
+                json!({"pids": {"limit": 5}, "blockIO": io, "hugepageLimits": pages}),
+                json!({"pids": {"limit": 5}}),
+                json!({"blockIO": io, "hugepageLimits": pages}),
+            ),
+        ] {
+            let mut linux: Linux = serde_json::from_value(json!({ "resources": given })).unwrap();
+            assert_eq!(serde_json::to_value(take(&mut linux)).unwrap(), taken);
+            assert_eq!(serde_json::to_value(linux.resources()).unwrap(), left);
+        }
+    }
+}

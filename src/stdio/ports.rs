@@ -1,0 +1,294 @@
+//! Streams as connections of their own, beside the calls.
+//!
+//! With `passfd_listener_port` set the agent listens on that port, too. The host connects once for each stream, and
+//! names the ports of *its* ends in CreateContainer or ExecProcess (`stdin_port` and so on). Connections wait here
+//! until a call names them. What is moved over them is the business of `sandbox`.
+//!
+//! | `server_addr` | the listener | the port of a connection |
+//! |---|---|---|
+//! | `vsock://CID:PORT` | the same CID, `passfd_listener_port` | of the peer's address |
+//! | `unix://PATH` | `PATH_<port>` | the number behind the last `_` of the peer's own name |
+//! | `unix://@NAME` | `@NAME_<port>` | the same |
+//!
+//! Owns the listening socket. A connection that nobody asks for is closed when `MAX_WAITING` others have come
+//! after it, so that a host can't use up the descriptors.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net as std_unix;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::socket::{UnixAddr, getpeername};
+use slog::{Logger, debug, warn};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+use tokio_vsock::{VsockAddr, VsockListener};
+
+use super::StreamName;
+use crate::config::ServerAddress;
+
+/// How many connections wait for a call that names them.
+const MAX_WAITING: usize = 256;
+
+/// How long a call waits for a connection that it names: the host has made it before.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long nothing is accepted when the descriptors are used up.
+const RECOVERY: Duration = Duration::from_millis(100);
+
+/// A connected stream of bytes.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
+
+/// A connection of the host's.
+pub type Connection = Box<dyn Duplex>;
+
+/// The ports that a call names; 0 names none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamPorts {
+    /// Where standard input comes from.
+    pub stdin: u32,
+    /// Where standard output goes, or what a terminal shows.
+    pub stdout: u32,
+    /// Where standard error goes.
+    pub stderr: u32,
+}
+
+/// The connections behind [`StreamPorts`].
+#[derive(Default)]
+#[expect(missing_debug_implementations, reason = "connections have none")]
+pub struct StreamConnections {
+    /// Where standard input comes from.
+    pub stdin: Option<Connection>,
+    /// Where standard output goes, or what a terminal shows.
+    pub stdout: Option<Connection>,
+    /// Where standard error goes.
+    pub stderr: Option<Connection>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Nobody listens for any.
+    #[error("{stream}_port is {port}, but passfd_listener_port is not set")]
+    Off {
+        /// Which stream.
+        stream: StreamName,
+        /// What was named.
+        port: u32,
+    },
+    /// It has not come.
+    #[error("{stream}_port is {port}, but no connection has come from there within {} s", PATIENCE.as_secs())]
+    Missing {
+        /// Which stream.
+        stream: StreamName,
+        /// What was named.
+        port: u32,
+    },
+}
+
+/// The listener, and the connections that wait.
+pub struct Ports {
+    waiting: Mutex<VecDeque<(u32, Connection)>>,
+    came: Notify,
+}
+
+impl fmt::Debug for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ports").finish_non_exhaustive()
+    }
+}
+
+enum Listener {
+    Vsock(VsockListener),
+    Unix(UnixListener),
+}
+
+impl Ports {
+    /// Listens on `port` beside the server at `address`.
+    ///
+    /// # Errors
+    /// When the address can't be bound.
+    pub fn listen(address: &ServerAddress, port: u32, logger: Logger) -> io::Result<Arc<Self>> {
+        let listener = bind(address, port)?;
+        let ports = Arc::new(Self { waiting: Mutex::default(), came: Notify::new() });
+        tokio::spawn(accept(listener, ports.clone(), logger));
+        Ok(ports)
+    }
+
+    fn put(&self, port: u32, connection: Connection) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernel gives no port twice: an earlier one is dead.
+        waiting.retain(|(other, _)| *other != port);
+        if waiting.len() >= MAX_WAITING {
+            waiting.pop_front();
+        }
+        waiting.push_back((port, connection));
+        drop(waiting);
+        self.came.notify_waiters();
+    }
+
+    fn try_take(&self, port: u32) -> Option<Connection> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = waiting.iter().position(|(other, _)| *other == port)?;
+        waiting.remove(place).map(|(_, connection)| connection)
+    }
+
+    async fn take(&self, stream: StreamName, port: u32) -> Result<Connection, PortError> {
+        let arrival = async {
+            loop {
+                let came = self.came.notified();
+                if let Some(connection) = self.try_take(port) {
+                    return connection;
+                }
+                came.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, arrival).await.map_err(|_| PortError::Missing { stream, port })
+    }
+}
+
+/// Takes the connections that `wanted` names out of `ports`; waits a while for those that have not come yet.
+///
+/// # Errors
+/// [`PortError`]. Those that were there are closed then.
+pub async fn take(ports: Option<&Ports>, wanted: StreamPorts) -> Result<StreamConnections, PortError> {
+    let take = async |stream: StreamName, port: u32| match (port, ports) {
+        (0, _) => Ok(None),
+        (port, None) => Err(PortError::Off { stream, port }),
+        (port, Some(ports)) => ports.take(stream, port).await.map(Some),
+    };
+    Ok(StreamConnections {
+        stdin: take(StreamName::Stdin, wanted.stdin).await?,
+        stdout: take(StreamName::Stdout, wanted.stdout).await?,
+        stderr: take(StreamName::Stderr, wanted.stderr).await?,
+    })
+}
+
+fn bind(address: &ServerAddress, port: u32) -> io::Result<Listener> {
+    let listener = match address {
+        ServerAddress::Vsock { cid, .. } => {
+            return Ok(Listener::Vsock(VsockListener::bind(VsockAddr::new(*cid, port))?));
+        }
+        ServerAddress::Unix(path) => {
+            let mut path = path.clone().into_os_string();
+            path.push(format!("_{port}"));
+            let path = PathBuf::from(path);
+            // An earlier agent's, on which nobody listens.
+            if std_unix::UnixStream::connect(&path).is_err() {
+                let _ = std::fs::remove_file(&path);
+            }
+            std_unix::UnixListener::bind(path)?
+        }
+        ServerAddress::UnixAbstract(name) => {
+            let address = std_unix::SocketAddr::from_abstract_name(format!("{name}_{port}"))?;
+            std_unix::UnixListener::bind_addr(&address)?
+        }
+    };
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener).map(Listener::Unix)
+}
+
+async fn accept(listener: Listener, ports: Arc<Ports>, logger: Logger) {
+    loop {
+        match listener.accept().await {
+            Ok((Some(port), connection)) => {
+                debug!(logger, "a connection for a stream"; "port" => port);
+                ports.put(port, connection);
+            }
+            Ok((None, _)) => warn!(logger, "a connection for a stream without a port is closed"),
+            Err(error) => {
+                warn!(logger, "no connection for a stream can be accepted"; "error" => %error);
+                tokio::time::sleep(RECOVERY).await;
+            }
+        }
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Option<u32>, Connection)> {
+        Ok(match self {
+            Self::Vsock(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                (Some(peer.port()), Box::new(stream))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // mio does not tell abstract names.
+                let peer: UnixAddr = getpeername(stream.as_raw_fd())?;
+                (port_of(&peer), Box::new(stream))
+            }
+        })
+    }
+}
+
+fn port_of(peer: &UnixAddr) -> Option<u32> {
+    let path = peer.path().map(|path| path.as_os_str().as_encoded_bytes());
+    let name = path.or_else(|| peer.as_abstract())?;
+    let (_, port) = std::str::from_utf8(name).ok()?.rsplit_once('_')?;
+    port.parse().ok().filter(|port| *port != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{UnixSocket, UnixStream};
+
+    use super::*;
+
+    fn listen() -> (String, Arc<Ports>) {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("nakai-ports-{}-{count}", std::process::id());
+        let logger = Logger::root(slog::Discard, slog::o!());
+        let ports = Ports::listen(&ServerAddress::UnixAbstract(name.clone()), 1027, logger).unwrap();
+        (name, ports)
+    }
+
+    async fn connect(name: &str, port: u32) -> UnixStream {
+        let socket = UnixSocket::new_stream().unwrap();
+        socket.bind(format!("\0{name}-peer_{port}")).unwrap();
+        socket.connect(format!("\0{name}_1027")).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_found_by_its_port_whenever_it_comes() {
+        let (name, ports) = listen();
+        let mut early = connect(&name, 7).await;
+        early.write_all(b"x").await.unwrap();
+        let wanted = StreamPorts { stdin: 7, stdout: 8, stderr: 0 };
+        let (taken, _late) = tokio::join!(take(Some(&ports), wanted), connect(&name, 8));
+        let taken = taken.unwrap();
+        assert!(taken.stdout.is_some() && taken.stderr.is_none());
+        assert_eq!(taken.stdin.unwrap().read_u8().await.unwrap(), b'x');
+        assert!(ports.try_take(7).is_none(), "it is handed out once");
+    }
+
+    #[tokio::test]
+    async fn without_a_listener_a_port_is_refused_and_none_is_fine() {
+        assert!(take(None, StreamPorts::default()).await.unwrap().stdin.is_none());
+        let error = take(None, StreamPorts { stderr: 9, ..Default::default() }).await.err().unwrap();
+        assert_eq!(error.to_string(), "stderr_port is 9, but passfd_listener_port is not set");
+    }
+
+    #[tokio::test]
+    async fn those_that_nobody_wants_make_room() {
+        let (name, ports) = listen();
+        let mut peers = Vec::new();
+        for port in 1..=u32::try_from(MAX_WAITING).unwrap() + 1 {
+            peers.push(connect(&name, port).await);
+            // The kernel's own queue is shorter.
+            tokio::task::yield_now().await;
+        }
+        // The last one has come, so all before it have.
+        take(Some(&ports), StreamPorts { stdin: 257, ..Default::default() }).await.unwrap();
+        assert_eq!(peers[0].read_u8().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(ports.try_take(2).is_some());
+    }
+}

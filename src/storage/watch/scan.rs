@@ -1,0 +1,144 @@
+//! What there is beneath a directory, as far as it tells that something has changed.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+
+use crate::guest::tree::file_type;
+
+/// One thing in the tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) kind: Kind,
+    pub(super) mode: libc::mode_t,
+    pub(super) owner: (libc::uid_t, libc::gid_t),
+}
+
+/// What it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    Directory,
+    File(Stamp),
+    Link(OsString),
+}
+
+/// What changes when a file does: inode, size, and the times of its last changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Stamp {
+    inode: libc::ino_t,
+    size: libc::off_t,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub(super) fn of(stat: &FileStat) -> Self {
+        Self {
+            inode: stat.st_ino,
+            size: stat.st_size,
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+
+    pub(super) fn modified(&self) -> (i64, i64) {
+        self.modified
+    }
+}
+
+/// Everything in a tree by its path, the root included as the empty path. Those above come before those beneath.
+pub(super) type Tree = BTreeMap<PathBuf, Seen>;
+
+/// Why a tree could not be looked at or copied: the path in it, and the reason.
+#[derive(Debug)]
+pub(super) struct At {
+    pub(super) step: &'static str,
+    pub(super) path: PathBuf,
+    pub(super) cause: Errno,
+}
+
+/// For `map_err`: what was done with which path of the tree.
+pub(super) fn at(step: &'static str, path: &Path) -> impl FnOnce(Errno) -> At {
+    let path = path.to_owned();
+    move |cause| At { step, path, cause }
+}
+
+impl Seen {
+    pub(super) fn of(stat: &FileStat, kind: Kind) -> Self {
+        Self { kind, mode: stat.st_mode & 0o7777, owner: (stat.st_uid, stat.st_gid) }
+    }
+
+    pub(super) fn is_directory(&self) -> bool {
+        self.kind == Kind::Directory
+    }
+}
+
+/// Opens what a path in the tree leads to, without any link.
+pub(super) fn open(root: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    // A pipe that takes a file's place must not hold us. A mere handle is never held.
+    let more =
+        if flags.contains(OFlag::O_PATH) { OFlag::O_CLOEXEC } else { OFlag::O_CLOEXEC | OFlag::O_NONBLOCK };
+    let how = OpenHow::new()
+        .flags(flags | more)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(root, path, how)
+}
+
+/// Looks at all that is in a directory. What is neither file, directory nor link is left out.
+pub(super) fn scan(root: &OwnedFd) -> Result<Tree, At> {
+    let mut tree = Tree::new();
+    let stat = fstat(root).map_err(at("looking at", Path::new("")))?;
+    tree.insert(PathBuf::new(), Seen::of(&stat, Kind::Directory));
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(directory) = waiting.pop() {
+        let fd = open(root, &directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        let fd = fd.map_err(at("opening", &directory))?;
+        for name in names(&fd).map_err(at("reading", &directory))? {
+            let path = directory.join(&name);
+            match look(&fd, &name) {
+                Ok(Some(seen)) => {
+                    if seen.is_directory() {
+                        waiting.push(path.clone());
+                    }
+                    tree.insert(path, seen);
+                }
+                Ok(None) | Err(Errno::ENOENT) => {}
+                Err(cause) => return Err(At { step: "looking at", path, cause }),
+            }
+        }
+    }
+    Ok(tree)
+}
+
+fn names(directory: &OwnedFd) -> Result<Vec<OsString>, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut names = Vec::new();
+    for entry in Dir::openat(directory, c".", flags, Mode::empty())?.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn look(directory: &OwnedFd, name: &OsStr) -> Result<Option<Seen>, Errno> {
+    let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let kind = match file_type(&stat) {
+        libc::S_IFDIR => Kind::Directory,
+        libc::S_IFREG => Kind::File(Stamp::of(&stat)),
+        libc::S_IFLNK => Kind::Link(readlinkat(directory, name)?),
+        _ => return Ok(None),
+    };
+    Ok(Some(Seen::of(&stat, kind)))
+}

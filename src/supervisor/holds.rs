@@ -1,0 +1,141 @@
+//! What the supervisor keeps for the next server: descriptors under a key, and how a process ended.
+//!
+//! It looks into none of it. The descriptors are duplicates, so that a pipe keeps its bytes and a terminal its
+//! session when the server goes. The end of a held process is kept until the server lets go of the key, so no end
+//! that happens while there is no server is lost.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::MsgFlags;
+
+use super::channel::{Channel, ChannelError, Header, Kind};
+use super::reaper::ExitStatus;
+
+/// The most keys. Far above what a guest can run; who asks for more is not a server of ours.
+const MAX_HOLDS: usize = 1 << 16;
+
+#[derive(Debug)]
+struct Hold {
+    /// 0 if no process belongs to it.
+    pid: i32,
+    ended: Option<ExitStatus>,
+    fds: Vec<OwnedFd>,
+}
+
+/// All that is held, by key.
+#[derive(Debug, Default)]
+pub(super) struct Holds {
+    entries: BTreeMap<u64, Hold>,
+}
+
+impl Holds {
+    /// Keeps `fds` under `key`; what was there is let go of.
+    pub(super) fn keep(&mut self, key: u64, pid: i32, fds: Vec<OwnedFd>) {
+        if self.entries.len() < MAX_HOLDS {
+            self.entries.insert(key, Hold { pid, ended: None, fds });
+        }
+    }
+
+    /// Keeps only the first `count` descriptors, or lets go of the key if that is none.
+    pub(super) fn release(&mut self, key: u64, count: i32) {
+        let count = usize::try_from(count).unwrap_or(0);
+        if count == 0 {
+            self.entries.remove(&key);
+        } else if let Some(hold) = self.entries.get_mut(&key) {
+            hold.fds.truncate(count);
+        }
+    }
+
+    /// Notes the end of a process, whose pid is not another's yet.
+    pub(super) fn exited(&mut self, pid: i32, status: ExitStatus) {
+        let of_it = |hold: &&mut Hold| hold.pid == pid && hold.ended.is_none();
+        if let Some(hold) = self.entries.values_mut().find(of_it) {
+            hold.ended = Some(status);
+        }
+    }
+
+    /// Tells all of it, and that it was all.
+    ///
+    /// # Errors
+    /// When the server is gone.
+    pub(super) fn tell(&self, channel: &Channel) -> Result<(), ChannelError> {
+        for (key, hold) in &self.entries {
+            let (kind, status) = match hold.ended {
+                None => (Kind::Held, 0),
+                Some(status) => (Kind::HeldEnded, status.to_wire()),
+            };
+            let fds: Vec<BorrowedFd<'_>> = hold.fds.iter().map(AsFd::as_fd).collect();
+            let header = Header { kind, request: *key, pid: hold.pid, status };
+            channel.send(header, b"", &fds, MsgFlags::empty())?;
+        }
+        channel.send(Header::new(Kind::Listed, 0), b"", &[], MsgFlags::empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pipe() -> OwnedFd {
+        nix::unistd::pipe().unwrap().0
+    }
+
+    /// What a server is told: kind, key, pid, status, and how many descriptors.
+    fn told(holds: &Holds) -> Vec<(Kind, u64, i32, i32, usize)> {
+        let (ours, theirs) = Channel::pair().unwrap();
+        holds.tell(&ours).unwrap();
+        drop(ours);
+        let mut all = Vec::new();
+        while let Ok(message) = theirs.receive(0, MsgFlags::empty()) {
+            let Header { kind, request, pid, status } = message.header;
+            all.push((kind, request, pid, status, message.fds.len()));
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_held_is_told_with_the_ends_that_came_meanwhile() {
+        let mut holds = Holds::default();
+        holds.keep(7, 100, vec![pipe(), pipe(), pipe()]);
+        holds.keep(8, 101, vec![pipe()]);
+        holds.keep(9, 0, vec![pipe()]);
+        holds.exited(101, ExitStatus::Code(3));
+        holds.exited(555, ExitStatus::Code(4));
+        let status = ExitStatus::Code(3).to_wire();
+        assert_eq!(
+            told(&holds),
+            [
+                (Kind::Held, 7, 100, 0, 3),
+                (Kind::HeldEnded, 8, 101, status, 1),
+                (Kind::Held, 9, 0, 0, 1),
+                (Kind::Listed, 0, 0, 0, 0),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pid_that_is_used_again_does_not_change_what_the_first_ended_with() {
+        let mut holds = Holds::default();
+        holds.keep(1, 100, Vec::new());
+        holds.exited(100, ExitStatus::Code(1));
+        holds.keep(2, 100, Vec::new());
+        holds.exited(100, ExitStatus::Signal(9));
+        let statuses: Vec<i32> = told(&holds).iter().map(|told| told.3).collect();
+        assert_eq!(statuses, [ExitStatus::Code(1).to_wire(), ExitStatus::Signal(9).to_wire(), 0]);
+    }
+
+    #[test]
+    fn releasing_closes_from_the_end_and_then_all() {
+        let mut holds = Holds::default();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        holds.keep(1, 100, vec![pipe(), writer]);
+        holds.release(1, 1);
+        // Nobody writes any more.
+        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0));
+        assert_eq!(told(&holds).first().map(|told| told.4), Some(1));
+        holds.release(1, 0);
+        holds.release(1, 0);
+        assert_eq!(told(&holds).len(), 1);
+    }
+}
