@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use nakai_protocols::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    ExecProcessRequest, GuestDetailsRequest, GuestDetailsResponse, ReadStreamRequest, RemoveContainerRequest,
-    SignalProcessRequest, StartContainerRequest, StatsContainerRequest, StatsContainerResponse,
-    TtyWinResizeRequest, WaitProcessRequest, WriteStreamRequest,
+    ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest, GuestDetailsResponse,
+    ReadStreamRequest, RemoveContainerRequest, RemoveStaleVirtiofsShareMountsRequest, SignalProcessRequest,
+    StartContainerRequest, StatsContainerRequest, StatsContainerResponse, TtyWinResizeRequest,
+    WaitProcessRequest, WriteStreamRequest,
 };
 use nakai_protocols::agent_ttrpc::AgentServiceClient;
 use nakai_protocols::health::{CheckRequest, VersionCheckResponse};
@@ -36,6 +37,7 @@ pub struct Client {
     agent: AgentServiceClient,
     health: HealthClient,
     limit: Option<Duration>,
+    peer: Option<String>,
 }
 
 impl std::fmt::Debug for Client {
@@ -55,14 +57,21 @@ impl Client {
     /// There is no connection within [`CONNECT_TIMEOUT`]. No call has been made yet:
     /// [`Client::check`] tells whether an agent answers.
     pub async fn connect(address: &Address) -> std::result::Result<Self, ConnectError> {
-        Ok(Self::over(connect::connect(address, CONNECT_TIMEOUT).await?))
+        let (stream, peer) = connect::connect_peer(address, CONNECT_TIMEOUT).await?;
+        Ok(Self { peer, ..Self::over(stream) })
     }
 
     /// Speaks the protocol over a stream that is connected already. Must run inside a tokio runtime.
     pub fn over(stream: Box<dyn Stream>) -> Self {
         let client = ttrpc::asynchronous::Client::new(Socket::new(stream));
         let health = HealthClient::new(client.clone());
-        Self { agent: AgentServiceClient::new(client), health, limit: None }
+        Self { agent: AgentServiceClient::new(client), health, limit: None, peer: None }
+    }
+
+    /// Which process of this host answers, the agent itself or its VM's: another text for each. None where the
+    /// connection does not tell.
+    pub fn peer(&self) -> Option<&str> {
+        self.peer.as_deref()
     }
 
     /// The same connection with `limit` on every call, those that wait for a process included.
@@ -130,6 +139,16 @@ impl Client {
             GuestDetailsRequest { mem_block_size: true, mem_hotplug_probe: true, ..Default::default() };
         let answer = self.agent.get_guest_details(self.context(), &request).await;
         answer.map_err(|e| CallError::new("GetGuestDetails", "", e))
+    }
+
+    /// `GetMetrics`: numbers of agent and guest in Prometheus' text format.
+    ///
+    /// # Errors
+    ///
+    /// The call's own.
+    pub async fn metrics(&self) -> Result<String> {
+        let answer = self.agent.get_metrics(self.context(), &GetMetricsRequest::new()).await;
+        answer.map(|a| a.metrics).map_err(|e| CallError::new("GetMetrics", "", e))
     }
 
     /// `CreateSandbox`; [`crate::sandbox::request`] builds what a shim sends.
@@ -248,6 +267,17 @@ impl Client {
         answer.map(drop).map_err(|e| CallError::new("RemoveContainer", id, e))
     }
 
+    /// `RemoveStaleVirtiofsShareMounts`: the guest lets go of what the host no longer shares.
+    ///
+    /// # Errors
+    ///
+    /// The call's own.
+    pub async fn look_at_shares(&self) -> Result<()> {
+        let request = RemoveStaleVirtiofsShareMountsRequest::new();
+        let answer = self.agent.remove_stale_virtiofs_share_mounts(self.context(), &request).await;
+        answer.map(drop).map_err(|e| CallError::new("RemoveStaleVirtiofsShareMounts", "", e))
+    }
+
     /// `WriteStdin`: writes some of `data`, returns how much.
     ///
     /// # Errors
@@ -315,6 +345,17 @@ impl Client {
         };
         let answer = self.agent.tty_win_resize(self.context(), &request).await;
         answer.map(drop).map_err(|e| CallError::new("TtyWinResize", object(container, exec), e))
+    }
+
+    /// `GetOOMEvent`: waits until the kernel has killed a process of a container for want of memory, and names the
+    /// container. Each event is told to one caller.
+    ///
+    /// # Errors
+    ///
+    /// The call's own.
+    pub async fn oom_event(&self) -> Result<String> {
+        let answer = self.agent.get_oom_event(self.patient(), &GetOOMEventRequest::new()).await;
+        answer.map(|a| a.container_id).map_err(|e| CallError::new("GetOOMEvent", "", e))
     }
 
     /// `StatsContainer`.

@@ -7,10 +7,11 @@
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream as StdUnixStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::{UnixSocket, UnixStream};
 use tokio_vsock::{VsockAddr, VsockStream};
 
 use crate::address::Address;
@@ -69,26 +70,107 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 ///
 /// See [`ConnectError`].
 pub async fn connect(address: &Address, limit: Duration) -> Result<Box<dyn Stream>, ConnectError> {
+    Ok(connect_peer(address, limit).await?.0)
+}
+
+/// As [`connect`]; says too which process of this host it is connected to, where that can be told.
+pub(crate) async fn connect_peer(address: &Address, limit: Duration) -> Result<Connected, ConnectError> {
     match tokio::time::timeout(limit, dial(address)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::TimedOut { address: address.clone(), limit }),
     }
 }
 
-async fn dial(address: &Address) -> Result<Box<dyn Stream>, ConnectError> {
+/// A stream, and a text that is another for each process that may be at its other end.
+type Connected = (Box<dyn Stream>, Option<String>);
+
+async fn dial(address: &Address) -> Result<Connected, ConnectError> {
     let failed = |source| ConnectError::Socket { address: address.clone(), source };
-    Ok(match address {
-        Address::Unix(path) => Box::new(UnixStream::connect(path).await.map_err(failed)?),
-        Address::Abstract(name) => Box::new(connect_abstract(name).map_err(failed)?),
+    let stream = match address {
+        Address::Unix(path) => UnixStream::connect(path).await.map_err(failed)?,
+        Address::Abstract(name) => connect_abstract(name).map_err(failed)?,
         Address::Vsock { cid, port } => {
-            Box::new(VsockStream::connect(VsockAddr::new(*cid, *port)).await.map_err(failed)?)
+            let stream = VsockStream::connect(VsockAddr::new(*cid, *port)).await.map_err(failed)?;
+            return Ok((Box::new(stream), None));
         }
         Address::Hybrid { path, port } => {
             let mut stream = UnixStream::connect(path).await.map_err(failed)?;
             handshake(&mut stream, *port, address).await?;
-            Box::new(stream)
+            stream
         }
-    })
+    };
+    let peer = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(process);
+    Ok((Box::new(stream), peer))
+}
+
+/// A process by pid and start time, since pids come again (proc_pid_stat(5)); none for one that is not seen from here.
+pub(crate) fn process(pid: i32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may have anything in it; the start is the 20th field behind it.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    // A zombie has ended, though nobody has looked yet.
+    let lives = fields.next().is_some_and(|state| !matches!(state, "Z" | "X"));
+    let start = fields.nth(18)?;
+    lives.then(|| format!("{pid}@{start}"))
+}
+
+/// Connects to another `port` of the agent at `address`, from a port that the agent can tell this connection by: for a
+/// stream of a process (`stdin_port` and so on). On a unix socket, where there are no ports, the agent listens on
+/// `<address>_<port>` and reads the number behind the last `_` of our own name. A hybrid VMM has to say the port of its
+/// end, as Firecracker and Cloud Hypervisor do; vhost-device-vsock says the one that was asked for.
+///
+/// # Errors
+///
+/// See [`ConnectError`].
+pub async fn connect_stream(
+    address: &Address,
+    port: u32,
+    limit: Duration,
+) -> Result<(Box<dyn Stream>, u32), ConnectError> {
+    match tokio::time::timeout(limit, dial_stream(address, port)).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::TimedOut { address: address.clone(), limit }),
+    }
+}
+
+async fn dial_stream(address: &Address, port: u32) -> Result<(Box<dyn Stream>, u32), ConnectError> {
+    let failed = |source| ConnectError::Socket { address: address.clone(), source };
+    match address {
+        Address::Unix(path) => {
+            let (stream, own) = connect_unix(&format!("{}_{port}", path.display())).await.map_err(failed)?;
+            Ok((Box::new(stream), own))
+        }
+        Address::Abstract(name) => {
+            let (stream, own) = connect_unix(&format!("\0{name}_{port}")).await.map_err(failed)?;
+            Ok((Box::new(stream), own))
+        }
+        Address::Vsock { cid, .. } => {
+            let stream = VsockStream::connect(VsockAddr::new(*cid, port)).await.map_err(failed)?;
+            let own = stream.local_addr().map_err(failed)?.port();
+            Ok((Box::new(stream), own))
+        }
+        Address::Hybrid { path, .. } => {
+            let mut stream = UnixStream::connect(path).await.map_err(failed)?;
+            let own = handshake(&mut stream, port, address).await?;
+            let no_port =
+                || failed(io::Error::other("the VMM does not say which port it has connected from"));
+            Ok((Box::new(stream), own.filter(|own| *own != port).ok_or_else(no_port)?))
+        }
+    }
+}
+
+/// From a name that ends with a number which nobody else has.
+async fn connect_unix(target: &str) -> io::Result<(UnixStream, u32)> {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    loop {
+        let own = NEXT.fetch_add(1, Ordering::Relaxed);
+        let socket = UnixSocket::new_stream()?;
+        match socket.bind(format!("\0nakai-ctl_{own}")) {
+            Ok(()) => return Ok((socket.connect(target).await?, own)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn connect_abstract(name: &str) -> io::Result<UnixStream> {
@@ -97,7 +179,12 @@ fn connect_abstract(name: &str) -> io::Result<UnixStream> {
     UnixStream::from_std(stream)
 }
 
-async fn handshake(stream: &mut UnixStream, port: u32, address: &Address) -> Result<(), ConnectError> {
+/// The port of this end, as far as the VMM says it.
+async fn handshake(
+    stream: &mut UnixStream,
+    port: u32,
+    address: &Address,
+) -> Result<Option<u32>, ConnectError> {
     let broken = |source| ConnectError::Handshake { address: address.clone(), source };
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(broken)?;
     let mut answer = Vec::with_capacity(ANSWER_MAX);
@@ -110,8 +197,11 @@ async fn handshake(stream: &mut UnixStream, port: u32, address: &Address) -> Res
             break;
         }
     }
-    if answer == b"OK" || answer.starts_with(b"OK ") {
-        return Ok(());
+    if answer == b"OK" {
+        return Ok(None);
+    }
+    if let Some(own) = answer.strip_prefix(b"OK ") {
+        return Ok(std::str::from_utf8(own).ok().and_then(|own| own.trim().parse().ok()));
     }
     Err(ConnectError::Refused {
         address: address.clone(),
@@ -171,6 +261,18 @@ mod tests {
         let abstract_address = SocketAddr::from_abstract_name(&name).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind_addr(&abstract_address).unwrap();
         connect(&Address::Abstract(name), CONNECT_TIMEOUT).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_other_ends_process_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let (_stream, peer) = connect_peer(&Address::Unix(path), CONNECT_TIMEOUT).await.unwrap();
+        let me = std::process::id();
+        assert_eq!(peer, process(i32::try_from(me).unwrap()));
+        assert!(peer.unwrap().starts_with(&format!("{me}@")));
+        assert_eq!(process(-1), None);
     }
 
     #[tokio::test]

@@ -12,15 +12,26 @@
 pub mod address;
 pub mod client;
 pub mod connect;
+pub mod cri;
+pub mod disk;
+pub mod docker;
 pub mod error;
+pub mod hotplug;
+pub mod image;
+mod mounts;
+mod network;
 pub mod qmp;
 pub mod rootfs;
 pub mod sandbox;
 pub mod spec;
+pub mod state;
 pub mod stdio;
+pub mod time;
 pub mod tty;
 pub mod unpack;
 pub mod vm;
+pub mod vms;
+pub mod zun;
 
 pub use address::Address;
 pub use client::Client;

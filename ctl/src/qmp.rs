@@ -1,8 +1,9 @@
-//! A client of QEMU's control socket: one command at a time, events skipped.
+//! A client of QEMU's control socket: one command at a time, events kept until they are asked for.
 //!
 //! QMP is JSON, one object per line: the server greets, is asked for `qmp_capabilities`, and then
 //! answers each `execute` with `return` or `error`. Events may come at any time.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +17,9 @@ const LINE_MAX: u64 = 4 << 20;
 
 /// How long QEMU may take for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many events are kept.
+const EVENTS_MAX: usize = 256;
 
 /// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,7 @@ pub enum QmpError {
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,
+    events: VecDeque<Value>,
 }
 
 impl Qmp {
@@ -63,7 +68,7 @@ impl Qmp {
     pub async fn connect(path: &Path) -> Result<Self, QmpError> {
         let command = "connect";
         let stream = UnixStream::connect(path).await.map_err(socket(command))?;
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        let mut qmp = Self { stream: BufReader::new(stream), events: VecDeque::new() };
         let greeting = qmp.read(command).await?;
         if greeting.get("QMP").is_none() {
             return Err(unexpected(command, &greeting));
@@ -84,6 +89,7 @@ impl Qmp {
         loop {
             let mut answer = self.read(command).await?;
             if answer.get("event").is_some() {
+                self.keep(answer);
                 continue;
             }
             if let Some(value) = answer.get_mut("return") {
@@ -94,6 +100,95 @@ impl Qmp {
             let (class, description) = (text("class"), text("desc"));
             return Err(QmpError::Refused { command: command.to_owned(), class, description });
         }
+    }
+
+    /// Plugs a disk into the machine: a raw image behind a device of this driver. `place` says where
+    /// (`bus`, `scsi-id`, `lun`...); the device's id is `id`.
+    ///
+    /// # Errors
+    ///
+    /// QEMU refuses it or goes away.
+    pub async fn plug_disk(
+        &mut self,
+        id: &str,
+        image: &Path,
+        driver: &str,
+        place: Value,
+    ) -> Result<(), QmpError> {
+        let node = format!("node-{id}");
+        let file = json!({ "driver": "file", "filename": image });
+        self.execute("blockdev-add", json!({ "driver": "raw", "node-name": node, "file": file })).await?;
+        self.plug(id, driver, with(place, "drive", json!(node))).await
+    }
+
+    /// Plugs a device into the machine. `properties` are those of the driver.
+    ///
+    /// # Errors
+    ///
+    /// QEMU refuses it or goes away.
+    pub async fn plug(&mut self, id: &str, driver: &str, properties: Value) -> Result<(), QmpError> {
+        let device = with(with(properties, "id", json!(id)), "driver", json!(driver));
+        self.execute("device_add", device).await.map(drop)
+    }
+
+    /// Pulls a device, and waits until the guest has let go of it.
+    ///
+    /// # Errors
+    ///
+    /// QEMU refuses it, or the guest keeps it.
+    pub async fn unplug(&mut self, id: &str) -> Result<(), QmpError> {
+        self.events.retain(|event| event.get("event") != Some(&json!("DEVICE_DELETED")));
+        self.execute("device_del", json!({ "id": id })).await?;
+        loop {
+            let event = self.event("DEVICE_DELETED").await?;
+            if event.get("device").and_then(Value::as_str) == Some(id) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Pulls a disk that [`Qmp::plug_disk`] has plugged, and forgets its image.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Qmp::unplug`].
+    pub async fn unplug_disk(&mut self, id: &str) -> Result<(), QmpError> {
+        self.unplug(id).await?;
+        self.execute("blockdev-del", json!({ "node-name": format!("node-{id}") })).await.map(drop)
+    }
+
+    /// The data of the next event of that name, from those that came meanwhile on.
+    ///
+    /// # Errors
+    ///
+    /// It does not come, or QEMU goes away.
+    pub async fn event(&mut self, name: &str) -> Result<Value, QmpError> {
+        let is = |event: &Value| event.get("event").and_then(Value::as_str) == Some(name);
+        loop {
+            if let Some(found) = self.events.iter().position(is) {
+                let event = self.events.remove(found).unwrap_or_default();
+                return Ok(event.get("data").cloned().unwrap_or_default());
+            }
+            let event = self.read(name).await?;
+            self.keep(event);
+        }
+    }
+
+    /// The slot of the device `id` on its PCI bus.
+    ///
+    /// # Errors
+    ///
+    /// There is no such device on the bus.
+    pub async fn pci_slot(&mut self, id: &str) -> Result<u64, QmpError> {
+        let buses = self.execute("query-pci", json!({})).await?;
+        slot_of(&buses, id).ok_or_else(|| unexpected("query-pci", &json!(format!("no device {id}"))))
+    }
+
+    fn keep(&mut self, event: Value) {
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
     }
 
     async fn read(&mut self, command: &str) -> Result<Value, QmpError> {
@@ -107,6 +202,25 @@ impl Qmp {
                 answer: String::from_utf8_lossy(&line).chars().take(100).collect(),
             }),
         }
+    }
+}
+
+fn with(mut object: Value, key: &str, value: Value) -> Value {
+    if let Some(object) = object.as_object_mut() {
+        object.insert(key.to_owned(), value);
+    }
+    object
+}
+
+/// Looks through all buses, those behind bridges too.
+fn slot_of(tree: &Value, id: &str) -> Option<u64> {
+    match tree {
+        Value::Object(object) if object.get("qdev_id").and_then(Value::as_str) == Some(id) => {
+            object.get("slot").and_then(Value::as_u64)
+        }
+        Value::Object(object) => object.values().find_map(|value| slot_of(value, id)),
+        Value::Array(values) => values.iter().find_map(|value| slot_of(value, id)),
+        _ => None,
     }
 }
 
@@ -158,6 +272,33 @@ mod tests {
         .await;
         assert_eq!(answer, json!({"status": "running"}));
         assert_eq!(asked[1], json!({"execute": "query-status", "arguments": {"a": 1}}));
+    }
+
+    #[tokio::test]
+    async fn a_pulled_device_is_waited_for() {
+        let gone = concat!(
+            r#"{"event": "DEVICE_DELETED", "data": {"device": "other"}}"#,
+            "\n{\"return\": {}}\n",
+            r#"{"event": "DEVICE_DELETED", "data": {"path": "/x"}}"#,
+            "\n",
+            r#"{"event": "DEVICE_DELETED", "data": {"device": "d"}}"#,
+        );
+        let ((), asked) = with_qemu(&[GREETING, r#"{"return": {}}"#, gone], async |path| {
+            Qmp::connect(path).await.unwrap().unplug("d").await.unwrap();
+        })
+        .await;
+        assert_eq!(asked[1], json!({"execute": "device_del", "arguments": {"id": "d"}}));
+    }
+
+    #[test]
+    fn slots_are_found_behind_bridges() {
+        let behind = json!({"bus": 1, "devices": [{"qdev_id": "d", "slot": 3}]});
+        let buses = json!([{"bus": 0, "devices": [
+            {"qdev_id": "", "slot": 1},
+            {"qdev_id": "rp0", "slot": 4, "pci_bridge": {"devices": behind["devices"]}},
+        ]}]);
+        assert_eq!((slot_of(&buses, "rp0"), slot_of(&buses, "d")), (Some(4), Some(3)));
+        assert_eq!(slot_of(&buses, "x"), None);
     }
 
     #[tokio::test]

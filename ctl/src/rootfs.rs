@@ -1,21 +1,25 @@
 //! A container's root filesystem in the directory that the guest shares, as a guard.
 //!
 //! ```text
-//! host   <share>/<container>/rootfs        bind mount (root), copy, or unpacked archive
+//! host   <share>/<container>/rootfs        bind mount (root), overlay of an image's layers (root), copy, or unpacked
+//!                                          archive
 //! guest  /run/kata-containers/shared/containers/<container>/rootfs
 //! ```
 //!
-//! Dropping the guard takes away what it made, and never reaches through a mount: a bind mount is
+//! Dropping the guard takes away what it made, and never reaches through a mount: a mount is
 //! detached first, and its mount point is then removed as the empty directory that it must be. With a
-//! bind mount, what the container writes to its root is written to the original.
+//! bind mount, what the container writes to its root is written to the original. With an overlay it is written to a
+//! directory that goes with the guard and that the guest doesn't see; the layers are never written to.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::image::{Image, merge};
+use crate::mounts;
 use crate::sandbox::guest_rootfs;
 use crate::unpack::{UnpackError, unpack};
 
@@ -61,6 +65,8 @@ pub struct SharedRootfs {
     directory: PathBuf,
     guest: String,
     mounted: bool,
+    /// What an overlay is written to.
+    writable: Option<PathBuf>,
 }
 
 impl SharedRootfs {
@@ -70,26 +76,59 @@ impl SharedRootfs {
     ///
     /// See [`RootfsError`]. Nothing is left in the share then.
     pub fn share(source: &Path, share: &Path, container: &str) -> Result<Self, RootfsError> {
-        if container.is_empty() || container == "." || container == ".." || container.contains(['/', '\0']) {
-            return Err(RootfsError::Id(container.to_owned()));
-        }
         let kind = fs::metadata(source)
             .map_err(|error| RootfsError::Source { path: source.to_owned(), source: error })?;
-        let directory = share.join(container);
-        let taken = |source| RootfsError::Target { path: directory.clone(), source };
-        fs::create_dir(&directory).map_err(taken)?;
-        // From here on dropping it cleans up.
-        let mut shared =
-            Self { directory: directory.clone(), guest: guest_rootfs(container), mounted: false };
+        let mut shared = Self::reserve(share, container)?;
         let target = shared.host_path();
-        fs::create_dir(&target).map_err(taken)?;
         if kind.is_file() {
             unpack(source, &target)?;
         } else if nix::unistd::geteuid().is_root() && bind(source, &target) {
             shared.mounted = true;
         } else {
-            copy_tree(source, &target)?;
+            copy(&[source], &target)?;
         }
+        Ok(shared)
+    }
+
+    /// Shares an image for `container`, which can write to its root and to no other's. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// As for [`SharedRootfs::share`].
+    pub fn share_image(image: &Image, share: &Path, container: &str) -> Result<Self, RootfsError> {
+        let mut shared = Self::reserve(share, container)?;
+        let target = shared.host_path();
+        shared.writable = overlay(&image.layers, &target);
+        shared.mounted = shared.writable.is_some();
+        if !shared.mounted {
+            copy(&image.layers, &target)?;
+        }
+        Ok(shared)
+    }
+
+    /// As [`SharedRootfs::share_image`] for an agent on this host, which may not see what is mounted here: always a
+    /// copy.
+    ///
+    /// # Errors
+    ///
+    /// As for [`SharedRootfs::share`].
+    pub fn copy_image(image: &Image, directory: &Path, container: &str) -> Result<Self, RootfsError> {
+        let shared = Self::reserve(directory, container)?;
+        copy(&image.layers, &shared.host_path())?;
+        Ok(shared)
+    }
+
+    /// Makes the place in the share; the guard takes it away.
+    fn reserve(share: &Path, container: &str) -> Result<Self, RootfsError> {
+        if container.is_empty() || container == "." || container == ".." || container.contains(['/', '\0']) {
+            return Err(RootfsError::Id(container.to_owned()));
+        }
+        let directory = share.join(container);
+        let taken = |source| RootfsError::Target { path: directory.clone(), source };
+        fs::create_dir(&directory).map_err(taken)?;
+        let guest = guest_rootfs(container);
+        let shared = Self { directory: directory.clone(), guest, mounted: false, writable: None };
+        fs::create_dir(shared.host_path()).map_err(taken)?;
         Ok(shared)
     }
 
@@ -121,6 +160,9 @@ impl Drop for SharedRootfs {
         } else {
             let _ = fs::remove_dir_all(&self.directory);
         }
+        if let Some(writable) = &self.writable {
+            let _ = fs::remove_dir_all(writable);
+        }
     }
 }
 
@@ -128,9 +170,19 @@ impl Drop for SharedRootfs {
 pub fn unshare(share: &Path, container: &str) {
     let directory = share.join(container);
     let rootfs = directory.join("rootfs");
+    let writable = writable(&rootfs);
     let mounted =
         umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() || is_mount(&rootfs);
-    drop(SharedRootfs { directory, guest: String::new(), mounted });
+    drop(SharedRootfs { directory, guest: String::new(), mounted, writable });
+}
+
+/// What the overlay of ours at `point` is written to.
+pub(crate) fn writable(point: &Path) -> Option<PathBuf> {
+    // The table of mounts has no symbolic links in its paths.
+    let upper = mounts::overlay_upper(&point.canonicalize().ok()?)?;
+    let writable = upper.parent()?;
+    let ours = writable.file_name()?.to_string_lossy().starts_with(WRITABLE);
+    ours.then(|| writable.to_owned())
 }
 
 /// Whether a path is on another mount than its parent, as far as device numbers tell.
@@ -147,35 +199,47 @@ fn bind(source: &Path, target: &Path) -> bool {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).is_ok()
 }
 
-/// Copies files, directories and symbolic links with their modes; sockets and nodes are left out.
-fn copy_tree(source: &Path, target: &Path) -> Result<(), RootfsError> {
-    let failed = |source| RootfsError::Copy { path: target.to_owned(), source };
-    for entry in fs::read_dir(source).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let (from, to) = (entry.path(), target.join(entry.file_name()));
-        let kind = entry.file_type().map_err(failed)?;
-        let copied = if kind.is_symlink() {
-            fs::read_link(&from).and_then(|link| symlink(link, &to))
-        } else if kind.is_dir() {
-            fs::create_dir(&to).map_err(failed)?;
-            copy_tree(&from, &to)?;
-            // Behind the contents: it may forbid to write.
-            entry.metadata().and_then(|metadata| {
-                fs::set_permissions(&to, fs::Permissions::from_mode(metadata.permissions().mode()))
-            })
-        } else if kind.is_file() {
-            fs::copy(&from, &to).map(drop)
-        } else {
-            Ok(())
-        };
-        copied.map_err(|source| RootfsError::Copy { path: from, source })?;
+/// What the directories of overlays are called.
+const WRITABLE: &str = "nakai-writable-";
+
+/// The longest text of options that mount(2) takes, and a reserve.
+const OPTIONS_MAX: usize = 4000;
+
+/// Mounts the layers, the lowest first, and a directory of their own for what is written; none where that can't be done:
+/// this process may not mount, or the temporary directory can't be an upper one.
+fn overlay(layers: &[PathBuf], target: &Path) -> Option<PathBuf> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
     }
-    Ok(())
+    let top = fs::metadata(layers.last()?).ok()?;
+    let writable = tempfile::Builder::new().prefix(WRITABLE).tempdir().ok()?;
+    let (upper, work) = (writable.path().join("upper"), writable.path().join("work"));
+    for directory in [&upper, &work] {
+        fs::create_dir(directory).ok()?;
+    }
+    // The container's root has what the upper directory has.
+    chown(&upper, Some(top.uid()), Some(top.gid())).ok()?;
+    fs::set_permissions(&upper, Permissions::from_mode(top.mode() & 0o7777)).ok()?;
+    let paths = layers.iter().rev().chain([&upper, &work]).map(|path| path.to_str());
+    let paths = paths.collect::<Option<Vec<_>>>()?;
+    let (lower, [upper, work]) = paths.split_last_chunk()?;
+    let options = format!("lowerdir={},upperdir={upper},workdir={work}", lower.join(":"));
+    if options.len() > OPTIONS_MAX || paths.iter().any(|path| path.contains([':', ',', '\\'])) {
+        return None;
+    }
+    let flags = MsFlags::MS_NODEV;
+    mount(Some("overlay"), target, Some("overlay"), flags, Some(&*options)).ok()?;
+    Some(writable.keep())
+}
+
+fn copy<P: AsRef<Path>>(layers: &[P], target: &Path) -> Result<(), RootfsError> {
+    merge(layers, target).map_err(|(path, source)| RootfsError::Copy { path, source })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
 
     fn original() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -212,10 +276,31 @@ mod tests {
     #[test]
     fn copy_keeps_modes_and_links() {
         let (original, target) = (original(), tempfile::tempdir().unwrap());
-        copy_tree(original.path(), target.path()).unwrap();
+        copy(&[original.path()], target.path()).unwrap();
         let mode = fs::metadata(target.path().join("bin/sh")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
         assert_eq!(fs::read_link(target.path().join("init")).unwrap(), Path::new("bin/sh"));
+    }
+
+    #[test]
+    fn containers_of_an_image_don_t_see_each_others_writes() {
+        let (original, share) = (original(), tempfile::tempdir().unwrap());
+        let top = tempfile::tempdir().unwrap();
+        fs::write(top.path().join("bin"), "a file here").unwrap();
+        let layers = vec![original.path().to_owned(), top.path().to_owned()];
+        let image = Image { config: Default::default(), layers, id: None };
+        let one = SharedRootfs::share_image(&image, share.path(), "one").unwrap();
+        let two = SharedRootfs::share_image(&image, share.path(), "two").unwrap();
+        assert_eq!(fs::read_to_string(one.host_path().join("bin")).unwrap(), "a file here");
+        fs::write(one.host_path().join("new"), "x").unwrap();
+        assert!(!two.host_path().join("new").exists() && !original.path().join("new").exists());
+        let writable = writable(&one.host_path());
+        one.keep();
+        unshare(share.path(), "one");
+        drop(two);
+        assert_eq!(fs::read_dir(share.path()).unwrap().count(), 0);
+        assert!(writable.is_none_or(|writable| !writable.exists()));
+        assert!(original.path().join("bin/sh").exists() && top.path().join("bin").exists());
     }
 
     #[test]

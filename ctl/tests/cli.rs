@@ -11,27 +11,33 @@ use std::sync::Arc;
 
 use nakai_ctl::Address;
 use stub_agent::Agent;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
 /// Runs `nakai-ctl` with the words of `line`, `@` being the directory, and gives it `input`.
 async fn ctl(dir: &Path, line: &str, input: &str) -> (i32, String, String) {
-    let directory = dir.to_str().unwrap();
-    let address = format!("unix://{directory}/agent.sock");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_nakai-ctl"))
-        .args(line.split_whitespace().map(|word| word.replace('@', directory)))
-        .env("NAKAI_ADDRESS", address)
-        .env("XDG_RUNTIME_DIR", dir)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command(dir, line).spawn().unwrap();
     // It may have ended without reading.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
     let Output { status, stdout, stderr } = child.wait_with_output().await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// `nakai-ctl` with the words of `line`.
+fn command(dir: &Path, line: &str) -> Command {
+    let directory = dir.to_str().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nakai-ctl"));
+    command
+        .args(line.split_whitespace().map(|word| word.replace('@', directory)))
+        .env("NAKAI_ADDRESS", format!("unix://{directory}/agent.sock"))
+        .env("XDG_RUNTIME_DIR", dir)
+        .env("NAKAI_IMAGES", dir.join("images"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
 }
 
 async fn setup() -> (Arc<Agent>, tempfile::TempDir, ttrpc::asynchronous::Server) {
@@ -101,4 +107,114 @@ async fn a_detached_container_is_listed_until_it_is_removed() {
     assert_eq!(ctl(dir.path(), "rm box", "").await.0, 0);
     assert_eq!(ctl(dir.path(), "ps", "").await.1.lines().count(), 1);
     assert_eq!(agent.calls.lock().unwrap().last().unwrap(), "remove box");
+}
+
+#[tokio::test]
+async fn what_fails_is_undone_and_stays_on_record_with_its_reason() {
+    let (agent, dir, _server) = setup().await;
+    let (status, _, stderr) = ctl(dir.path(), "run -d --id broken --rootfs @ sh", "").await;
+    assert_eq!((status, &*stderr), (125, "nakai-ctl: StartContainer broken: INTERNAL: no luck\n"));
+    assert_eq!(agent.calls.lock().unwrap().last().unwrap(), "remove broken");
+    let (_, stdout, _) = ctl(dir.path(), "ps", "").await;
+    assert!(stdout.contains("error (StartContainer broken: INTERNAL: no luck)"), "{stdout}");
+    assert_eq!(ctl(dir.path(), "rm broken", "").await.0, 0);
+    assert_eq!(ctl(dir.path(), "ps", "").await.1.lines().count(), 1);
+    // In the foreground nothing stays.
+    assert_eq!(ctl(dir.path(), "run --id broken --rootfs @ sh", "").await.0, 125);
+    assert_eq!(ctl(dir.path(), "ps", "").await.1.lines().count(), 1);
+}
+
+#[tokio::test]
+async fn of_two_that_take_a_name_one_gets_it() {
+    let (agent, dir, _server) = setup().await;
+    let line = "run -d --id box --rootfs @ sleep 9";
+    let (one, two) = tokio::join!(ctl(dir.path(), line, ""), ctl(dir.path(), line, ""));
+    let (won, lost) = if one.0 == 0 { (one, two) } else { (two, one) };
+    assert_eq!((won.0, lost.0), (0, 125), "{won:?} {lost:?}");
+    assert!(lost.2.starts_with("nakai-ctl: container box is there already: running"), "{}", lost.2);
+    let calls = agent.calls.lock().unwrap();
+    assert_eq!(calls.iter().filter(|call| call.starts_with("create box")).count(), 1);
+}
+
+#[tokio::test]
+async fn events_tell_each_step_as_it_happens() {
+    let (agent, dir, _server) = setup().await;
+    let mut follower = command(dir.path(), "events --all").spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    ctl(dir.path(), "run -d --id box --rootfs @ sleep 9", "").await;
+    ctl(dir.path(), "exec box true", "").await;
+    // Its end is told by the monitor.
+    agent.close();
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|last: &String| !last.starts_with("die")) {
+        let line = lines.next_line().await.unwrap().unwrap();
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(event["container"], "box", "{line}");
+        let word = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        seen.push(format!("{} {}", word("action"), word("phase")));
+    }
+    let expected =
+        ["create begin", "create done", "start begin", "start done", "exec begin", "exec failed", "die "];
+    assert_eq!(seen, expected);
+    ctl(dir.path(), "rm box", "").await;
+    assert!(lines.next_line().await.unwrap().unwrap().contains(r#""action":"remove""#));
+}
+
+#[tokio::test]
+async fn a_container_of_an_image_has_a_root_of_its_own() {
+    let (agent, dir, _server) = setup().await;
+    std::fs::create_dir(dir.path().join("tree")).unwrap();
+    std::fs::write(dir.path().join("tree/file"), "x").unwrap();
+    assert_eq!(
+        ctl(dir.path(), "run -d --id box --image @/tree sh", "").await,
+        (0, "box\n".into(), "".into())
+    );
+    let create = agent.calls.lock().unwrap().iter().find(|call| call.starts_with("create")).unwrap().clone();
+    let root = Path::new(create.strip_prefix("create box box ").unwrap()).to_owned();
+    assert!(root.starts_with(dir.path()) && !root.starts_with(dir.path().join("tree")));
+    assert_eq!(std::fs::read_to_string(root.join("file")).unwrap(), "x");
+    assert_eq!(ctl(dir.path(), "rm box", "").await.0, 0);
+    assert!(!root.exists() && dir.path().join("tree/file").exists());
+    let (status, _, stderr) = ctl(dir.path(), "run --image @/none sh", "").await;
+    assert_eq!(status, 125);
+    assert!(stderr.contains("none: No such file or directory"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_named_sandbox_is_found_and_a_dead_one_is_forgotten() {
+    let (_agent, dir, _server) = setup().await;
+    let header = ctl(dir.path(), "vm ls", "").await.1;
+    assert_eq!(header.lines().count(), 1);
+    // As the keeper of a VM would note it; the stub is in this process.
+    let me = std::process::id();
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let start = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().to_owned();
+    let note = |name: &str, start: &str| {
+        let address = format!("unix://{}/agent.sock", dir.path().display());
+        let record = serde_json::json!({"name": name, "keeper": format!("{me}@{start}"), "address": address, "started": 1});
+        std::fs::create_dir_all(dir.path().join("nakai/vms")).unwrap();
+        std::fs::write(dir.path().join(format!("nakai/vms/{name}.json")), record.to_string()).unwrap();
+    };
+    note("live", &start);
+    note("dead", "1");
+    let listed = ctl(dir.path(), "vm ls", "").await.1;
+    assert_eq!(listed.lines().count(), 2, "{listed}");
+    assert!(listed.lines().nth(1).unwrap().starts_with("live "), "{listed}");
+    assert!(!dir.path().join("nakai/vms/dead.json").exists());
+    let answer = (0, "the agent serves\n".to_owned(), String::new());
+    assert_eq!(ctl(dir.path(), "check --sandbox live", "").await, answer);
+    let (status, _, stderr) = ctl(dir.path(), "--sandbox dead check", "").await;
+    assert_eq!((status, &*stderr), (125, "nakai-ctl: no VM dead (there are: live)\n"));
+    let mut check = command(dir.path(), "check");
+    check.env_remove("NAKAI_ADDRESS").env("NAKAI_SANDBOX", "live");
+    assert_eq!(check.output().await.unwrap().stdout, b"the agent serves\n");
+    let (status, _, stderr) = ctl(dir.path(), "vm start --name live --kernel /k --initrd /i", "").await;
+    assert_eq!((status, &*stderr), (125, "nakai-ctl: VM live is there already\n"));
+    // A keeper that can't boot leaves nothing.
+    let (status, _, stderr) = ctl(dir.path(), "vm start --name new --kernel /none --initrd /i", "").await;
+    assert_eq!(
+        (status, &*stderr),
+        (125, "nakai-ctl: VM new: kernel /none: No such file or directory (os error 2)\n")
+    );
+    assert_eq!(ctl(dir.path(), "vm ls", "").await.1.lines().count(), 2);
 }

@@ -7,6 +7,10 @@ use clap::{Args, Parser, Subcommand};
 use nakai_ctl::Address;
 use nix::sys::signal::Signal;
 
+use super::cri::CriCommand;
+use super::docker::DockerCommand;
+use super::zun::ZunCommand;
+
 /// Talks to a nakai guest agent: runs containers in it, or boots the VM that it lives in.
 #[derive(Debug, Parser)]
 #[command(name = "nakai-ctl", version)]
@@ -14,6 +18,9 @@ pub(crate) struct Cli {
     /// The agent: unix://PATH, unix://@NAME, vsock://CID:PORT or hvsock://PATH:PORT
     #[arg(long, env = "NAKAI_ADDRESS", global = true)]
     pub(crate) address: Option<Address>,
+    /// The agent of a VM that `vm start --name` has started, instead of an address [env: NAKAI_SANDBOX, below an address]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) sandbox: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -29,8 +36,35 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// Run a further process in a container and exit with its status
     Exec(ExecOptions),
+    /// Containers by Kubernetes' CRI: the JSON that crictl reads
+    Cri {
+        #[command(subcommand)]
+        command: CriCommand,
+    },
+    /// Containers by Docker's flags
+    Docker {
+        #[command(subcommand)]
+        command: DockerCommand,
+    },
+    /// Containers by the request of OpenStack's Zun
+    Zun {
+        #[command(subcommand)]
+        command: ZunCommand,
+    },
     /// List the containers that this client has started at the address
     Ps,
+    /// Follow what happens to containers, a JSON object a line
+    Events {
+        /// Begin with what has happened before
+        #[arg(long)]
+        all: bool,
+    },
+    /// Watch a detached container to its end; `run --detach` starts this
+    #[command(hide = true)]
+    Monitor {
+        /// The container
+        id: String,
+    },
     /// Show what a container uses
     Stats {
         /// The container
@@ -64,13 +98,30 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmCommand {
-    /// Boot a VM, print its agent's address and stay until ^C
+    /// Boot a VM, print its agent's address and stay until ^C; with a name, leave it running
     Start(VmOptions),
+    /// List the VMs that have a name
+    Ls,
+    /// End VMs with all that is in them
+    Stop {
+        /// Their names
+        #[arg(required_unless_present = "all")]
+        names: Vec<String>,
+        /// All that have a name
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 /// What a VM boots.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct VmOptions {
+    /// Leave it running under this name
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Be the process that holds it
+    #[arg(long, hide = true, requires = "name")]
+    pub(crate) keeper: bool,
     /// The kernel image
     #[arg(long, env = "NAKAI_KERNEL")]
     pub(crate) kernel: PathBuf,
@@ -106,12 +157,12 @@ pub(crate) struct ProcessOptions {
     /// A variable of its environment; without a value, this client's
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// Its working directory
-    #[arg(short, long, default_value = "/")]
-    pub(crate) workdir: String,
-    /// Its user and group
-    #[arg(short, long, default_value = "0:0", value_name = "UID[:GID]")]
-    pub(crate) user: User,
+    /// Its working directory [default: the image's, or /]
+    #[arg(short, long)]
+    pub(crate) workdir: Option<String>,
+    /// Its user and group [default: the image's, or 0:0]
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub(crate) user: Option<User>,
 }
 
 #[derive(Args, Debug)]
@@ -119,8 +170,23 @@ pub(crate) struct RunOptions {
     #[command(flatten)]
     pub(crate) process: ProcessOptions,
     /// The root filesystem: a directory (what the container writes is written there) or a tar file
-    #[arg(long, value_name = "DIR|TAR")]
-    pub(crate) rootfs: PathBuf,
+    #[arg(long, value_name = "DIR|TAR", required_unless_present = "image")]
+    pub(crate) rootfs: Option<PathBuf>,
+    /// The image: an OCI image layout (a directory or a tar), what docker save writes, a tar or a directory of a root
+    /// filesystem. What the container writes is its own
+    #[arg(long, value_name = "PATH[:NAME]", conflicts_with = "rootfs")]
+    pub(crate) image: Option<String>,
+    /// Give it the image as a disk of this size (with a suffix K, M or G), or as large as needed and some room
+    #[arg(
+        long,
+        value_name = "BYTES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "fit",
+        value_parser = parse_disk,
+        requires = "image"
+    )]
+    pub(crate) root_disk: Option<DiskSize>,
     /// The container's name [default: one made up]
     #[arg(long)]
     pub(crate) id: Option<String>,
@@ -157,8 +223,8 @@ pub(crate) struct RunOptions {
     /// The initramfs of a VM of its own
     #[arg(long, env = "NAKAI_INITRD", requires = "kernel")]
     pub(crate) initrd: Option<PathBuf>,
-    /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// The program and its arguments [default: the image's]; behind an entry point of the image's, arguments only
+    #[arg(required_unless_present = "image", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) args: Vec<String>,
 }
 
@@ -222,6 +288,21 @@ fn parse_signal(text: &str) -> Result<i32, String> {
     Signal::from_str(&name).map(|signal| signal as i32).map_err(|_| "no such signal".to_owned())
 }
 
+/// The size of a disk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum DiskSize {
+    /// What the files take, and some room.
+    Fit,
+    Bytes(u64),
+}
+
+fn parse_disk(text: &str) -> Result<DiskSize, String> {
+    match text {
+        "fit" => Ok(DiskSize::Fit),
+        other => parse_bytes(other).map(|bytes| DiskSize::Bytes(bytes.unsigned_abs())),
+    }
+}
+
 /// A positive number of bytes with an optional suffix of powers of 1024.
 fn parse_bytes(text: &str) -> Result<i64, String> {
     let shift = match text.chars().last().map(|last| last.to_ascii_uppercase()) {
@@ -261,7 +342,7 @@ mod tests {
         let Ok(Command::Run(run)) = parse(line) else { panic!("{:?}", parse(line)) };
         assert_eq!(run.args, ["sh", "-c", "true", "--rm"]);
         assert!(run.process.interactive && run.process.tty && !run.rm && !run.keep);
-        assert_eq!(run.process.user, User { uid: 7, gid: 8 });
+        assert_eq!(run.process.user, Some(User { uid: 7, gid: 8 }));
         assert_eq!((run.memory, run.cpus), (Some(64 << 20), Some(0.5)));
     }
 
@@ -279,6 +360,7 @@ mod tests {
             "nakai-ctl",
             "nakai-ctl run --rootfs /r",
             "nakai-ctl run sh",
+            "nakai-ctl run --rootfs /r --image /i sh",
             "nakai-ctl run -d -t --rootfs /r sh",
             "nakai-ctl run --rootfs /r --memory -1 sh",
             "nakai-ctl run --rootfs /r --cpus 0 sh",

@@ -2,9 +2,13 @@
 
 use nakai_ctl::CallError;
 use nakai_ctl::connect::ConnectError;
+use nakai_ctl::cri::CriError;
+use nakai_ctl::disk::DiskError;
+use nakai_ctl::image::ImageError;
 use nakai_ctl::rootfs::RootfsError;
 use nakai_ctl::stdio::StdioError;
 use nakai_ctl::vm::VmError;
+use nakai_ctl::vms::VmsError;
 
 /// Why a command failed; the library's errors name object and reason themselves.
 #[derive(Debug, thiserror::Error)]
@@ -19,14 +23,32 @@ pub(crate) enum CliError {
     Vm(#[from] VmError),
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
-    #[error("no agent named: give --address (or NAKAI_ADDRESS)")]
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("image {image}: its user {user:?} is a name: give --user with numbers")]
+    ImageUser { image: String, user: String },
+    #[error("image {image}: it names no program: give one")]
+    NoProgram { image: String },
+    #[error(transparent)]
+    Cri(#[from] CriError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("--root-disk: the agent at {address} is in no VM that this client knows the machine of")]
+    NoMachine { address: String },
+    #[error(transparent)]
+    Vms(#[from] VmsError),
+    #[error("VM {name}: {problem}")]
+    Keeper { name: String, problem: String },
+    #[error("no agent named: give --sandbox or --address (or NAKAI_ADDRESS)")]
     NoAddress,
-    #[error("no agent named: give --address, or --kernel and --initrd for a VM of its own")]
+    #[error("no agent named: give --sandbox or --address, or --kernel and --initrd for a VM of its own")]
     NoTarget,
     #[error("{what} needs an agent that stays: give --address instead of --kernel")]
     NeedsAddress { what: &'static str },
-    #[error("--rootfs {path}: the agent at {address} shares no known directory: give --share")]
+    #[error("{path}: the agent at {address} shares no known directory: give --share")]
     NoShare { path: String, address: String },
+    #[error("container {id} is there already: {state}; nakai-ctl rm {id} removes it")]
+    Taken { id: String, state: String },
     #[error("kill --all {signal}: the protocol can only kill all processes with SIGKILL")]
     SignalAll { signal: i32 },
     #[error("-t: standard input is no terminal")]

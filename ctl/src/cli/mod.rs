@@ -1,18 +1,23 @@
 //! The commands: what they take, and which function does each.
 
 mod args;
+mod cri;
 mod demo;
+mod docker;
 mod error;
+mod events;
+mod monitor;
 mod process;
 mod query;
 mod run;
-mod state;
 mod target;
 mod vm;
+mod zun;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use nakai_ctl::vms::Registry;
 
 use args::{Cli, Command, VmCommand};
 use error::CliError;
@@ -48,14 +53,35 @@ fn own_failure(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::from(OWN_FAILURE)
 }
 
+/// The VM whose agent is meant, if one is named. An address is nearer than the environment's name.
+fn named(cli: &Cli) -> Option<String> {
+    // These are about VMs, not about what is in one.
+    if matches!(cli.command, Command::Vm { .. } | Command::Demo(_)) {
+        return None;
+    }
+    let environment = || std::env::var("NAKAI_SANDBOX").ok().filter(|name| !name.is_empty());
+    cli.sandbox.clone().or_else(|| if cli.address.is_none() { environment() } else { None })
+}
+
 async fn dispatch(cli: Cli) -> Result<u8, CliError> {
-    let address = cli.address.as_ref();
+    let address = match named(&cli) {
+        Some(name) => Some(Registry::of_user().address(&name)?),
+        None => cli.address,
+    };
+    let address = address.as_ref();
     match cli.command {
         Command::Vm { command: VmCommand::Start(options) } => vm::start(&options).await,
+        Command::Vm { command: VmCommand::Ls } => vm::ls(),
+        Command::Vm { command: VmCommand::Stop { names, all } } => vm::stop(&names, all).await,
         Command::Run(options) => run::run(address, &options).await,
         Command::Exec(options) => run::exec(address, &options).await,
+        Command::Cri { command } => cri::dispatch(address, command).await,
+        Command::Docker { command } => docker::dispatch(address, command).await,
+        Command::Zun { command } => zun::dispatch(address, command).await,
         Command::Demo(options) => demo::demo(&options).await,
         Command::Ps => query::ps(address).await,
+        Command::Events { all } => events::follow(address, all).await,
+        Command::Monitor { id } => monitor::run(address, &id).await,
         Command::Stats { id } => query::stats(address, &id).await,
         Command::Kill { id, signal, all } => query::kill(address, &id, signal, all).await,
         Command::Rm { id } => query::rm(address, &id).await,

@@ -21,12 +21,6 @@ pub(crate) async fn attend(
     interactive: bool,
     terminal: bool,
 ) -> Result<u8, CliError> {
-    // Dropped at the end, whatever that is: the user's terminal is never left raw.
-    let _raw = if terminal && interactive && io::stdin().is_terminal() {
-        Some(tty::RawMode::enter(io::stdin()).map_err(CliError::io("terminal"))?)
-    } else {
-        None
-    };
     let streams = async {
         // Without input the process reads the end at once, as from /dev/null. A terminal has no end.
         let stdin: Option<Box<dyn AsyncRead + Unpin>> = match (interactive, terminal) {
@@ -38,6 +32,25 @@ pub(crate) async fn attend(
         Ok(stdio::attach(client, container, exec, stdin, tokio::io::stdout(), stderr).await?)
     };
     let exit = async { Ok::<_, CliError>(client.wait_process(container, exec).await?) };
+    let work = async { Ok(exit_code(tokio::try_join!(streams, exit)?.1)) };
+    beside(client, container, exec, interactive, terminal, work).await
+}
+
+/// Does `work` to its end with the user's terminal and signals being the process's.
+pub(crate) async fn beside<T>(
+    client: &Client,
+    container: &str,
+    exec: &str,
+    interactive: bool,
+    terminal: bool,
+    work: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    // Dropped at the end, whatever that is: the user's terminal is never left raw.
+    let _raw = if terminal && interactive && io::stdin().is_terminal() {
+        Some(tty::RawMode::enter(io::stdin()).map_err(CliError::io("terminal"))?)
+    } else {
+        None
+    };
     let window = async {
         if terminal {
             tty::follow_window_size(client, container, exec).await?;
@@ -45,14 +58,14 @@ pub(crate) async fn attend(
         std::future::pending::<io::Result<()>>().await
     };
     tokio::select! {
-        ended = async { tokio::try_join!(streams, exit) } => Ok(exit_code(ended?.1)),
+        ended = work => ended,
         Err(error) = window => Err(CliError::io("SIGWINCH")(error)),
         Err(error) = forward_signals(client, container, exec) => Err(CliError::io("signals")(error)),
     }
 }
 
 /// A status of 8 bits, as every process has it; another one can't be an exit's.
-fn exit_code(status: i32) -> u8 {
+pub(crate) fn exit_code(status: i32) -> u8 {
     u8::try_from(status).unwrap_or(u8::MAX)
 }
 

@@ -1,37 +1,39 @@
 //! The commands that ask or tell one thing: ps, stats, kill, rm, check, version, details.
 
+use nakai_ctl::state::{Action, ContainerState, Event};
 use nakai_ctl::{Address, Client, rootfs};
 use nakai_protocols::agent::StatsContainerResponse;
 use ttrpc::Code;
 
 use super::error::CliError;
-use super::state::State;
-use super::target::client;
+use super::target::{client, known, lock};
 
 /// `ps`
 pub(crate) async fn ps(address: Option<&Address>) -> Result<u8, CliError> {
-    let known = State::of(address.ok_or(CliError::NoAddress)?).containers();
-    let client = client(address).await?;
-    println!("{:<24} {:<12} {:<12} COMMAND", "CONTAINER", "PROCESSES", "MEMORY");
-    for container in known {
-        let (processes, memory) = usage(&client, &container.id).await;
-        println!("{:<24} {processes:<12} {memory:<12} {}", container.id, container.args.join(" "));
+    let (client, state) = known(address).await?;
+    println!("{:<24} {:<24} {:<12} {:<12} COMMAND", "CONTAINER", "STATE", "PROCESSES", "MEMORY");
+    for container in state.containers() {
+        let (told, processes, memory) = usage(&client, &container.id, &container.state).await;
+        let command = container.args.join(" ");
+        println!("{:<24} {told:<24} {processes:<12} {memory:<12} {command}", container.id);
     }
     Ok(0)
 }
 
-/// Processes and memory of a container, or what the agent says instead.
-async fn usage(client: &Client, id: &str) -> (String, String) {
+/// State, processes and memory of a container, or what the agent says instead.
+async fn usage(client: &Client, id: &str, state: &ContainerState) -> (String, String, String) {
+    let nothing = || "-".to_owned();
+    if matches!(state, ContainerState::Error { .. }) {
+        return (state.to_string(), nothing(), nothing());
+    }
     match client.stats_container(id).await {
         Ok(stats) => {
             let cgroup = &stats.cgroup_stats;
-            (cgroup.pids_stats.current.to_string(), size(cgroup.memory_stats.usage.usage))
+            let processes = cgroup.pids_stats.current.to_string();
+            (state.to_string(), processes, size(cgroup.memory_stats.usage.usage))
         }
-        // The code by which agents of this protocol say that they don't know a container.
-        Err(error) if matches!(error.code, Code::NOT_FOUND | Code::INVALID_ARGUMENT) => {
-            ("gone".to_owned(), "-".to_owned())
-        }
-        Err(error) => (format!("{:?}", error.code), "-".to_owned()),
+        Err(error) if is_gone(error.code) => ("gone".to_owned(), nothing(), nothing()),
+        Err(error) => (format!("{:?}", error.code), nothing(), nothing()),
     }
 }
 
@@ -99,28 +101,44 @@ pub(crate) async fn kill(
     if all && signal != libc::SIGKILL && !default {
         return Err(CliError::SignalAll { signal });
     }
-    let client = client(address).await?;
-    if all {
-        client.signal_process(id, "", libc::SIGKILL.unsigned_abs()).await?;
-    } else {
-        client.signal_process(id, id, signal.unsigned_abs()).await?;
-    }
+    let (client, state) = known(address).await?;
+    let (exec, signal) = if all { ("", libc::SIGKILL) } else { (id, signal) };
+    client.signal_process(id, exec, signal.unsigned_abs()).await?;
+    state.journal().note(&Event::new(id, Action::Kill).detail(format!("signal {signal}")));
     Ok(0)
 }
 
 /// `rm`
 pub(crate) async fn rm(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
-    let state = State::of(address.ok_or(CliError::NoAddress)?);
-    let result = client(address).await?.remove_container(id).await;
-    let gone = |code| matches!(code, Code::NOT_FOUND | Code::INVALID_ARGUMENT);
-    if result.as_ref().map_or_else(|error| gone(error.code), |()| true) {
-        if let Some(share) = state.container(id).and_then(|container| container.share) {
+    let (client, state) = known(address).await?;
+    let lock = lock(&state, id).await?;
+    let record = state.container(id);
+    let remove = async {
+        match client.remove_container(id).await {
+            // What could not be made is only on record.
+            Err(error) if is_gone(error.code) && record.is_some() => Ok(()),
+            result => result,
+        }
+    };
+    let result = state.journal().step(id, Action::Remove, remove).await;
+    if result.as_ref().map_or_else(|error| is_gone(error.code), |()| true) {
+        let (share, disk) = record.map_or((None, None), |container| (container.share, container.disk));
+        if let Some(share) = share {
             rootfs::unshare(&share, id);
+        }
+        if let Some(disk) = disk {
+            disk.unplug().await?;
         }
         state.forget_container(id);
     }
+    state.unlock(id, lock);
     result?;
     Ok(0)
+}
+
+/// The codes by which agents of this protocol say that they don't know a container.
+fn is_gone(code: Code) -> bool {
+    matches!(code, Code::NOT_FOUND | Code::INVALID_ARGUMENT)
 }
 
 /// `check`

@@ -1,15 +1,50 @@
-//! `vm start`: a VM in the foreground.
+//! `vm`: a machine in the foreground, or with a name and a keeper of its own.
 
+use std::io::Write as _;
+use std::process::Stdio;
+
+use nakai_ctl::state::{State, VmRecord};
+use nakai_ctl::time;
 use nakai_ctl::vm::{Vm, VmConfig};
+use nakai_ctl::vms::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
 use super::args::VmOptions;
 use super::error::CliError;
 use super::process::{interrupted, unless_interrupted};
-use super::state::{State, VmRecord};
 use super::target::seconds;
 
-/// Boots the VM, prints its address to standard output and stays until ^C or the VM's end.
+/// What a keeper tells the command that started it, a line each.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Report {
+    Step(String),
+    Ready(String),
+    Failed(String),
+}
+
+/// `vm start`
 pub(crate) async fn start(options: &VmOptions) -> Result<u8, CliError> {
+    match &options.name {
+        Some(name) if options.keeper => keep(name, options).await,
+        Some(name) => detach(name).await,
+        None => foreground(options).await,
+    }
+}
+
+/// Boots the VM, prints its address to standard output and stays until ^C or the VM's end.
+async fn foreground(options: &VmOptions) -> Result<u8, CliError> {
+    let (vm, state) = boot(options, |step| eprintln!("nakai-ctl: {step}")).await?;
+    eprintln!("nakai-ctl: the agent serves after {}; ^C stops the VM", seconds(vm.boot_time()));
+    eprintln!("nakai-ctl: shared directory {}", vm.share().display());
+    println!("{}", vm.address());
+    let end = until_its_end(&vm).await;
+    state.forget();
+    end
+}
+
+async fn boot(options: &VmOptions, progress: impl Fn(&str)) -> Result<(Vm, State), CliError> {
     let config = VmConfig {
         memory: options.memory,
         cpus: options.cpus,
@@ -18,18 +53,123 @@ pub(crate) async fn start(options: &VmOptions) -> Result<u8, CliError> {
         cmdline: options.append.clone(),
         ..VmConfig::new(&options.kernel, &options.initrd)
     };
-    let progress = |step: &str| eprintln!("nakai-ctl: {step}");
     let vm = unless_interrupted(async { Ok(Vm::start(&config, progress).await?) }).await?;
     let state = State::of(vm.address());
-    let noted = state.note_vm(&VmRecord { share: vm.share().to_owned() });
-    noted.map_err(CliError::io("note of the VM"))?;
-    eprintln!("nakai-ctl: the agent serves after {}; ^C stops the VM", seconds(vm.boot_time()));
-    eprintln!("nakai-ctl: shared directory {}", vm.share().display());
-    println!("{}", vm.address());
-    let end = tokio::select! {
+    let run = Some(vm.run_directory().to_owned());
+    let record = VmRecord { share: vm.share().to_owned(), qmp: Some(vm.qmp_socket()), run };
+    state.note_vm(&record).map_err(CliError::io("note of the VM"))?;
+    Ok((vm, state))
+}
+
+async fn until_its_end(vm: &Vm) -> Result<u8, CliError> {
+    tokio::select! {
         result = interrupted() => result.map(|()| 0),
         () = vm.ended() => Err(CliError::VmEnded { tail: vm.console_tail() }),
+    }
+}
+
+/// Starts a keeper and waits until its machine's agent serves.
+async fn detach(name: &str) -> Result<u8, CliError> {
+    let registry = Registry::of_user();
+    registry.check_free(name)?;
+    let failed = || CliError::io(format!("keeper of VM {name}"));
+    let program = std::env::current_exe().map_err(failed())?;
+    let mut command = tokio::process::Command::new(program);
+    command.args(std::env::args_os().skip(1)).arg("--keeper");
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(registry.new_log(name).map_err(failed())?);
+    let mut keeper = command.spawn().map_err(failed())?;
+    let reports = keeper.stdout.take().ok_or_else(|| failed()(std::io::ErrorKind::BrokenPipe.into()))?;
+    let ready = unless_interrupted(until_ready(name, reports)).await;
+    match &ready {
+        Ok(address) => println!("{address}"),
+        // It may have ended already.
+        Err(_) => drop(keeper.kill().await),
+    }
+    ready.map(|_| 0)
+}
+
+async fn until_ready(name: &str, reports: impl AsyncRead + Unpin) -> Result<String, CliError> {
+    let mut reports = BufReader::new(reports).lines();
+    let failed = |problem: String| CliError::Keeper { name: name.to_owned(), problem };
+    while let Some(line) = reports.next_line().await.map_err(|error| failed(error.to_string()))? {
+        match serde_json::from_str(&line).map_err(|error| failed(error.to_string()))? {
+            Report::Step(step) => eprintln!("nakai-ctl: {step}"),
+            Report::Ready(address) => return Ok(address),
+            Report::Failed(problem) => return Err(failed(problem)),
+        }
+    }
+    Err(failed("it has ended".to_owned()))
+}
+
+/// A parent that is gone hears nothing, and that is all.
+fn report(report: &Report) {
+    if let Ok(mut line) = serde_json::to_string(report) {
+        line.push('\n');
+        let mut stdout = std::io::stdout();
+        let _ = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
+    }
+}
+
+/// The keeper: holds the machine until it is told to end it, or it ends.
+async fn keep(name: &str, options: &VmOptions) -> Result<u8, CliError> {
+    // No terminal's signals. It fails only for a leader of a process group, which has none either.
+    let _ = nix::unistd::setsid();
+    let registry = Registry::of_user();
+    let end = async {
+        let (mut record, lock) = registry.reserve(name, options.memory, options.cpus)?;
+        let end = keep_reserved(&registry, &mut record, options).await;
+        registry.forget(name);
+        lock.remove();
+        end
     };
+    let end = end.await;
+    if let Err(error) = &end {
+        report(&Report::Failed(error.to_string()));
+    }
+    end
+}
+
+async fn keep_reserved(
+    registry: &Registry,
+    record: &mut nakai_ctl::vms::NamedVm,
+    options: &VmOptions,
+) -> Result<u8, CliError> {
+    let (vm, state) = boot(options, |step| report(&Report::Step(step.to_owned()))).await?;
+    record.address = Some(vm.address().to_string());
+    record.run = Some(vm.run_directory().to_owned());
+    registry.note(record)?;
+    report(&Report::Step(format!("the agent serves after {}", seconds(vm.boot_time()))));
+    report(&Report::Ready(vm.address().to_string()));
+    // The directory that it was started in is not its business.
+    let _ = std::env::set_current_dir("/");
+    let end = until_its_end(&vm).await;
+    vm.stop();
     state.forget();
     end
+}
+
+/// `vm ls`
+pub(crate) fn ls() -> Result<u8, CliError> {
+    println!("{:<16} {:<8} {:<8} {:<10} {:<8} ADDRESS", "NAME", "STATE", "PID", "CONTAINERS", "UPTIME");
+    for vm in Registry::of_user().list() {
+        let state = if vm.address.is_some() { "running" } else { "booting" };
+        let pid = vm.pid().map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let address = vm.address.as_ref().and_then(|address| address.parse().ok());
+        let containers = address.as_ref().map_or(0, |address| State::of(address).containers().len());
+        let uptime = format!("{} s", time::seconds_now().saturating_sub(vm.started));
+        let address = vm.address.as_deref().unwrap_or("-");
+        println!("{:<16} {state:<8} {pid:<8} {containers:<10} {uptime:<8} {address}", vm.name);
+    }
+    Ok(0)
+}
+
+/// `vm stop`
+pub(crate) async fn stop(names: &[String], all: bool) -> Result<u8, CliError> {
+    let registry = Registry::of_user();
+    let names = if all { registry.list().into_iter().map(|vm| vm.name).collect() } else { names.to_vec() };
+    for name in names {
+        registry.stop(&name).await?;
+    }
+    Ok(0)
 }

@@ -54,6 +54,9 @@ pub struct VmConfig {
     pub accel: Accel,
     /// The port that the agent serves on.
     pub port: u32,
+    /// The agent does not say on the console that it serves, as another than nakai: it is taken to serve after
+    /// this time.
+    pub unannounced: Option<Duration>,
     /// How long the guest may take until its agent serves. Emulated and on a busy machine it needs
     /// ten times what it needs alone.
     pub boot_timeout: Duration,
@@ -82,6 +85,7 @@ impl VmConfig {
             qemu_args: Vec::new(),
             accel: Accel::Auto,
             port: 1024,
+            unannounced: None,
             boot_timeout: Duration::from_secs(120),
             console: None,
         }

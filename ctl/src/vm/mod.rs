@@ -17,7 +17,7 @@ mod daemons;
 mod keeper;
 mod qemu;
 mod run_directory;
-mod tools;
+pub(crate) mod tools;
 
 use std::fs::{self, File};
 use std::io;
@@ -41,6 +41,7 @@ use console::Console;
 use keeper::Keeper;
 use qemu::{Sockets, Vsock};
 use run_directory::RunDirectory;
+pub(crate) use run_directory::remove_left as remove_run_directory;
 
 /// Why there is no VM.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +142,10 @@ impl Vm {
             Vsock::User(_) => Address::Hybrid { path: host_vsock, port: config.port },
         };
         let vm = Self { _keeper: keeper, console, address, share, boot: Duration::ZERO, kvm, run };
-        vm.wait_for_agent(config.boot_timeout).await?;
+        match config.unannounced {
+            Some(time) => tokio::time::sleep(time).await,
+            None => vm.wait_for_agent(config.boot_timeout).await?,
+        }
         Ok(Self { boot: begin.elapsed(), ..vm })
     }
 
@@ -210,7 +214,12 @@ impl Vm {
     ///
     /// QEMU does not answer.
     pub async fn qmp(&self) -> Result<Qmp, QmpError> {
-        Qmp::connect(&self.run.path().join("qmp.sock")).await
+        Qmp::connect(&self.qmp_socket()).await
+    }
+
+    /// The machine's control socket.
+    pub fn qmp_socket(&self) -> PathBuf {
+        self.run.path().join("qmp.sock")
     }
 
     /// From QEMU's start until the agent served.

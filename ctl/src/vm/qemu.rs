@@ -39,7 +39,7 @@ pub(crate) fn arguments(config: &VmConfig, kvm: bool, sockets: &Sockets<'_>) -> 
     args.pair("-device", format!("vhost-user-fs-pci,chardev=fs,tag={SHARE_TAG}"));
     for (n, disk) in config.disks.iter().enumerate() {
         args.pair("-drive", format!("if=none,id=d{n},file={},format=raw", escaped(disk)));
-        args.pair("-device", format!("virtio-blk-pci,drive=d{n}"));
+        args.pair("-device", format!("virtio-blk-pci,drive=d{n},id=disk{n}"));
     }
     slots(&mut args, config);
     args.0.extend(config.qemu_args.iter().map(OsString::from));
@@ -47,7 +47,8 @@ pub(crate) fn arguments(config: &VmConfig, kvm: bool, sockets: &Sockets<'_>) -> 
 }
 
 fn machine(args: &mut Arguments, config: &VmConfig, kvm: bool) {
-    let (accel, cpu) = if kvm { ("kvm", "host") } else { ("tcg", "max") };
+    // Emulated, `rep movsb` goes byte by byte: without the flag the guest copies by words.
+    let (accel, cpu) = if kvm { ("kvm", "host") } else { ("tcg", "max,-erms") };
     let (memory, cpus) = (config.memory, config.cpus);
     let (max_memory, max_cpus) = (config.max_memory.max(memory), config.max_cpus.max(cpus));
     let nvdimm = if config.pmem.is_some() { ",nvdimm=on" } else { "" };
@@ -61,7 +62,7 @@ fn machine(args: &mut Arguments, config: &VmConfig, kvm: bool) {
     args.pair("-numa", "node,memdev=m0");
     args.file("-kernel", &config.kernel);
     args.file("-initrd", &config.initrd);
-    args.pair("-append", command_line(config));
+    args.pair("-append", command_line(config, kvm));
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         args.0.push(flag.into());
     }
@@ -69,9 +70,13 @@ fn machine(args: &mut Arguments, config: &VmConfig, kvm: bool) {
     args.pair("-serial", "stdio");
 }
 
-/// With `-no-reboot`, `panic=-1` turns a guest's panic into QEMU's exit instead of a hang.
-fn command_line(config: &VmConfig) -> String {
+/// With `-no-reboot`, `panic=-1` turns a guest's panic into QEMU's exit instead of a hang. An emulated timer may be late
+/// on a busy machine, for which the kernel's check of it would panic.
+fn command_line(config: &VmConfig, kvm: bool) -> String {
     let mut line = "console=ttyS0 quiet panic=-1".to_owned();
+    if !kvm {
+        line.push_str(" no_timer_check");
+    }
     for word in &config.cmdline {
         line.push(' ');
         line.push_str(word);
@@ -140,11 +145,13 @@ mod tests {
         let mut config = VmConfig::new("/k", "/i");
         config.cmdline.push("agent.log=debug".to_owned());
         let line = line(&config, false, &Vsock::User("/r/vs".into()));
-        assert!(line.contains("-machine q35,accel=tcg -cpu max"), "{line}");
+        assert!(line.contains("-machine q35,accel=tcg -cpu max,-erms"), "{line}");
         assert!(line.contains("memory-backend-memfd,id=m0,size=512M,share=on -numa node,memdev=m0"));
         assert!(line.contains("socket,id=vs,path=/r/vs -device vhost-user-vsock-pci,chardev=vs"));
         assert!(line.contains("socket,id=fs,path=/r/f,,s "));
-        assert!(line.contains("-append console=ttyS0 quiet panic=-1 agent.log=debug -nodefaults"));
+        assert!(
+            line.contains("-append console=ttyS0 quiet panic=-1 no_timer_check agent.log=debug -nodefaults")
+        );
         assert_eq!(line.matches("pcie-root-port").count(), 4);
     }
 

@@ -9,11 +9,15 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, umount2};
 
+use crate::mounts::below;
+use crate::rootfs;
+
+/// What these directories are called.
+const PREFIX: &str = "nakai-vm-";
+
 /// A guard of the directory.
 #[derive(Debug)]
 pub(crate) struct RunDirectory {
-    /// None once dropped.
-    directory: Option<tempfile::TempDir>,
     path: PathBuf,
 }
 
@@ -23,10 +27,11 @@ impl RunDirectory {
     pub(crate) fn new() -> io::Result<Self> {
         let parent = Some(std::env::temp_dir()).filter(|dir| dir.as_os_str().len() < 60);
         let parent = parent.unwrap_or_else(|| PathBuf::from("/tmp"));
-        let directory = tempfile::Builder::new().prefix("nakai-vm-").tempdir_in(parent)?;
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
         // The table of mounts has no symbolic links in its paths.
         let path = directory.path().canonicalize()?;
-        Ok(Self { directory: Some(directory), path })
+        let _ = directory.keep();
+        Ok(Self { path })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -34,32 +39,29 @@ impl RunDirectory {
     }
 }
 
-impl Drop for RunDirectory {
-    fn drop(&mut self) {
-        let Some(directory) = self.directory.take() else { return };
-        for mount in mounts_below(&self.path).unwrap_or_default().iter().rev() {
-            // What can't be taken off is found by the next look.
-            let _ = umount2(mount, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        }
-        match mounts_below(&self.path) {
-            // An error leaves files in the temporary directory, where they may stay.
-            Ok(mounts) if mounts.is_empty() => drop(directory.close()),
-            _ => drop(directory.keep()),
-        }
+/// Removes the directory of a VM that ended with its keeper.
+pub(crate) fn remove_left(path: &Path) {
+    let ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    if ours && path.is_dir() {
+        drop(RunDirectory { path: path.to_owned() });
     }
 }
 
-/// The mount points below `directory`, in the order of mounting (proc_pid_mountinfo(5)).
-fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescaped);
-    Ok(points.filter(|point| point != directory && point.starts_with(directory)).collect())
-}
-
-/// Undoes the table's `\040` for space, tab, line-feed and backslash.
-fn unescaped(field: &str) -> PathBuf {
-    let escapes = [(r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")];
-    PathBuf::from(escapes.iter().fold(field.to_owned(), |text, (from, to)| text.replace(from, to)))
+impl Drop for RunDirectory {
+    fn drop(&mut self) {
+        for mount in below(&self.path).unwrap_or_default().iter().rev() {
+            let writable = rootfs::writable(mount);
+            // What can't be taken off is found by the next look.
+            let _ = umount2(mount, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            if let Some(writable) = writable {
+                let _ = std::fs::remove_dir_all(writable);
+            }
+        }
+        // An error, or what can't be taken off, leaves files in the temporary directory, where they may stay.
+        if below(&self.path).is_ok_and(|mounts| mounts.is_empty()) {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
 }
 
 #[cfg(test)]

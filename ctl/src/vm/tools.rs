@@ -40,6 +40,15 @@ pub(crate) const VHOST_DEVICE_VSOCK: Tool = Tool {
     hint: "cargo install vhost-device-vsock --version 0.3.0 --locked",
 };
 
+/// What makes a disk of a directory.
+pub(crate) const MKFS_EXT4: Tool = Tool {
+    name: "mkfs.ext4",
+    variable: "NAKAI_MKFS_EXT4",
+    // Debian keeps it out of a user's PATH.
+    directories: &["/usr/sbin", "/sbin"],
+    hint: "Debian: e2fsprogs",
+};
+
 /// A program that is nowhere to be found.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} is not installed ({hint}; or name it in {variable})")]

@@ -1,4 +1,4 @@
-//! An agent that is a table of answers. Its container `web` exists; any other can be created. Every
+//! An agent that is a table of answers. Its container `web` exists; any other can be created, but `broken` can't be started. Every
 //! process echoes its input and exits with the input's length.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
@@ -28,6 +28,12 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// Ends the input of every process, and the process with it.
+    pub(crate) fn close(&self) {
+        *self.closed.lock().unwrap() = true;
+        self.changed.notify_waiters();
+    }
+
     fn called(&self, call: String) {
         self.calls.lock().unwrap().push(call);
     }
@@ -74,6 +80,9 @@ impl agent_ttrpc::AgentService for Service {
         r: agent::StartContainerRequest,
     ) -> ttrpc::Result<Empty> {
         self.0.called(format!("start {}", r.container_id));
+        if r.container_id == "broken" {
+            return Err(refused(Code::INTERNAL, "no luck"));
+        }
         Ok(Empty::new())
     }
 
@@ -105,8 +114,7 @@ impl agent_ttrpc::AgentService for Service {
     }
 
     async fn close_stdin(&self, _: &TtrpcContext, _: agent::CloseStdinRequest) -> ttrpc::Result<Empty> {
-        *self.0.closed.lock().unwrap() = true;
-        self.0.changed.notify_waiters();
+        self.0.close();
         Ok(Empty::new())
     }
 

@@ -1,0 +1,105 @@
+//! Device nodes that a container asks for, and the cgroup rules for them.
+//!
+//! Character devices of the kernel's fixed numbers (null, fuse, tun, …) are the same in every guest. A block device
+//! of the host would have to be plugged into the VM first, which this client does not do.
+
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+
+use nakai_protocols::oci;
+
+use super::CriError;
+use super::config::Device;
+
+/// The majors whose numbers are the same on every machine (Documentation/admin-guide/devices.txt): memory devices,
+/// terminals, and below 240 of the miscellaneous ones.
+const FIXED_MAJORS: [u64; 3] = [1, 4, 5];
+const MISC: u64 = 10;
+const MISC_FIXED: u64 = 240;
+
+/// Adds nodes and rules.
+///
+/// # Errors
+///
+/// A device that is not there, or that the guest can't have, by its index.
+pub(super) fn apply(spec: &mut oci::Spec, devices: &[Device], privileged: bool) -> Result<(), CriError> {
+    let linux = spec.Linux.mut_or_insert_default();
+    let mut rules = Vec::new();
+    if privileged {
+        rules.push(rule("a", -1, -1, "rwm"));
+    }
+    for (number, device) in devices.iter().enumerate() {
+        let refuse = |reason: String| CriError::field(format!("devices[{number}]"), reason);
+        let path = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
+        let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
+        if access.chars().any(|c| !"rwm".contains(c)) {
+            return Err(refuse(format!("permissions {access:?} has more than r, w and m")));
+        }
+        let metadata = std::fs::metadata(&device.host_path)
+            .map_err(CriError::io(format!("devices[{number}].host_path {}", device.host_path)))?;
+        let kind = metadata.file_type();
+        let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
+        if kind.is_block_device() {
+            let reason = "a block device has to be plugged into the VM, which this client does not do";
+            return Err(refuse(format!("host_path {}: {reason}", device.host_path)));
+        }
+        if !kind.is_char_device() {
+            return Err(refuse(format!("host_path {} is no device", device.host_path)));
+        }
+        if !(FIXED_MAJORS.contains(&major) || major == MISC && minor < MISC_FIXED) {
+            let reason = "the guest has no such device, or under another number";
+            return Err(refuse(format!("host_path {} ({major}:{minor}): {reason}", device.host_path)));
+        }
+        let signed = |n: u64| i64::try_from(n).unwrap_or(-1);
+        linux.Devices.push(oci::LinuxDevice {
+            Path: path.clone(),
+            Type: "c".to_owned(),
+            Major: signed(major),
+            Minor: signed(minor),
+            FileMode: metadata.mode() & 0o777,
+            UID: metadata.uid(),
+            GID: metadata.gid(),
+            ..Default::default()
+        });
+        rules.push(rule("c", signed(major), signed(minor), access));
+    }
+    linux.Resources.mut_or_insert_default().Devices.extend(rules);
+    Ok(())
+}
+
+fn rule(kind: &str, major: i64, minor: i64, access: &str) -> oci::LinuxDeviceCgroup {
+    oci::LinuxDeviceCgroup {
+        Allow: true,
+        Type: kind.to_owned(),
+        Major: major,
+        Minor: minor,
+        Access: access.to_owned(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(host: &str, permissions: &str) -> Device {
+        Device { host_path: host.into(), container_path: "/dev/mine".into(), permissions: permissions.into() }
+    }
+
+    #[test]
+    fn a_node_has_its_numbers_and_a_rule_with_its_permissions_only() {
+        let mut spec = crate::SpecBuilder::new("web", "/root").build();
+        apply(&mut spec, &[device("/dev/full", "r")], false).unwrap();
+        let node = &spec.Linux.Devices[0];
+        assert_eq!((&*node.Path, node.Major, node.Minor), ("/dev/mine", 1, 7));
+        let rules = &spec.Linux.Resources.Devices;
+        assert_eq!((rules.len(), rules[0].Allow, &*rules[1].Access), (2, false, "r"));
+        for (bad, words) in [
+            (device("/dev/full", "rx"), "permissions"),
+            (device("/dev/not-there", ""), "not-there"),
+            (device("/etc", ""), "is no device"),
+        ] {
+            let error = apply(&mut spec, &[bad], false).unwrap_err().to_string();
+            assert!(error.starts_with("devices[0]") && error.contains(words), "{error}");
+        }
+    }
+}

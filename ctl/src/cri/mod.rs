@@ -1,0 +1,36 @@
+//! Containers by CRI's configuration: what the kubelet asks a runtime for, carried out through the agent.
+//!
+//! ```text
+//! pod.json, container.json ─ json ─> config ┐
+//! nakai-ctl run (Docker)                    ├─ spec::plan ─> Plan ─ Engine ─> the agent's calls
+//! nakai-ctl zun create                      ┘  (pure)          (shares, files, records, logs)
+//! ```
+//!
+//! There is one path down. What Docker and Zun have and CRI has not is in [`Extras`]. Nothing that is asked for is
+//! dropped in silence: it has its effect, or it is refused by name, or a warning names it.
+
+pub mod capabilities;
+pub mod config;
+mod devices;
+pub mod engine;
+mod error;
+pub mod extras;
+pub mod image;
+pub mod json;
+mod labels;
+pub mod log;
+pub mod mounts;
+mod resources;
+pub mod seccomp;
+pub mod spec;
+pub mod store;
+pub mod supervise;
+pub mod users;
+pub mod volumes;
+
+pub use config::{ContainerConfig, PodSandboxConfig};
+pub use engine::Engine;
+pub use error::CriError;
+pub use extras::Extras;
+pub use image::ImageConfig;
+pub use store::{Order, Record, Store};

@@ -1,0 +1,205 @@
+//! Staying with a running container: its output into the log, its health checks, its restarts, its removal.
+
+use std::fs::OpenOptions;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use ttrpc::Code;
+
+use super::CriError;
+use super::engine::Engine;
+use super::extras::{HealthCheck, pause};
+use super::log::LogStream;
+use super::store::{Health, Record, State};
+use crate::stdio::{Output, StdioError, finish, pump_input};
+
+/// Where output goes beside the log, and where input comes from.
+#[derive(Default)]
+pub struct Console {
+    /// Standard input; without it the process reads the end at once.
+    pub stdin: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    /// Output is written to this program's own, too.
+    pub echo: bool,
+}
+
+impl std::fmt::Debug for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Console").field("echo", &self.echo).finish_non_exhaustive()
+    }
+}
+
+/// Stays with a container that has been started until it has ended for good; gives its last status.
+///
+/// # Errors
+///
+/// A stream breaks, the agent goes away, or the container can't be made again.
+pub async fn supervise(engine: &Engine, id: &str, mut console: Console) -> Result<i32, CriError> {
+    let mut last_pause = None;
+    loop {
+        let began = Instant::now();
+        let status = once(engine, &engine.store().get(id)?, &mut console).await?;
+        // Another client may have removed it meanwhile.
+        let Ok(mut record) = engine.store().get(id) else { return Ok(status) };
+        record.state = State::Exited(status);
+        engine.store().put(&record)?;
+        let policy = record.order.extras.restart;
+        if !policy.again(status, record.restarts, record.stopped) {
+            if record.order.extras.auto_remove {
+                engine.remove(id).await?;
+            }
+            return Ok(status);
+        }
+        let length = pause(last_pause, began.elapsed());
+        last_pause = Some(length);
+        tokio::time::sleep(length).await;
+        match engine.store().get(id) {
+            Ok(record) if record.stopped => return Ok(status),
+            Err(_) => return Ok(status),
+            Ok(record) => start_again(engine, record).await?,
+        }
+    }
+}
+
+/// Makes a container anew under its name and starts it.
+async fn start_again(engine: &Engine, mut record: Record) -> Result<(), CriError> {
+    record.restarts = record.restarts.saturating_add(1);
+    record.health = if record.order.extras.health.is_some() { Health::Starting } else { Health::None };
+    let again = async {
+        engine.client().remove_container(&record.id).await?;
+        engine.create_at_agent(&record).await?;
+        Ok::<_, CriError>(engine.client().start_container(&record.id).await?)
+    };
+    let result = again.await;
+    record.state = match &result {
+        Ok(()) => State::Running,
+        Err(error) => State::Error(error.to_string()),
+    };
+    engine.store().put(&record)?;
+    result
+}
+
+/// One run of the container's program.
+async fn once(engine: &Engine, record: &Record, console: &mut Console) -> Result<i32, CriError> {
+    let client = engine.client();
+    let id = record.id.as_str();
+    let log = match &record.log {
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            Some(Arc::new(Mutex::new(file.map_err(CriError::io(path.display().to_string()))?)))
+        }
+        None => None,
+    };
+    let stream = |output| log.clone().map(|file| LogStream::new(file, output));
+    let tty = record.order.config.tty;
+    let outputs = async {
+        let stderr = async {
+            if tty {
+                Ok(())
+            } else {
+                pump(engine, id, Output::Stderr, stream(Output::Stderr), console.echo).await
+            }
+        };
+        tokio::try_join!(pump(engine, id, Output::Stdout, stream(Output::Stdout), console.echo), stderr)
+    };
+    // The input of a container that was asked for with `stdin` stays open for others to attach to.
+    let keeps_open = record.order.config.stdin && !record.order.config.stdin_once;
+    let stdin = console.stdin.take();
+    let input = async {
+        match stdin {
+            Some(stdin) => drop(pump_input(client, id, id, stdin).await),
+            None if !keeps_open && !tty => drop(client.close_stdin(id, id).await),
+            None => {}
+        }
+        std::future::pending::<()>().await;
+    };
+    let exit = async { Ok::<_, CriError>(client.wait_process(id, id).await?) };
+    tokio::select! {
+        ended = async { tokio::try_join!(outputs, exit) } => Ok(ended?.1),
+        () = input => Ok(0),
+        error = health(engine, record) => Err(error),
+    }
+}
+
+/// Copies one output to its end.
+async fn pump(
+    engine: &Engine,
+    id: &str,
+    output: Output,
+    mut log: Option<LogStream<std::fs::File>>,
+    echo: bool,
+) -> Result<(), CriError> {
+    const CHUNK: u32 = 32 << 10;
+    let mut own: Option<Pin<Box<dyn AsyncWrite + Send>>> = match (echo, output) {
+        (false, _) => None,
+        (true, Output::Stdout) => Some(Box::pin(tokio::io::stdout())),
+        (true, Output::Stderr) => Some(Box::pin(tokio::io::stderr())),
+    };
+    loop {
+        let data = match output {
+            Output::Stdout => engine.client().read_stdout(id, id, CHUNK).await?,
+            Output::Stderr => engine.client().read_stderr(id, id, CHUNK).await?,
+        };
+        if let Some(own) = &mut own {
+            let local = |source| StdioError::Local { stream: "output", source };
+            own.write_all(&data).await.map_err(local)?;
+            own.flush().await.map_err(local)?;
+        }
+        if let Some(log) = &mut log {
+            let written = if data.is_empty() { log.end() } else { log.take(&data) };
+            written.map_err(CriError::io("container log"))?;
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// Runs the check at its interval, for ever; returns only what it can't note.
+async fn health(engine: &Engine, record: &Record) -> CriError {
+    let Some(check) = &record.order.extras.health else { return std::future::pending().await };
+    let mut failures = 0_u32;
+    for number in 0_u64.. {
+        tokio::time::sleep(check.interval).await;
+        let Some(healthy) = probe(engine, &record.id, check, number).await else {
+            // The container is ending.
+            return std::future::pending().await;
+        };
+        failures = if healthy { 0 } else { failures.saturating_add(1) };
+        let Ok(mut now) = engine.store().get(&record.id) else { return std::future::pending().await };
+        now.health = match now.health {
+            _ if healthy => Health::Healthy,
+            _ if failures >= check.retries.max(1) => Health::Unhealthy,
+            before => before,
+        };
+        if let Err(error) = engine.store().put(&now) {
+            return error;
+        }
+    }
+    std::future::pending().await
+}
+
+/// One run of the check: whether it has succeeded within its time. None: the container takes no more processes.
+async fn probe(engine: &Engine, id: &str, check: &HealthCheck, number: u64) -> Option<bool> {
+    let client = engine.client();
+    let exec = format!("health-{number}");
+    let process = engine.process(id, &check.command, false).ok()?;
+    match client.exec_process(id, &exec, process).await {
+        Ok(()) => {}
+        Err(error) if error.code == Code::FAILED_PRECONDITION || error.connection_lost => return None,
+        // No such program in the image: the check fails.
+        Err(_) => return Some(false),
+    }
+    match tokio::time::timeout(check.timeout, finish(client, id, &exec, b"")).await {
+        Ok(Ok(finished)) => Some(finished.status == 0),
+        Ok(Err(_)) => Some(false),
+        Err(_) => {
+            let _ = client.signal_process(id, &exec, libc::SIGKILL.unsigned_abs()).await;
+            // So that the agent forgets it.
+            let limit = Duration::from_secs(10);
+            let _ = client.within(limit).wait_process(id, &exec).await;
+            Some(false)
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The flags, with Docker's names and letters.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::parse;
+
+/// A whole line behind `docker run`.
+#[derive(Args, Clone, Debug)]
+pub struct CommandLine {
+    /// What the container is to be.
+    #[command(flatten)]
+    pub flags: Flags,
+    /// The image: a directory or a tar file
+    pub image: String,
+    /// The program and its arguments, or what the image's entry point is given
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+/// What a container is to be, in the words of `docker run`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Flags {
+    /// Give it standard input
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// A variable of its environment; without a value, this client's
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Its working directory [default: the image's]
+    #[arg(short, long, default_value = "")]
+    pub workdir: String,
+    /// Its user and group, by name or number [default: the image's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// A further group, by name or number
+    #[arg(long, value_name = "GROUP")]
+    pub group_add: Vec<String>,
+    /// Its name [default: one made up]
+    #[arg(long, alias = "id")]
+    pub name: Option<String>,
+    /// Its host name [default: its name]
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// The program, in the place of the image's entry point
+    #[arg(long)]
+    pub entrypoint: Option<String>,
+    /// Its memory limit in bytes, or with a suffix K, M or G
+    #[arg(short, long, value_parser = parse::bytes_argument, value_name = "BYTES")]
+    pub memory: Option<u64>,
+    /// Its limit of memory and swap together
+    #[arg(long, value_parser = parse::bytes_argument, value_name = "BYTES")]
+    pub memory_swap: Option<u64>,
+    /// Its CPU limit, such as 0.5
+    #[arg(long, value_parser = parse::cpus)]
+    pub cpus: Option<f64>,
+    /// Its share of the CPUs beside others, 2 to 262144
+    #[arg(short, long)]
+    pub cpu_shares: Option<i64>,
+    /// The CPUs that it may use, such as 0-2,4
+    #[arg(long, default_value = "")]
+    pub cpuset_cpus: String,
+    /// The memory nodes that it may use
+    #[arg(long, default_value = "")]
+    pub cpuset_mems: String,
+    /// Its limit of processes
+    #[arg(long, alias = "pids")]
+    pub pids_limit: Option<i64>,
+    /// The OOM killer's preference, -1000 to 1000
+    #[arg(long, allow_hyphen_values = true)]
+    pub oom_score_adj: Option<i64>,
+    /// The cgroup above its own
+    #[arg(long)]
+    pub cgroup_parent: Option<String>,
+    /// Make its root filesystem read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Give it all privileges in the guest
+    #[arg(long)]
+    pub privileged: bool,
+    /// A capability more
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_add: Vec<String>,
+    /// A capability less
+    #[arg(long, value_name = "CAPABILITY")]
+    pub cap_drop: Vec<String>,
+    /// seccomp=, apparmor=, label=, no-new-privileges, systempaths=unconfined
+    #[arg(long, value_name = "OPTION")]
+    pub security_opt: Vec<String>,
+    /// A limit of the process, such as nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub ulimit: Vec<String>,
+    /// A kernel parameter
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub sysctl: Vec<String>,
+    /// A directory or file of this host
+    #[arg(short, long, value_name = "HOST:CONTAINER[:ro]")]
+    pub volume: Vec<String>,
+    /// The same with more words: type=bind,source=,target=,readonly or type=tmpfs,target=,tmpfs-size=
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub mount: Vec<String>,
+    /// A directory in memory
+    #[arg(long, value_name = "PATH[:OPTIONS]")]
+    pub tmpfs: Vec<String>,
+    /// The size of /dev/shm, its own then
+    #[arg(long, value_parser = parse::bytes_argument, value_name = "BYTES")]
+    pub shm_size: Option<u64>,
+    /// size=BYTES limits what it may write to its root filesystem
+    #[arg(long, value_name = "size=BYTES")]
+    pub storage_opt: Vec<String>,
+    /// A device of the kernel's fixed numbers
+    #[arg(long, value_name = "HOST[:CONTAINER[:rwm]]")]
+    pub device: Vec<String>,
+    /// Whose processes it sees: private or container:ID
+    #[arg(long, default_value = "")]
+    pub pid: String,
+    /// private, shareable or host: all are the VM's
+    #[arg(long, default_value = "")]
+    pub ipc: String,
+    /// bridge, host (both are the VM's) or none
+    #[arg(long, alias = "net", default_value = "")]
+    pub network: String,
+    /// A name server
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<String>,
+    /// A domain to search
+    #[arg(long, value_name = "DOMAIN")]
+    pub dns_search: Vec<String>,
+    /// An option of resolv.conf
+    #[arg(long, value_name = "OPTION")]
+    pub dns_option: Vec<String>,
+    /// Refused: ports are the host's
+    #[arg(short, long, hide = true)]
+    pub publish: Vec<String>,
+    /// A port for the description
+    #[arg(long, value_name = "PORT")]
+    pub expose: Vec<String>,
+    /// When it is started again: no, always, unless-stopped, or `on-failure[:MAXIMUM]`
+    #[arg(long, default_value = "no", value_name = "POLICY")]
+    pub restart: String,
+    /// Set by --rm
+    #[arg(skip)]
+    pub auto_remove: bool,
+    /// A command that tells whether it works
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+    /// How often [default: 30s]
+    #[arg(long, value_parser = parse::duration, value_name = "TIME")]
+    pub health_interval: Option<Duration>,
+    /// How many failures in a row make it unhealthy [default: 3]
+    #[arg(long, value_name = "COUNT")]
+    pub health_retries: Option<u32>,
+    /// How long it may take [default: 30s]
+    #[arg(long, value_parser = parse::duration, value_name = "TIME")]
+    pub health_timeout: Option<Duration>,
+    /// The signal that asks it to end
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// A label
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub label: Vec<String>,
+    /// An annotation of the specification
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub annotation: Vec<String>,
+}

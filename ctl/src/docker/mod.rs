@@ -1,0 +1,288 @@
+//! `docker run`'s flags as a CRI configuration.
+//!
+//! A flag means what it means to Docker's users, and becomes the field of [`crate::cri`] that says the same; what
+//! CRI has no word for goes into [`Extras`]. A flag whose effect nobody here can bring about is refused by name.
+
+mod flags;
+pub mod parse;
+
+pub use flags::{CommandLine, Flags};
+
+use clap::{Args as _, FromArgMatches as _};
+
+use crate::cri::config::{
+    Device, KeyValue, LinuxContainerSecurityContext, NamespaceMode, ProfileType, SeLinuxOption,
+    SecurityProfile,
+};
+use crate::cri::extras::{HealthCheck, RestartPolicy};
+use crate::cri::{ContainerConfig, CriError, Extras, Order, PodSandboxConfig};
+
+/// The CFS period that Docker uses, in microseconds.
+pub(crate) const CPU_PERIOD: i64 = 100_000;
+
+impl CommandLine {
+    /// Reads the words behind `docker run`.
+    ///
+    /// # Errors
+    ///
+    /// A flag is not known, or has a wrong value: the parser's own words.
+    pub fn read<S: Into<String>>(words: impl IntoIterator<Item = S>) -> Result<Self, String> {
+        let words = std::iter::once("run".to_owned()).chain(words.into_iter().map(Into::into));
+        let command = Self::augment_args(clap::Command::new("run"));
+        let matches = command.try_get_matches_from(words).map_err(|error| error.to_string())?;
+        Self::from_arg_matches(&matches).map_err(|error| error.to_string())
+    }
+
+    /// What is asked for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Flags::order`].
+    pub fn order(&self, id: &str) -> Result<Order, CriError> {
+        self.flags.order(&self.image, &self.args, id)
+    }
+}
+
+impl Flags {
+    /// What is asked for: a container of `image` with `args`, which is called `id` where no flag names it.
+    ///
+    /// # Errors
+    ///
+    /// A flag that can't be carried out, by its name.
+    pub fn order(&self, image: &str, args: &[String], id: &str) -> Result<Order, CriError> {
+        let id = self.name.as_deref().unwrap_or(id);
+        let mut order = Order { id: Some(id.to_owned()), ..Order::default() };
+        order.extras = self.extras()?;
+        order.pod = self.pod(id)?;
+        let config = &mut order.config;
+        config.metadata.name = id.to_owned();
+        image.clone_into(&mut config.image.image);
+        config.command = self.entrypoint.iter().cloned().collect();
+        config.args = args.to_vec();
+        self.workdir.clone_into(&mut config.working_dir);
+        config.envs = self.env.iter().filter_map(|entry| variable(entry)).collect();
+        config.labels = self.label.iter().map(|label| parse::pair(label)).collect();
+        config.annotations = self.annotation.iter().map(|label| parse::pair(label)).collect();
+        (config.stdin, config.stdin_once, config.tty) = (self.interactive, self.interactive, self.tty);
+        config.stop_signal.clone_from(&self.stop_signal);
+        self.mounts(config, &mut order.extras)?;
+        for device in &self.device {
+            config.devices.push(self::device(device)?);
+        }
+        self.resources(config);
+        self.security(&mut config.linux.security_context)?;
+        Ok(order)
+    }
+
+    fn pod(&self, id: &str) -> Result<PodSandboxConfig, CriError> {
+        let mut pod = PodSandboxConfig::default();
+        id.clone_into(&mut pod.metadata.name);
+        id.clone_into(&mut pod.metadata.uid);
+        self.hostname.as_deref().unwrap_or(id).clone_into(&mut pod.hostname);
+        self.cgroup_parent.as_deref().unwrap_or_default().clone_into(&mut pod.linux.cgroup_parent);
+        pod.dns_config.servers.clone_from(&self.dns);
+        pod.dns_config.searches.clone_from(&self.dns_search);
+        pod.dns_config.options.clone_from(&self.dns_option);
+        for sysctl in &self.sysctl {
+            let (name, value) = sysctl
+                .split_once('=')
+                .ok_or_else(|| CriError::field("--sysctl", format!("{sysctl:?} is not NAME=VALUE")))?;
+            pod.linux.sysctls.insert(name.to_owned(), value.to_owned());
+        }
+        let security = &mut pod.linux.security_context;
+        security.privileged = self.privileged;
+        security.namespace_options.pid = NamespaceMode::Container;
+        Ok(pod)
+    }
+
+    fn extras(&self) -> Result<Extras, CriError> {
+        let wrong = |flag: &str| {
+            let flag = flag.to_owned();
+            move |reason: String| CriError::field(flag, reason)
+        };
+        let restart = RestartPolicy::parse(&self.restart).map_err(wrong("--restart"))?;
+        if self.auto_remove && restart != RestartPolicy::No {
+            return Err(CriError::field("--rm", "not together with --restart"));
+        }
+        if !self.publish.is_empty() {
+            return Err(CriError::field(
+                "--publish",
+                "ports are forwarded by a network of the host's, not by the VM",
+            ));
+        }
+        let mut extras = Extras {
+            user: self.user.clone(),
+            groups: self.group_add.clone(),
+            pids_limit: self.pids_limit,
+            shm_size: self.shm_size,
+            restart,
+            auto_remove: self.auto_remove,
+            exposed_ports: self.expose.clone(),
+            ..Extras::default()
+        };
+        for option in &self.storage_opt {
+            let size = option.strip_prefix("size=").and_then(parse::bytes);
+            let wrong = || CriError::field("--storage-opt", format!("{option:?} is not size=BYTES"));
+            extras.disk = Some(size.ok_or_else(wrong)?);
+        }
+        for limit in &self.ulimit {
+            extras.ulimits.push(parse::ulimit(limit).map_err(wrong("--ulimit"))?);
+        }
+        for tmpfs in &self.tmpfs {
+            extras.tmpfs.push(parse::tmpfs(tmpfs).map_err(wrong("--tmpfs"))?);
+        }
+        extras.health = self.health();
+        Ok(extras)
+    }
+
+    fn health(&self) -> Option<HealthCheck> {
+        let mut check = HealthCheck::shell(self.health_cmd.as_deref()?);
+        check.interval = self.health_interval.unwrap_or(check.interval);
+        check.timeout = self.health_timeout.unwrap_or(check.timeout);
+        check.retries = self.health_retries.unwrap_or(check.retries);
+        Some(check)
+    }
+
+    fn mounts(&self, config: &mut ContainerConfig, extras: &mut Extras) -> Result<(), CriError> {
+        for volume in &self.volume {
+            let mount = parse::volume(volume).map_err(|reason| CriError::field("--volume", reason))?;
+            config.mounts.push(mount);
+        }
+        for mount in &self.mount {
+            match parse::mount(mount).map_err(|reason| CriError::field("--mount", reason))? {
+                parse::Mounted::Bind(mount) => config.mounts.push(mount),
+                parse::Mounted::Tmpfs(tmpfs) => extras.tmpfs.push(tmpfs),
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a saturating cast of a count of CPUs")]
+    fn resources(&self, config: &mut ContainerConfig) {
+        let resources = &mut config.linux.resources;
+        if let Some(cpus) = self.cpus {
+            resources.cpu_period = CPU_PERIOD;
+            resources.cpu_quota = (cpus * CPU_PERIOD as f64) as i64;
+        }
+        resources.cpu_shares = self.cpu_shares.unwrap_or_default();
+        resources.cpuset_cpus.clone_from(&self.cpuset_cpus);
+        resources.cpuset_mems.clone_from(&self.cpuset_mems);
+        resources.memory_limit_in_bytes = signed(self.memory);
+        resources.memory_swap_limit_in_bytes = signed(self.memory_swap);
+        resources.oom_score_adj = self.oom_score_adj.unwrap_or_default();
+    }
+
+    fn security(&self, security: &mut LinuxContainerSecurityContext) -> Result<(), CriError> {
+        security.privileged = self.privileged;
+        security.readonly_rootfs = self.read_only;
+        security.capabilities.add_capabilities.clone_from(&self.cap_add);
+        security.capabilities.drop_capabilities.clone_from(&self.cap_drop);
+        security.seccomp = Some(SecurityProfile::default());
+        for option in &self.security_opt {
+            security_option(security, option)?;
+        }
+        let namespaces = &mut security.namespace_options;
+        namespaces.pid = match self.pid.split_once(':') {
+            Some(("container", id)) => {
+                id.clone_into(&mut namespaces.target_id);
+                NamespaceMode::Target
+            }
+            None if self.pid == "host" => NamespaceMode::Node,
+            None if self.pid.is_empty() || self.pid == "private" => NamespaceMode::Container,
+            _ => return Err(CriError::field("--pid", "none of private, host, container:ID")),
+        };
+        namespaces.ipc = match self.ipc.as_str() {
+            "" | "private" | "shareable" => NamespaceMode::Pod,
+            "host" => NamespaceMode::Node,
+            _ => {
+                return Err(CriError::field("--ipc", "none of private, shareable, host: all share the VM's"));
+            }
+        };
+        namespaces.network = match self.network.as_str() {
+            "" | "default" | "bridge" => NamespaceMode::Pod,
+            "host" => NamespaceMode::Node,
+            "none" => NamespaceMode::Container,
+            _ => {
+                return Err(CriError::field(
+                    "--network",
+                    "none of bridge, host, none: networks are the host's",
+                ));
+            }
+        };
+        Ok(())
+    }
+}
+
+fn signed(bytes: Option<u64>) -> i64 {
+    bytes.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
+}
+
+/// `NAME=VALUE`, or `NAME` with this program's own value if it has one.
+fn variable(entry: &str) -> Option<KeyValue> {
+    let (key, value) = match entry.split_once('=') {
+        Some((key, value)) => (key.to_owned(), value.to_owned()),
+        None => (entry.to_owned(), std::env::var(entry).ok()?),
+    };
+    Some(KeyValue { key, value })
+}
+
+/// `HOST[:CONTAINER[:PERMISSIONS]]`
+fn device(text: &str) -> Result<Device, CriError> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let is_access = |text: &str| !text.is_empty() && text.chars().all(|c| "rwm".contains(c));
+    let (host, container, permissions) = match *parts.as_slice() {
+        [host] => (host, host, "rwm"),
+        [host, access] if is_access(access) => (host, host, access),
+        [host, container] => (host, container, "rwm"),
+        [host, container, access] => (host, container, access),
+        _ => return Err(CriError::field("--device", format!("{text:?} is not HOST[:CONTAINER[:rwm]]"))),
+    };
+    let [host_path, container_path, permissions] = [host, container, permissions].map(str::to_owned);
+    Ok(Device { container_path, host_path, permissions })
+}
+
+fn security_option(security: &mut LinuxContainerSecurityContext, option: &str) -> Result<(), CriError> {
+    let (name, value) = option.split_once('=').or_else(|| option.split_once(':')).unwrap_or((option, ""));
+    let profile = |value: &str| match value {
+        "unconfined" => {
+            SecurityProfile { profile_type: ProfileType::Unconfined, ..SecurityProfile::default() }
+        }
+        path => SecurityProfile { profile_type: ProfileType::Localhost, localhost_ref: path.to_owned() },
+    };
+    match (name, value) {
+        ("no-new-privileges", "" | "true") => security.no_new_privs = true,
+        ("no-new-privileges", "false") => security.no_new_privs = false,
+        ("seccomp", "builtin") => {}
+        ("seccomp", value) if !value.is_empty() => security.seccomp = Some(profile(value)),
+        ("apparmor", value) if !value.is_empty() => security.apparmor = Some(profile(value)),
+        ("systempaths", "unconfined") => {
+            (security.masked_paths, security.readonly_paths) = (Some(Vec::new()), Some(Vec::new()));
+        }
+        ("label", "disable") => security.selinux_options = None,
+        ("label", label) => {
+            let label_parts = security.selinux_options.get_or_insert_with(|| SeLinuxOption {
+                user: "system_u".to_owned(),
+                role: "system_r".to_owned(),
+                kind: "container_t".to_owned(),
+                level: String::new(),
+            });
+            match label.split_once(':') {
+                Some(("user", value)) => value.clone_into(&mut label_parts.user),
+                Some(("role", value)) => value.clone_into(&mut label_parts.role),
+                Some(("type", value)) => value.clone_into(&mut label_parts.kind),
+                Some(("level", value)) => value.clone_into(&mut label_parts.level),
+                _ => {
+                    return Err(CriError::field(
+                        "--security-opt",
+                        format!("{option:?}: no such part of a label"),
+                    ));
+                }
+            }
+        }
+        _ => return Err(CriError::field("--security-opt", format!("{option:?} is not known"))),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

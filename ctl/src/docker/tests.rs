@@ -1,0 +1,66 @@
+//! Flags of Docker, as configurations.
+
+use super::*;
+
+fn order(line: &str) -> Result<Order, String> {
+    CommandLine::read(line.split_whitespace())?.order("made-up").map_err(|error| error.to_string())
+}
+
+#[test]
+fn flags_reach_the_fields_that_say_the_same() {
+    let order = order(
+        "-it -e A=1 -u web:www --group-add 5 -w /srv --name box --hostname h --entrypoint /bin/x --memory 64M \
+         --cpus 0.5 --cpuset-cpus 0 --pids-limit 9 --read-only --cap-add NET_ADMIN --cap-drop ALL \
+         --security-opt no-new-privileges --ulimit nofile=5 --sysctl kernel.msgmax=9 -v /a:/b:ro --tmpfs /t:size=1m \
+         --shm-size 1m --device /dev/fuse:r --storage-opt size=1G --restart on-failure:3 --health-cmd true \
+         --health-interval 1s --label a=b --dns 1.1.1.1 /image sh -c true --rm",
+    )
+    .unwrap();
+    let config = &order.config;
+    assert_eq!((&*config.command, &*config.args[3]), (&["/bin/x".to_owned()][..], "--rm"));
+    assert_eq!((&*config.working_dir, &*config.envs[0].value, config.tty), ("/srv", "1", true));
+    assert_eq!((&*config.metadata.name, &*order.pod.hostname), ("box", "h"));
+    assert_eq!((&*config.mounts[0].host_path, config.mounts[0].readonly), ("/a", true));
+    assert_eq!((&*config.devices[0].container_path, &*config.devices[0].permissions), ("/dev/fuse", "r"));
+    assert_eq!(config.labels["a"], "b");
+    let resources = &config.linux.resources;
+    assert_eq!((resources.memory_limit_in_bytes, resources.cpu_quota), (64 << 20, 50_000));
+    let security = &config.linux.security_context;
+    assert!(security.readonly_rootfs && security.no_new_privs && !security.privileged);
+    assert_eq!(security.capabilities.drop_capabilities, ["ALL"]);
+    assert_eq!(security.seccomp, Some(SecurityProfile::default()));
+    assert_eq!(security.namespace_options.pid, NamespaceMode::Container);
+    let extras = &order.extras;
+    assert_eq!((extras.user.as_deref(), &*extras.groups[0]), (Some("web:www"), "5"));
+    assert_eq!((extras.disk, extras.shm_size, extras.pids_limit), (Some(1 << 30), Some(1 << 20), Some(9)));
+    assert_eq!(extras.restart, RestartPolicy::OnFailure(3));
+    let health = extras.health.as_ref().unwrap();
+    assert_eq!((health.interval.as_secs(), health.retries, &*health.command[2]), (1, 3, "true"));
+    assert_eq!(order.pod.linux.sysctls["kernel.msgmax"], "9");
+    assert_eq!(order.pod.dns_config.servers, ["1.1.1.1"]);
+}
+
+#[test]
+fn what_can_not_be_is_refused_by_its_flag() {
+    for (line, words) in [
+        ("-p 80:80 /image sh", "--publish"),
+        ("--security-opt fly /image sh", "--security-opt"),
+        ("--security-opt label=x:y /image sh", "label"),
+        ("--restart sometimes /image sh", "unless-stopped"),
+        ("--pid pod /image sh", "--pid"),
+        ("--ipc container:a /image sh", "--ipc"),
+        ("--network mine /image sh", "--network"),
+        ("--device a:b:c:d /image sh", "--device"),
+        ("--storage-opt speed=1 /image sh", "--storage-opt"),
+        ("--sysctl a /image sh", "--sysctl"),
+        ("-v data:/x /image sh", "--volume"),
+        ("--mount type=volume,dst=/x /image sh", "--mount"),
+        ("--memory 0 /image sh", "--memory"),
+        ("--cpus 0 /image sh", "--cpus"),
+    ] {
+        let error = order(line).unwrap_err();
+        assert!(error.contains(words), "{line}: {error}");
+    }
+    let flags = Flags { auto_remove: true, restart: "always".into(), ..Flags::default() };
+    assert!(flags.order("/i", &[], "x").unwrap_err().to_string().contains("--rm"));
+}

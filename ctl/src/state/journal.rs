@@ -1,0 +1,227 @@
+//! What happens to the containers of one agent, as a file of JSON lines that any client appends to and any can follow.
+//!
+//! A line is written by one write(2) to a file opened for appending, so lines of several clients don't mix. A follower
+//! is woken by the kernel (inotify(7)) and ends when the file is removed, which is the end of the sandbox.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::time;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// An image is read and unpacked.
+    Image,
+    /// A volume is waited for and attached.
+    Volume,
+    /// A network interface is made.
+    Network,
+    /// A container is created.
+    Create,
+    /// Its program is let go.
+    Start,
+    /// A further process.
+    Exec,
+    /// It is frozen.
+    Pause,
+    /// It is thawed.
+    Resume,
+    /// Its limits are changed.
+    Update,
+    /// A signal is sent.
+    Kill,
+    /// Its program has ended.
+    Die,
+    /// The kernel has killed one of its processes for want of memory.
+    Oom,
+    /// The state of its health has changed.
+    Health,
+    /// It is started again.
+    Restart,
+    /// It is removed.
+    Remove,
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It begins.
+    Begin,
+    /// It has ended well.
+    Done,
+    /// It has failed, and what it had done is undone.
+    Failed,
+}
+
+/// A line of the journal.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Event {
+    /// RFC 3339 with nanoseconds.
+    pub time: String,
+    /// The container.
+    pub container: String,
+    /// What happened.
+    pub action: Action,
+    /// Where a step is; none for what has no duration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// The exit status of what has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// More, in words: a failure's cause, a state of health, the name of a process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Event {
+    /// Something that happens now.
+    pub fn new(container: &str, action: Action) -> Self {
+        let container = container.to_owned();
+        Self { time: time::now(), container, action, phase: None, exit_code: None, detail: None }
+    }
+
+    /// With the place in a step.
+    #[must_use]
+    pub fn phase(self, phase: Phase) -> Self {
+        Self { phase: Some(phase), ..self }
+    }
+
+    /// With an exit status.
+    #[must_use]
+    pub fn exit_code(self, code: i32) -> Self {
+        Self { exit_code: Some(code), ..self }
+    }
+
+    /// With words.
+    #[must_use]
+    pub fn detail(self, detail: impl Into<String>) -> Self {
+        Self { detail: Some(detail.into()), ..self }
+    }
+}
+
+/// The journal of one agent.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    path: PathBuf,
+}
+
+impl Journal {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Appends a line. It is news for others, and nothing fails for want of it: an error is dropped.
+    pub fn note(&self, event: &Event) {
+        let _ = self.append(event);
+    }
+
+    fn append(&self, event: &Event) -> io::Result<()> {
+        let mut line = serde_json::to_vec(event)?;
+        line.push(b'\n');
+        self.open(File::options().append(true))?.write_all(&line)
+    }
+
+    fn open(&self, options: &mut fs::OpenOptions) -> io::Result<File> {
+        if let Some(parent) = self.path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
+        options.create(true).open(&self.path)
+    }
+
+    /// Notes the begin of a step, does it, and notes its end.
+    ///
+    /// # Errors
+    ///
+    /// The step's own.
+    pub async fn step<T, E: std::fmt::Display>(
+        &self,
+        container: &str,
+        action: Action,
+        step: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.note(&Event::new(container, action).phase(Phase::Begin));
+        let result = step.await;
+        self.note(&match &result {
+            Ok(_) => Event::new(container, action).phase(Phase::Done),
+            Err(error) => Event::new(container, action).phase(Phase::Failed).detail(error.to_string()),
+        });
+        result
+    }
+
+    /// The lines that have been written, or none but with `from_start`, and those that will be.
+    /// The channel ends with the file.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be watched.
+    pub fn follow(&self, from_start: bool) -> io::Result<mpsc::Receiver<String>> {
+        // For writing, because it may be missing and is made then.
+        let mut file = self.open(File::options().read(true).append(true))?;
+        let watch = Inotify::init(InitFlags::IN_CLOEXEC)?;
+        watch.add_watch(&self.path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB)?;
+        if !from_start {
+            file.seek(SeekFrom::End(0))?;
+        }
+        let (sender, receiver) = mpsc::channel(64);
+        std::thread::Builder::new().name("events".to_owned()).spawn(move || tail(file, &watch, &sender))?;
+        Ok(receiver)
+    }
+}
+
+/// Sends whole lines until the file is gone, or nobody listens when the next one comes.
+fn tail(mut file: File, watch: &Inotify, sender: &mpsc::Sender<String>) {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut pending = Vec::new();
+    loop {
+        if file.read_to_end(&mut pending).is_err() {
+            return;
+        }
+        while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+        // A removal changes the number of links, which is told as a change of attributes.
+        if file.metadata().map_or(0, |metadata| metadata.nlink()) == 0 || watch.read_events().is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn followers_see_old_and_new_lines_and_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path().join("a/events"));
+        let parsed = |line: String| serde_json::from_str::<Event>(&line).unwrap();
+        let failing = async { Err::<(), _>("no such image") };
+        journal.step("web", Action::Create, failing).await.unwrap_err();
+        let mut all = journal.follow(true).unwrap();
+        let mut new = journal.follow(false).unwrap();
+        let begin = all.recv().await.unwrap();
+        assert!(begin.contains(r#""container":"web","action":"create","phase":"begin"}"#), "{begin}");
+        let failed = parsed(all.recv().await.unwrap());
+        assert_eq!((failed.phase, failed.detail.as_deref()), (Some(Phase::Failed), Some("no such image")));
+
+        let died = Event::new("web", Action::Die).exit_code(137).detail("oom");
+        journal.note(&died);
+        assert_eq!(parsed(all.recv().await.unwrap()), died);
+        assert_eq!(parsed(new.recv().await.unwrap()), died);
+        std::fs::remove_file(dir.path().join("a/events")).unwrap();
+        assert_eq!((all.recv().await, new.recv().await), (None, None));
+    }
+}

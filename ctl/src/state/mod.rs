@@ -1,0 +1,286 @@
+//! What clients remember of an agent, since the protocol has no list of containers.
+//!
+//! ```text
+//! $XDG_RUNTIME_DIR/nakai, or /run/nakai-ctl
+//!   <address, escaped>/
+//!     vm.json                 the shared directory, noted by `vm start`
+//!     agent                   which process answered at the address
+//!     sandbox                 empty: this client has created the sandbox
+//!     sandbox.lock            held while the sandbox is created
+//!     oom.lock                held by whoever takes the agent's OOM events
+//!     events                  what happened, a JSON object a line
+//!     roots/                  root filesystems of images, for an agent on this host
+//!     cri/                    what the front ends remember (`crate::cri::store`)
+//!     containers/<id>.json    one record for each container
+//!     containers/<id>.lock    held by whoever changes the container
+//! ```
+//!
+//! It is a notebook, not the truth: the agent has that. Losing it costs `ps` its list and `run` its
+//! knowledge of the shared directory. Notes about an agent that is gone are recognised by the process that
+//! answers ([`State::settle`]) and dropped.
+//!
+//! Commands for one container come one after the other: whoever changes it holds its [`Lock`]. Signals and
+//! questions don't wait.
+
+mod journal;
+mod lock;
+mod record;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::Address;
+use crate::client::Client;
+use crate::rootfs;
+
+pub use journal::{Action, Event, Journal, Phase};
+pub use lock::Lock;
+pub use record::{ContainerRecord, ContainerState, Health};
+
+/// The VM behind an address.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct VmRecord {
+    /// The host's side of the shared directory.
+    pub share: PathBuf,
+    /// QEMU's control socket.
+    #[serde(default)]
+    pub qmp: Option<PathBuf>,
+    /// Its sockets and logs.
+    #[serde(default)]
+    pub run: Option<PathBuf>,
+}
+
+/// The notebook of one address.
+#[derive(Clone, Debug)]
+pub struct State {
+    directory: PathBuf,
+}
+
+impl State {
+    /// Where all notebooks are.
+    pub fn base() -> PathBuf {
+        match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+            Some(dir) => PathBuf::from(dir).join("nakai"),
+            None => PathBuf::from("/run/nakai-ctl"),
+        }
+    }
+
+    /// The notebook of the agent at `address`.
+    pub fn of(address: &Address) -> Self {
+        Self::in_directory(&Self::base(), address)
+    }
+
+    /// As [`State::of`], with all notebooks in `base`.
+    pub fn in_directory(base: &Path, address: &Address) -> Self {
+        Self { directory: base.join(escape(&address.to_string())) }
+    }
+
+    /// Forgets what was noted about another agent than the one that `client` talks to, which listened at the same
+    /// address before. Where the address does not tell who answers (vsock), nothing is forgotten.
+    pub fn settle(&self, client: &Client) {
+        if let Some(peer) = client.peer() {
+            self.settle_with(peer);
+        }
+    }
+
+    fn settle_with(&self, peer: &str) {
+        let file = self.directory.join("agent");
+        let known: Option<String> = read_json(&file);
+        if known.as_deref() == Some(peer) {
+            return;
+        }
+        if known.is_some() {
+            self.drop_containers();
+            // Whether it is there or not, it is not there behind this.
+            let _ = fs::remove_file(self.directory.join("sandbox"));
+        }
+        // Without the note the next client settles again.
+        let _ = write_json(&file, &peer);
+    }
+
+    /// Drops all containers' records and takes away what they share.
+    fn drop_containers(&self) {
+        for container in self.containers() {
+            if let Some(share) = &container.share {
+                rootfs::unshare(share, &container.id);
+            }
+            self.forget_container(&container.id);
+            let gone = Event::new(&container.id, Action::Remove).detail("the agent is gone");
+            self.journal().note(&gone);
+        }
+    }
+
+    /// The directory for root filesystems of an agent that is a process of this host and shares none.
+    ///
+    /// # Errors
+    ///
+    /// It can't be made.
+    pub fn roots(&self) -> io::Result<PathBuf> {
+        let roots = self.directory.join("roots");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&roots)?;
+        Ok(roots)
+    }
+
+    /// Where the CRI, Docker and Zun front ends keep their notes.
+    pub fn front_ends(&self) -> PathBuf {
+        self.directory.join("cri")
+    }
+
+    /// What happens at this agent.
+    pub fn journal(&self) -> Journal {
+        Journal::new(self.directory.join("events"))
+    }
+
+    /// Waits for its turn to change container `id`.
+    ///
+    /// # Errors
+    ///
+    /// The lock's file can't be made.
+    pub async fn lock_container(&self, id: &str) -> io::Result<Lock> {
+        Lock::wait(self.container_file(id, "lock")).await
+    }
+
+    /// Waits for its turn to make the sandbox.
+    ///
+    /// # Errors
+    ///
+    /// The lock's file can't be made.
+    pub async fn lock_sandbox(&self) -> io::Result<Lock> {
+        Lock::wait(self.directory.join("sandbox.lock")).await
+    }
+
+    /// Waits for its turn to take the agent's OOM events, each of which is told once.
+    ///
+    /// # Errors
+    ///
+    /// The lock's file can't be made.
+    pub async fn lock_oom_events(&self) -> io::Result<Lock> {
+        Lock::wait(self.directory.join("oom.lock")).await
+    }
+
+    /// What is noted of the VM.
+    pub fn vm(&self) -> Option<VmRecord> {
+        read_json(&self.directory.join("vm.json"))
+    }
+
+    /// Notes what the VM shares.
+    ///
+    /// # Errors
+    ///
+    /// The note can't be written.
+    pub fn note_vm(&self, vm: &VmRecord) -> io::Result<()> {
+        write_json(&self.directory.join("vm.json"), vm)
+    }
+
+    /// Whether the sandbox has been made.
+    pub fn has_sandbox(&self) -> bool {
+        self.directory.join("sandbox").exists()
+    }
+
+    /// Notes that the sandbox has been made.
+    ///
+    /// # Errors
+    ///
+    /// The note can't be written.
+    pub fn note_sandbox(&self) -> io::Result<()> {
+        write_json(&self.directory.join("sandbox"), &())
+    }
+
+    /// All containers, oldest first. What can't be read is left out.
+    pub fn containers(&self) -> Vec<ContainerRecord> {
+        let entries = fs::read_dir(self.directory.join("containers")).into_iter().flatten().flatten();
+        let records =
+            entries.map(|entry| entry.path()).filter(|path| path.extension() == Some("json".as_ref()));
+        let mut containers: Vec<ContainerRecord> = records.filter_map(|path| read_json(&path)).collect();
+        containers.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
+        containers
+    }
+
+    /// The container `id`.
+    pub fn container(&self, id: &str) -> Option<ContainerRecord> {
+        read_json(&self.container_file(id, "json"))
+    }
+
+    /// Writes a record anew.
+    ///
+    /// # Errors
+    ///
+    /// The record can't be written.
+    pub fn note_container(&self, container: &ContainerRecord) -> io::Result<()> {
+        write_json(&self.container_file(&container.id, "json"), container)
+    }
+
+    /// Gives a container's lock back; that of one that is not on record leaves nothing.
+    pub fn unlock(&self, id: &str, lock: Lock) {
+        if self.container(id).is_none() {
+            lock.remove();
+        }
+    }
+
+    /// Changes a record, if there is one; its container's lock must be held.
+    ///
+    /// # Errors
+    ///
+    /// The record can't be written.
+    pub fn change_container(&self, id: &str, change: impl FnOnce(&mut ContainerRecord)) -> io::Result<()> {
+        let Some(mut record) = self.container(id) else { return Ok(()) };
+        change(&mut record);
+        self.note_container(&record)
+    }
+
+    /// Drops a record.
+    pub fn forget_container(&self, id: &str) {
+        // It may never have been noted.
+        let _ = fs::remove_file(self.container_file(id, "json"));
+    }
+
+    /// Forgets the address: its VM is gone.
+    pub fn forget(&self) {
+        // What they share may be a mount.
+        for container in self.containers() {
+            if let Some(share) = &container.share {
+                rootfs::unshare(share, &container.id);
+            }
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+
+    fn container_file(&self, id: &str, kind: &str) -> PathBuf {
+        self.directory.join("containers").join(format!("{}.{kind}", escape(id)))
+    }
+}
+
+/// A text as one file name: all but letters, digits, `-`, `_` and inner dots as `%XX`.
+fn escape(text: &str) -> String {
+    let mut name = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'.' if !name.is_empty() => name.push('.'),
+            b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => name.push(char::from(byte)),
+            other => name.push_str(&format!("%{other:02X}")),
+        }
+    }
+    name
+}
+
+/// Reads a note; none for one that is not there or is none.
+pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Writes by renaming, so that no reader sees half a record.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(value)?)?;
+    fs::rename(new, path)
+}
+
+#[cfg(test)]
+mod tests;
