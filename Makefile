@@ -3,6 +3,7 @@
 #   make run     boot the guest and show what the agent does
 #   make test    unit tests, and black-box tests on this host and in a VM
 #   make lint    formatting, clippy, documentation, licences and advisories
+#   make bench   what the agent costs, beside crun and runc, against the promises
 #   make image   the guest's kernel, initrd and a container's root file system
 
 SHELL       := /bin/bash
@@ -19,7 +20,7 @@ SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # The vhost-user vsock device that scripts/install-deps builds.
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: build deps agent ctl rootfs image run debian test lint clean
+.PHONY: build deps agent ctl rootfs image run debian test bench soak lint clean
 
 build: agent ctl rootfs
 
@@ -51,6 +52,20 @@ test: deps
 	$(MAKE) image
 	NAKAI_AGENT=$(AGENT) NAKAI_KERNEL=$(IMAGE)/vmlinuz NAKAI_INITRD=$(IMAGE)/initrd \
 		NAKAI_BUSYBOX_ROOT=$(IMAGE)/busybox cargo test --locked --workspace
+	cargo test --locked --package nakai --lib --features policy -- policy:: gate::
+
+# Minutes of it: thousands of execs, container lives, calls cut off and servers killed; nothing may be left of them.
+soak: deps
+	$(MAKE) image
+	NAKAI_SOAK=100 NAKAI_CUTS=1000 NAKAI_KILLS=200 NAKAI_AGENT=$(AGENT) NAKAI_KERNEL=$(IMAGE)/vmlinuz \
+		NAKAI_INITRD=$(IMAGE)/initrd NAKAI_BUSYBOX_ROOT=$(IMAGE)/busybox cargo test --locked --test blackbox -- fire::
+
+# WHERE=vm measures in the guest; PEER is another agent of the protocol: a program, or for WHERE=vm an initrd.
+bench:
+	scripts/install-deps bench
+	$(MAKE) image
+	NAKAI_AGENT=$(AGENT) NAKAI_KERNEL=$(IMAGE)/vmlinuz NAKAI_INITRD=$(IMAGE)/initrd \
+		NAKAI_BUSYBOX_ROOT=$(IMAGE)/busybox OUT=$(TARGET_DIR)/bench cargo bench --locked --bench agent
 
 lint:
 	cargo fmt --all --check
@@ -58,6 +73,7 @@ lint:
 	cargo xtask deny
 	cargo xtask lines
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --package nakai --lib --features policy -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
 clean:

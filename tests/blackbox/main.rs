@@ -56,6 +56,7 @@ fn main() -> ExitCode {
                 .push(Trial::test(format!("host::{}", scenario.name), move || host::run(&images, &scenario)));
         }
     }
+    trials.push(Trial::test("docs::orchestrators_md", scenarios::page_is_up_to_date));
     let conclusion = libtest_mimic::run(&arguments, trials);
     vm.stop();
     conclusion.exit_code()

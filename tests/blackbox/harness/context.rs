@@ -1,10 +1,12 @@
 //! What a scenario has in hand: the client, containers with ids and roots of their own, and a look at the agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nakai_ctl::connect::{CONNECT_TIMEOUT, Stream, connect, connect_stream};
+use nakai_ctl::qmp::Qmp;
 use nakai_ctl::stdio::{Finished, finish};
 use nakai_ctl::{Address, CallError, Client, SpecBuilder};
 use nakai_protocols::agent::CreateContainerRequest;
@@ -14,7 +16,7 @@ use tokio::time::Instant;
 use super::expect::succeeded;
 use super::guest_view::GuestView;
 use super::inventory::{Inventory, SCRIPT};
-use super::{Fallible, Images, Outcome};
+use super::{Fallible, Images, Outcome, STREAM_PORT};
 
 /// How long a program may take that is only asked for something.
 pub(crate) const SHELL_LIMIT: Duration = Duration::from_secs(60);
@@ -25,12 +27,11 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 /// In a container's root as in the guest's.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// The context of one scenario; cheap to clone.
+/// The context of one scenario, and a connection; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Ctx(Arc<Inner>);
+pub(crate) struct Ctx(Arc<Inner>, Client);
 
 struct Inner {
-    client: Client,
     address: Address,
     /// What ids begin with, so that scenarios never meet.
     prefix: String,
@@ -38,6 +39,7 @@ struct Inner {
     roots: Roots,
     view: Arc<GuestView>,
     hooks: Hooks,
+    machine: Option<MachineSide>,
     count: AtomicU32,
     /// Ids of containers that may be there.
     made: Mutex<Vec<String>>,
@@ -54,6 +56,15 @@ pub(crate) struct Roots {
 #[derive(Clone)]
 pub(crate) struct Hooks(pub(crate) String);
 
+/// The host's side of a virtual machine.
+#[derive(Clone)]
+pub(crate) struct MachineSide {
+    /// QEMU's control socket.
+    pub(crate) qmp: PathBuf,
+    /// A directory for the images of disks, which goes with the machine.
+    pub(crate) files: PathBuf,
+}
+
 /// What a context is made of.
 pub(crate) struct Parts {
     pub(crate) client: Client,
@@ -63,6 +74,7 @@ pub(crate) struct Parts {
     pub(crate) roots: Roots,
     pub(crate) view: Arc<GuestView>,
     pub(crate) hooks: Hooks,
+    pub(crate) machine: Option<MachineSide>,
 }
 
 /// A container, or the right to make one: its id and its root filesystem are there.
@@ -76,18 +88,38 @@ pub(crate) struct Container {
 
 impl Ctx {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { client, address, prefix, images, roots, view, hooks } = parts;
+        let Parts { client, address, prefix, images, roots, view, hooks, machine } = parts;
         let (count, made) = (AtomicU32::new(0), Mutex::default());
-        Self(Arc::new(Inner { client, address, prefix, images, roots, view, hooks, count, made }))
+        Self(Arc::new(Inner { address, prefix, images, roots, view, hooks, machine, count, made }), client)
     }
 
     pub(crate) fn client(&self) -> &Client {
-        &self.0.client
+        &self.1
+    }
+
+    /// The same with another connection, as the server that had this one is gone.
+    pub(crate) async fn reconnected(&self) -> Fallible<Self> {
+        Ok(Self(self.0.clone(), self.another_client().await?))
     }
 
     /// Another connection to the same agent.
     pub(crate) async fn another_client(&self) -> Fallible<Client> {
         Ok(Client::connect(&self.0.address).await?)
+    }
+
+    /// A connection for a stream of a process, and the port that names it.
+    pub(crate) async fn stream(&self) -> Fallible<(Box<dyn Stream>, u32)> {
+        Ok(connect_stream(&self.0.address, STREAM_PORT, SHELL_LIMIT).await?)
+    }
+
+    /// A connection to another vsock port of the agent's guest.
+    pub(crate) async fn connect(&self, port: u32) -> Fallible<Box<dyn Stream>> {
+        let address = match &self.0.address {
+            Address::Vsock { cid, .. } => Address::Vsock { cid: *cid, port },
+            Address::Hybrid { path, .. } => Address::Hybrid { path: path.clone(), port },
+            other => return Err(format!("{other} is no guest").into()),
+        };
+        Ok(connect(&address, CONNECT_TIMEOUT).await?)
     }
 
     /// Whether the agent is on this host, with this host's kernel.
@@ -98,6 +130,20 @@ impl Ctx {
     /// Where the agent finds the guest hooks of [`super::own_vm`] and [`super::host`].
     pub(crate) fn hook_directory(&self) -> &str {
         &self.0.hooks.0
+    }
+
+    /// The control socket of the machine that the agent is in; one client at a time.
+    pub(crate) async fn qmp(&self) -> Fallible<Qmp> {
+        Ok(Qmp::connect(&self.machine_side()?.qmp).await?)
+    }
+
+    /// Where the images of the machine's disks are.
+    pub(crate) fn files(&self) -> Fallible<&Path> {
+        Ok(&self.machine_side()?.files)
+    }
+
+    fn machine_side(&self) -> Fallible<&MachineSide> {
+        Ok(self.0.machine.as_ref().ok_or("this agent is in no virtual machine")?)
     }
 
     /// What ids begin with.
@@ -187,11 +233,16 @@ impl Ctx {
         format!("{}/{id}/rootfs", self.0.roots.guest)
     }
 
-    /// A directory in the container `id`'s directory, as this host and as the agent sees it.
+    /// A directory in the container's directory, as this host and as the agent sees it.
     pub(crate) fn directory(&self, container: &Container, name: &str) -> Fallible<(PathBuf, String)> {
-        let host = self.0.roots.host.join(&container.id).join(name);
+        self.directory_of(&container.id, name)
+    }
+
+    /// A directory in the directory of the container `id`, whose root has been made.
+    pub(crate) fn directory_of(&self, id: &str, name: &str) -> Fallible<(PathBuf, String)> {
+        let host = self.0.roots.host.join(id).join(name);
         std::fs::create_dir(&host)?;
-        Ok((host, format!("{}/{}/{name}", self.0.roots.guest, container.id)))
+        Ok((host, format!("{}/{id}/{name}", self.0.roots.guest)))
     }
 
     /// A container that sees the guest's processes, mounts, `/run` and cgroups, and may do everything there.
@@ -241,6 +292,11 @@ impl Ctx {
 }
 
 impl Container {
+    /// The same over another connection.
+    pub(crate) fn over(self, ctx: &Ctx) -> Self {
+        Self { ctx: ctx.clone(), ..self }
+    }
+
     pub(crate) fn spec(&self) -> &SpecBuilder {
         &self.spec
     }

@@ -20,9 +20,14 @@ use super::context::{Ctx, SHELL_LIMIT};
 /// The guest's own busybox, which runs its tools from the same file: from the shared directory they are slow.
 const SHELL: &str = "/guest/proc/1/root/bin/busybox";
 
+/// The server is one of the supervisor's children, and not always the same.
+const FIND_SERVER: &str = r#"for child in $(cat $PROC/$SUPERVISOR/task/*/children); do
+    [ "$(cat $PROC/$child/comm 2> /dev/null)" != nakai-server ] || SERVER=$child
+done"#;
+
 /// Whose side is looked at.
 pub(crate) enum GuestView {
-    Host { supervisor: u32, server: u32 },
+    Host { supervisor: u32 },
     Vm { observer: OnceCell<String> },
 }
 
@@ -34,13 +39,13 @@ impl GuestView {
     /// Runs a shell script with the variables above and returns what it printed.
     pub(crate) async fn sh(&self, ctx: &Ctx, script: &str) -> Fallible<String> {
         match self {
-            Self::Host { supervisor, server } => on_host(*supervisor, *server, ctx.prefix(), script),
+            Self::Host { supervisor } => on_host(*supervisor, ctx.prefix(), script),
             Self::Vm { observer } => {
                 let id = observer.get_or_try_init(|| create_observer(ctx)).await?;
                 let prefix = ctx.prefix();
                 let setup = format!(
                     "PROC=/guest/proc RUN=/guest/run CGROUP=/guest/cgroup PREFIX={prefix} SUPERVISOR=1\n\
-                     set -- $(cat $PROC/1/task/1/children); SERVER=$1\n"
+                     {FIND_SERVER}\n"
                 );
                 let args = [SHELL, "sh", "-c", &format!("{setup}{script}")];
                 let process = ctx.observer_spec(id).args(args).process();
@@ -59,15 +64,14 @@ impl GuestView {
     }
 }
 
-fn on_host(supervisor: u32, server: u32, prefix: &str, script: &str) -> Fallible<String> {
+fn on_host(supervisor: u32, prefix: &str, script: &str) -> Fallible<String> {
     let output = Command::new("sh")
-        .args(["-c", script])
+        .args(["-c", &format!("{FIND_SERVER}\n{script}")])
         .env("PROC", "/proc")
-        .env("RUN", format!("/proc/{server}/root/run"))
+        .env("RUN", format!("/proc/{supervisor}/root/run"))
         .env("CGROUP", "/sys/fs/cgroup")
         .env("PREFIX", prefix)
         .env("SUPERVISOR", supervisor.to_string())
-        .env("SERVER", server.to_string())
         .output()?;
     if !output.status.success() {
         return Err(format!("{script}: {}", String::from_utf8_lossy(&output.stderr)).into());

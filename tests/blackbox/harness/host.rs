@@ -17,7 +17,7 @@ use nakai_ctl::{Address, Client};
 
 use super::context::{Ctx, Hooks, Parts, Roots};
 use super::guest_view::GuestView;
-use super::{Fallible, Images, Outcome, Scenario};
+use super::{Fallible, Images, Outcome, STREAM_PORT, Scenario};
 
 /// How long an agent may take to serve.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -82,11 +82,15 @@ impl HostAgent {
         let directory = images.directory()?.join(&prefix);
         fs::create_dir(&directory)?;
         fs::create_dir(directory.join("roots"))?;
+        let config = directory.join("agent.toml");
+        fs::write(&config, format!("passfd_listener_port = {STREAM_PORT}\n"))?;
         let log = File::create(directory.join("agent.log"))?;
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--net", "--ipc", "--uts"])
             .args(["--fork", "--kill-child=KILL", "--propagation", "private", "sh", "-c", SETUP, "sh"])
             .arg(images.agent())
+            .arg("--config")
+            .arg(config)
             .args(["--log-level", "debug", "--server-addr"])
             .arg(format!("unix://{}", socket(&directory).display()))
             .stdin(Stdio::null())
@@ -101,7 +105,6 @@ impl HostAgent {
         let address = Address::Unix(socket(&self.directory));
         let client = self.connect(&address).await?;
         let supervisor = first_child(first_child(self.child.id())?)?;
-        let server = first_child(supervisor)?;
         let roots = self.directory.join("roots");
         let hooks = self.directory.join("hooks");
         Ok(Ctx::new(Parts {
@@ -110,8 +113,9 @@ impl HostAgent {
             prefix: self.prefix.clone(),
             images: images.clone(),
             roots: Roots { guest: roots.display().to_string(), host: roots },
-            view: Arc::new(GuestView::Host { supervisor, server }),
+            view: Arc::new(GuestView::Host { supervisor }),
             hooks: Hooks(hooks.display().to_string()),
+            machine: None,
         }))
     }
 

@@ -16,14 +16,17 @@ pub(crate) mod images;
 pub(crate) mod inventory;
 pub(crate) mod own_vm;
 pub(crate) mod shared_vm;
+pub(crate) mod wire;
 
 use std::cell::RefCell;
 use std::error::Error;
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
 use libtest_mimic::Failed;
 use nakai_ctl::sandbox;
+use nakai_ctl::vm::VmConfig;
 
 pub(crate) use context::{Container, Ctx};
 pub(crate) use images::Images;
@@ -34,10 +37,16 @@ pub(crate) type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 /// A value, or why there is none.
 pub(crate) type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
+/// Changes what a VM is made of. The directory is for the images of its disks, and goes with it.
+pub(crate) type Machine = fn(&mut VmConfig, &Path) -> Outcome;
+
 type Body = fn(Ctx) -> Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// The longest that a scenario may take. An emulated guest on a busy machine is slow; a hanging call is forever.
 const LIMIT: Duration = Duration::from_secs(180);
+
+/// The same when thousands of calls are asked for.
+const SOAK_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Something that a user does, and what has to come of it.
 pub(crate) struct Scenario {
@@ -49,6 +58,8 @@ pub(crate) struct Scenario {
     pub(crate) own_agent: bool,
     /// In a VM of its own: one more word for the kernel's command line.
     pub(crate) kernel_parameter: Option<&'static str>,
+    /// In a VM of its own: what it has besides.
+    pub(crate) machine: Option<Machine>,
     /// It ends with the agent's own end: exit code 0 on the host, power off in a VM.
     pub(crate) ends_its_agent: bool,
     pub(crate) body: Body,
@@ -63,6 +74,7 @@ impl Scenario {
             in_vm: true,
             own_agent: false,
             kernel_parameter: None,
+            machine: None,
             ends_its_agent: false,
             body,
         }
@@ -71,6 +83,11 @@ impl Scenario {
     /// It needs what only a guest has.
     pub(crate) fn vm_only(self) -> Self {
         Self { on_host: false, ..self }
+    }
+
+    /// It needs what only this host has.
+    pub(crate) fn host_only(self) -> Self {
+        Self { in_vm: false, ..self }
     }
 
     /// It gets an agent without a sandbox, for itself.
@@ -86,6 +103,11 @@ impl Scenario {
     /// It wants its VM to boot with this.
     pub(crate) fn kernel_parameter(self, word: &'static str) -> Self {
         Self { kernel_parameter: Some(word), ..self }
+    }
+
+    /// It gets a VM for itself, with disks, controllers, CPUs... as it likes.
+    pub(crate) fn machine(self, machine: Machine) -> Self {
+        Self { machine: Some(machine), ..self.vm_only().own_agent() }
     }
 }
 
@@ -110,13 +132,14 @@ async fn drive_in_sandbox(scenario: &Scenario, ctx: &Ctx) -> Outcome {
 async fn drive(scenario: &Scenario, ctx: &Ctx) -> Outcome {
     let task = tokio::spawn((scenario.body)(ctx.clone()));
     let abort = task.abort_handle();
-    match tokio::time::timeout(LIMIT, task).await {
+    let limit = if std::env::var_os("NAKAI_SOAK").is_some() { SOAK_LIMIT } else { LIMIT };
+    match tokio::time::timeout(limit, task).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(error)) if error.is_panic() => Err(panic_text(error.into_panic().as_ref()).into()),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => {
             abort.abort();
-            Err(format!("not done within {} s", LIMIT.as_secs()).into())
+            Err(format!("not done within {} s", limit.as_secs()).into())
         }
     }
 }
@@ -146,6 +169,9 @@ async fn create_sandbox(ctx: &Ctx, shared_directory: bool) -> Outcome {
     ctx.run(|spec| spec.args(["true"])).await?;
     Ok(())
 }
+
+/// Where every agent takes streams as connections of their own.
+pub(crate) const STREAM_PORT: u32 = 1027;
 
 /// What containers of [`create_sandbox`]'s sandbox see as their host name.
 pub(crate) const SANDBOX_HOSTNAME: &str = "blackbox-pod";

@@ -15,7 +15,7 @@ use nakai_rootfs::cpio;
 use nakai_rootfs::tree::Tree;
 
 use super::guest_view::GuestView;
-use super::shared_vm::{context, share};
+use super::shared_vm::{context, files, share};
 use super::{Fallible, Images, Scenario};
 
 /// Where the guest's hooks are.
@@ -31,6 +31,15 @@ pub(crate) const HOOK_FILES: [(&str, u32); 4] = [
     ("prestart/30-no", 0o644),
     ("poststop/10-end", 0o755),
 ];
+
+/// A CDI specification in the guest: a device that any container can do without.
+const CDI_FILE: (&str, &str) = (
+    "etc/cdi/blackbox.yaml",
+    "cdiVersion: 0.6.0\nkind: blackbox.test/fuse\ncontainerEdits:\n  env:\n  - CDI_KIND=fuse\ndevices:\n\
+     - name: \"0\"\n  containerEdits:\n    additionalGids: [4321]\n    env:\n    - CDI_DEVICE=0\n\
+     \x20   deviceNodes:\n    - path: /dev/cdi-fuse\n      hostPath: /dev/fuse\n\
+     \x20   mounts:\n    - hostPath: /opt/blackbox\n      containerPath: /cdi\n      options: [ro, nosuid]\n",
+);
 
 /// What is in each hook.
 pub(crate) fn hook_script() -> String {
@@ -51,10 +60,14 @@ pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
         let mut config = images.vm(share.path())?;
         config.initrd = initrd_with_hooks(images)?;
         config.cmdline.extend(scenario.kernel_parameter.map(str::to_owned));
+        let files = files(images)?;
+        if let Some(machine) = scenario.machine {
+            machine(&mut config, files.path())?;
+        }
         let vm = Vm::start(&config, |_| {}).await?;
         let client = vm.client().await?;
         let view = Arc::new(GuestView::of_vm());
-        let ctx = context(images, &vm, client, share.path().to_owned(), view, "own".to_owned());
+        let ctx = context(images, &vm, client, [share.path(), files.path()], view, "own".to_owned());
         let mut outcome = super::drive(scenario, &ctx).await;
         if outcome.is_ok() && scenario.ends_its_agent {
             let ended = tokio::time::timeout(END_LIMIT, vm.ended()).await;
@@ -78,6 +91,7 @@ fn write_initrd(initrd: &Path, path: &Path) -> Fallible<()> {
     for (hook, mode) in HOOK_FILES {
         tree.file(&format!("{}/{hook}", HOOKS.trim_start_matches('/')), mode, hook_script())?;
     }
+    tree.file(CDI_FILE.0, 0o644, CDI_FILE.1.to_owned())?;
     let unfinished = path.with_extension("part");
     let mut output = File::create(&unfinished)?;
     let length = io::copy(&mut File::open(initrd)?, &mut output)?;

@@ -3,7 +3,7 @@
 //! It boots for the first of them. An agent that no longer answers afterwards fails the scenario, and the next one
 //! gets a new machine.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -15,9 +15,9 @@ use nakai_ctl::sandbox::GUEST_SHARE;
 use nakai_ctl::vm::Vm;
 use tempfile::TempDir;
 
-use super::context::{Ctx, Hooks, Parts, Roots};
+use super::context::{Ctx, Hooks, MachineSide, Parts, Roots};
 use super::guest_view::GuestView;
-use super::{Fallible, Images, Scenario};
+use super::{Fallible, Images, STREAM_PORT, Scenario};
 
 /// How long an agent may take to say that it is alive.
 const CHECK_LIMIT: Duration = Duration::from_secs(20);
@@ -96,14 +96,17 @@ struct Machine {
     view: Arc<GuestView>,
     vm: Vm,
     share: TempDir,
+    files: TempDir,
 }
 
 impl Machine {
     async fn boot(images: &Images) -> Fallible<Self> {
         let share = share(images)?;
-        let vm = Vm::start(&images.vm(share.path())?, |_| {}).await?;
+        let mut config = images.vm(share.path())?;
+        config.cmdline.push(format!("agent.passfd_listener_port={STREAM_PORT}"));
+        let vm = Vm::start(&config, |_| {}).await?;
         let client = vm.client().await?;
-        let machine = Self { client, view: Arc::new(GuestView::of_vm()), vm, share };
+        let machine = Self { client, view: Arc::new(GuestView::of_vm()), vm, share, files: files(images)? };
         super::create_sandbox(&machine.context(images, "first".to_owned()), true).await?;
         Ok(machine)
     }
@@ -113,7 +116,7 @@ impl Machine {
             images,
             &self.vm,
             self.client.clone(),
-            self.share.path().to_owned(),
+            [self.share.path(), self.files.path()],
             self.view.clone(),
             prefix,
         )
@@ -136,14 +139,21 @@ pub(super) fn share(images: &Images) -> Fallible<TempDir> {
     Ok(tempfile::Builder::new().prefix("share-").tempdir_in(images.directory()?)?)
 }
 
+/// A new directory for the images of a machine's disks.
+pub(super) fn files(images: &Images) -> Fallible<TempDir> {
+    Ok(tempfile::Builder::new().prefix("machine-").tempdir_in(images.directory()?)?)
+}
+
+/// `directories` are those that [`share`] and [`files`] have made.
 pub(super) fn context(
     images: &Images,
     vm: &Vm,
     client: Client,
-    share: PathBuf,
+    directories: [&Path; 2],
     view: Arc<GuestView>,
     prefix: String,
 ) -> Ctx {
+    let [share, files] = directories.map(Path::to_owned);
     Ctx::new(Parts {
         client,
         address: vm.address().clone(),
@@ -152,5 +162,6 @@ pub(super) fn context(
         roots: Roots { host: share, guest: GUEST_SHARE.trim_end_matches('/').to_owned() },
         view,
         hooks: Hooks(super::own_vm::HOOKS.to_owned()),
+        machine: Some(MachineSide { qmp: vm.qmp_socket(), files }),
     })
 }

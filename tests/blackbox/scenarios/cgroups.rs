@@ -2,8 +2,10 @@
 
 use nakai_ctl::SpecBuilder;
 use nakai_protocols::agent::CgroupStats;
+use nakai_protocols::oci::{LinuxBlockIO, LinuxHugepageLimit};
 use ttrpc::Code;
 
+use super::{devices, oom, pause, signals, update};
 use crate::harness::expect::refused;
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
@@ -17,6 +19,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(every_form_of_cgroup_path_works),
         scenario!(a_cgroup_in_use_is_refused),
         scenario!(statistics_are_plausible),
+        scenario!(weights_and_huge_pages_are_limited).vm_only(),
+        scenario!(a_container_may_divide_its_cgroup).vm_only(),
         scenario!(cgroup_v1_works_as_well)
             .own_agent()
             .vm_only()
@@ -155,6 +159,14 @@ async fn stats(ctx: &Ctx, container: &Container) -> Fallible<CgroupStats> {
     Ok(ctx.client().stats_container(&container.id).await?.cgroup_stats.unwrap_or_default())
 }
 
+/// The kernel counts a process until it has been reaped, which is a moment after its end is told.
+async fn processes_become(ctx: &Ctx, container: &Container, count: u64) -> Outcome {
+    while stats(ctx, container).await?.pids_stats.current != count {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
 async fn statistics_are_plausible(ctx: Ctx) -> Outcome {
     let container = ctx.idle(limited).await?;
     let first = stats(&ctx, &container).await?;
@@ -165,8 +177,8 @@ async fn statistics_are_plausible(ctx: Ctx) -> Outcome {
     assert!(first.cpu_stats.cpu_usage.total_usage > 0, "{first}");
     container.sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done").await?;
     ctx.client().exec_process(&container.id, "other", container.process(["sleep", "1000000"])).await?;
+    processes_become(&ctx, &container, 2).await?;
     let second = stats(&ctx, &container).await?;
-    assert_eq!(second.pids_stats.current, 2);
     let used = |stats: &CgroupStats| stats.cpu_stats.cpu_usage.total_usage;
     // Nanoseconds: counting to 20,000 takes at least a millisecond.
     assert!(used(&second) > used(&first) + 1_000_000, "{} then {}", used(&first), used(&second));
@@ -175,7 +187,51 @@ async fn statistics_are_plausible(ctx: Ctx) -> Outcome {
     assert_eq!(stats(&ctx, &other).await?.pids_stats.current, 1);
     other.start().await?;
     other.wait().await?;
-    assert_eq!(stats(&ctx, &other).await?.pids_stats.current, 0);
+    processes_become(&ctx, &other, 0).await?;
+    Ok(())
+}
+
+/// libcontainer counts the weight in 16 bits, and stumbles over pages of a size that the guest does not have.
+async fn weights_and_huge_pages_are_limited(ctx: Ctx) -> Outcome {
+    let page = |size: &str, limit| LinuxHugepageLimit {
+        Pagesize: size.to_owned(),
+        Limit: limit,
+        ..Default::default()
+    };
+    let container = ctx
+        .idle(|spec| {
+            spec.edit(|spec| {
+                let resources = spec.Linux.mut_or_insert_default().Resources.mut_or_insert_default();
+                resources.BlockIO = Some(LinuxBlockIO { Weight: 1000, ..Default::default() }).into();
+                resources.HugepageLimits = vec![page("2MB", 4 << 20), page("16GB", 0)];
+            })
+        })
+        .await?;
+    let cgroup = ctx.cgroup(&container.id);
+    let seen = ctx.guest_sh(&format!("cd $CGROUP{cgroup}; head -n 1 io.weight hugetlb.2MB.max -q")).await?;
+    assert_eq!(seen.trim(), "default 10000\n4194304");
+    let nonsense = ctx.container(|spec| {
+        spec.edit(|spec| {
+            let resources = spec.Linux.mut_or_insert_default().Resources.mut_or_insert_default();
+            resources.HugepageLimits = vec![page("../2MB", 1)];
+        })
+    })?;
+    refused(nonsense.create().await, Code::INVALID_ARGUMENT, &["hugepageLimits", "../2MB"]);
+    Ok(())
+}
+
+/// As systemd does, and Docker in a container.
+async fn a_container_may_divide_its_cgroup(ctx: Ctx) -> Outcome {
+    let script = "cd /sys/fs/cgroup; mkdir init; echo 1 > init/cgroup.procs; \
+                  echo +pids > cgroup.subtree_control && echo divided; sleep 1000000";
+    let options = ["nosuid", "noexec", "nodev", "relatime", "rw"];
+    let container = ctx
+        .started(|spec| spec.mount("/sys/fs/cgroup", "cgroup", "cgroup", &options).args(["sh", "-c", script]))
+        .await?;
+    assert_eq!(ctx.client().read_stdout(&container.id, "", 100).await?, b"divided\n");
+    assert_eq!(container.sh("cat /proc/self/cgroup").await?, "0::/init");
+    assert!(stats(&ctx, &container).await?.pids_stats.current >= 1);
+    container.remove().await?;
     Ok(())
 }
 
@@ -185,5 +241,12 @@ async fn cgroup_v1_works_as_well(ctx: Ctx) -> Outcome {
     limits_are_in_the_guests_cgroup(ctx.clone()).await?;
     every_process_is_in_the_cgroup(ctx.clone()).await?;
     too_much_memory_is_fatal(ctx.clone()).await?;
-    statistics_are_plausible(ctx).await
+    statistics_are_plausible(ctx.clone()).await?;
+    pause::a_paused_container_stands_still_until_it_is_resumed(ctx.clone()).await?;
+    pause::sigkill_for_all_reaches_a_paused_container(ctx.clone()).await?;
+    update::limits_are_those_of_the_last_update(ctx.clone()).await?;
+    update::memory_goes_up_and_down_with_its_swap(ctx.clone()).await?;
+    devices::only_the_usual_devices_can_be_opened(ctx.clone()).await?;
+    oom::a_container_that_is_killed_for_its_memory_is_named(ctx.clone()).await?;
+    signals::sigkill_for_the_container_kills_all(ctx).await
 }

@@ -19,6 +19,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(other_devices_are_out_of_reach),
         scenario!(a_device_of_the_spec_is_made),
         scenario!(mounts_are_as_asked_for),
+        scenario!(recursive_options_reach_what_is_below),
+        scenario!(a_tmpfs_begins_with_what_it_hides),
     ]
 }
 
@@ -210,5 +212,36 @@ async fn mounts_are_as_asked_for(ctx: Ctx) -> Outcome {
         container.sh("stat -c %a /scratch; grep ' /scratch ' /proc/mounts | cut -d ' ' -f 4").await?;
     assert!(scratch.starts_with("700\nrw,") && scratch.contains("noexec"), "{scratch}");
     assert!(scratch.contains("size=64k"), "{scratch}");
+    Ok(())
+}
+
+async fn recursive_options_reach_what_is_below(ctx: Ctx) -> Outcome {
+    let edit = |spec: SpecBuilder| {
+        spec.mount("/all", "/sys", "bind", &["rbind", "rro", "rnosuid"])
+            .mount("/top", "/sys", "bind", &["rbind", "ro"])
+            .capabilities(["CAP_SYS_ADMIN"])
+    };
+    let options = |at: &str| {
+        format!("grep -E ' {at}(/[^ ]*)? ' /proc/mounts | cut -d ' ' -f 4 | cut -d , -f 1 | sort -u")
+    };
+    let container = ctx.idle(edit).await?;
+    assert_eq!(container.sh(&options("/all")).await?, "ro");
+    assert_eq!(container.sh(&options("/top")).await?, "ro\nrw", "there is something below");
+    Ok(())
+}
+
+async fn a_tmpfs_begins_with_what_it_hides(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| {
+        spec.mount("/data", "tmpfs", "tmpfs", &["rw", "nosuid", "tmpcopyup", "size=64k"])
+            .args(["sleep", "1000000"])
+    })?;
+    std::fs::create_dir_all(container.file("/data/deep"))?;
+    std::fs::write(container.file("/data/deep/file"), "of the image\n")?;
+    std::os::unix::fs::symlink("deep/file", container.file("/data/link"))?;
+    container.create().await?;
+    container.start().await?;
+    assert_eq!(container.sh("cat /data/link; readlink /data/link").await?, "of the image\ndeep/file");
+    container.sh("echo changed > /data/deep/file").await?;
+    assert_eq!(std::fs::read_to_string(container.file("/data/deep/file"))?, "of the image\n");
     Ok(())
 }

@@ -11,7 +11,7 @@ const PROBE: &str = "cd /tmp; rm -f tty null; mknod tty c 4 64; (: < tty) 2>&1 |
                      mknod null c 1 3 && echo data > null && echo written; \
                      head -c 3 /dev/zero | wc -c; : < /dev/full && : < /dev/urandom && echo opened";
 
-async fn only_the_usual_devices_can_be_opened(ctx: Ctx) -> Outcome {
+pub(super) async fn only_the_usual_devices_can_be_opened(ctx: Ctx) -> Outcome {
     let container = ctx.idle(|spec| spec).await?;
     let expected = "not permitted\nwritten\n3\nopened";
     assert_eq!(container.sh(PROBE).await?, expected, "an exec'd process");

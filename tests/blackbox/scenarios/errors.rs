@@ -3,7 +3,7 @@
 
 use nakai_ctl::SpecBuilder;
 use nakai_ctl::spec::HookKind;
-use nakai_protocols::agent::{CopyFileRequest, ExecProcessRequest, GetMetricsRequest, UpdateRoutesRequest};
+use nakai_protocols::agent::{ExecProcessRequest, SetPolicyRequest};
 use nakai_protocols::oci;
 use ttrpc::Code;
 
@@ -137,6 +137,14 @@ const BAD_SPECS: &[(SpecEdit, &[&str])] = &[
     (|spec| spec.mount("/x", "tmpfs", "tmpfs", &["idmap"]), &["/x", "id-mapped"]),
     (|spec| spec.sysctl("kernel.hostname", "x"), &["kernel.hostname"]),
     (|spec| spec.sysctl("vm.swappiness", "1"), &["vm.swappiness"]),
+    (
+        |spec| spec.edit(|spec| spec.Process.mut_or_insert_default().ApparmorProfile = "mine".to_owned()),
+        &["process.apparmorProfile", "mine"],
+    ),
+    (
+        |spec| spec.edit(|spec| spec.Process.mut_or_insert_default().SelinuxLabel = "u:r:mine:s0".to_owned()),
+        &["process.selinuxLabel", "u:r:mine:s0"],
+    ),
     (|spec| spec.cgroups_path("/../up"), &["cgroupsPath", "/../up"]),
     (|spec| spec.cgroups_path("/"), &["cgroupsPath", "root"]),
     (
@@ -193,9 +201,7 @@ async fn missing_calls_say_their_names(ctx: Ctx) -> Outcome {
         let result = error.map_or(Ok(()), |error| Err(nakai_ctl::CallError::new(call, "", error)));
         refused(result, Code::UNIMPLEMENTED, &[call]);
     };
-    check("CopyFile", agent.copy_file(context(), &CopyFileRequest::new()).await.err());
-    check("UpdateRoutes", agent.update_routes(context(), &UpdateRoutesRequest::new()).await.err());
-    check("GetMetrics", agent.get_metrics(context(), &GetMetricsRequest::new()).await.err());
+    check("SetPolicy", agent.set_policy(context(), &SetPolicyRequest::new()).await.err());
     Ok(())
 }
 

@@ -16,6 +16,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_create_that_fails_leaves_nothing),
         scenario!(a_failing_hook_fails_the_create),
+        scenario!(an_init_that_dies_early_fails_the_create),
         scenario!(a_slow_hook_is_ended_by_its_timeout),
         scenario!(a_slow_hook_keeps_nobody_waiting),
         scenario!(a_create_whose_caller_goes_leaves_nothing),
@@ -163,20 +164,32 @@ async fn a_failing_hook_fails_the_create(ctx: Ctx) -> Outcome {
         let script = "echo the reason >&2; exit 3";
         let failing = hook(container.spec().clone(), kind, script, 0).build();
         let created = ctx.client().create_container(&container.id, failing).await;
-        // What a hook says inside the container's namespaces goes where its init's words go.
-        let reason = if kind == HookKind::CreateContainer { "3" } else { "the reason" };
-        refused(created, Code::INTERNAL, &["hook", reason]);
+        refused(created, Code::INTERNAL, &["hook", "the reason"]);
         ctx.returns_to(&before).await.map_err(|error| format!("{kind:?}: {error}"))?;
     }
+    works_now(&container).await
+}
+
+/// Killed from outside while it is being made.
+async fn an_init_that_dies_early_fails_the_create(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["echo", "works"]))?;
+    let before = ctx.inventory().await?;
+    // The state is on the hook's standard input.
+    let script = "kill -9 $(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/')";
+    let dying = hook(container.spec().clone(), HookKind::Prestart, script, 0).build();
+    refused(ctx.client().create_container(&container.id, dying).await, Code::INTERNAL, &[&container.id]);
+    ctx.returns_to(&before).await?;
     works_now(&container).await
 }
 
 async fn a_slow_hook_is_ended_by_its_timeout(ctx: Ctx) -> Outcome {
     let container = ctx.container(|spec| spec.args(["echo", "works"]))?;
     let before = ctx.inventory().await?;
-    let slow = hook(container.spec().clone(), HookKind::Prestart, "exec sleep 1000000", 1).build();
-    refused(ctx.client().create_container(&container.id, slow).await, Code::INTERNAL, &["hook"]);
-    ctx.returns_to(&before).await?;
+    for kind in [HookKind::Prestart, HookKind::CreateRuntime, HookKind::CreateContainer] {
+        let slow = hook(container.spec().clone(), kind, "exec sleep 1000000", 1).build();
+        refused(ctx.client().create_container(&container.id, slow).await, Code::INTERNAL, &["hook"]);
+        ctx.returns_to(&before).await.map_err(|error| format!("{kind:?}: {error}"))?;
+    }
     works_now(&container).await
 }
 

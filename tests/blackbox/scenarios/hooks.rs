@@ -9,7 +9,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(hooks_run_in_their_order),
         scenario!(hooks_are_told_the_state),
         scenario!(a_start_container_hook_runs_inside),
+        scenario!(a_failing_start_container_hook_ends_init),
         scenario!(hooks_after_the_start_can_fail),
+        scenario!(a_hook_after_the_start_is_ended_by_its_timeout),
     ]
 }
 
@@ -92,6 +94,35 @@ async fn a_start_container_hook_runs_inside(ctx: Ctx) -> Outcome {
     container.start().await?;
     assert_eq!(container.wait().await?, 0);
     assert_eq!(std::fs::read_to_string(container.file("/order"))?, "hook\n0\nprogram\n");
+    Ok(())
+}
+
+/// The program does not run then, and the container is there to be looked at and removed.
+async fn a_failing_start_container_hook_ends_init(ctx: Ctx) -> Outcome {
+    for (script, timeout) in [("exit 3", 0), ("exec sleep 1000000", 1)] {
+        let container = ctx
+            .created(|spec| {
+                let hook = ["sh", "-c", script];
+                spec.hook(HookKind::StartContainer, "/bin/sh", hook, timeout).args(["touch", "/program-ran"])
+            })
+            .await?;
+        container.start().await?;
+        assert_ne!(container.wait().await?, 0, "{script}");
+        assert!(!container.file("/program-ran").exists(), "{script}");
+        container.remove().await?;
+    }
+    Ok(())
+}
+
+async fn a_hook_after_the_start_is_ended_by_its_timeout(ctx: Ctx) -> Outcome {
+    let slow = ["sh", "-c", "exec sleep 1000000"];
+    let container = ctx
+        .idle(|spec| {
+            spec.hook(HookKind::Poststart, "/bin/sh", slow, 1).hook(HookKind::Poststop, "/bin/sh", slow, 1)
+        })
+        .await?;
+    assert_eq!(container.sh("echo alive").await?, "alive");
+    container.remove().await?;
     Ok(())
 }
 

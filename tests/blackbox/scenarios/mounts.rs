@@ -1,7 +1,9 @@
 //! What a host changes about mounts that are there.
 
-use nakai_ctl::{CallError, sandbox};
-use nakai_protocols::agent::{RemoveStaleVirtiofsShareMountsRequest, Storage, UpdateEphemeralMountsRequest};
+use nakai_ctl::{CallError, SpecBuilder, sandbox};
+use nakai_protocols::agent::{
+    RemoveStaleVirtiofsShareMountsRequest, SharedMount, Storage, UpdateEphemeralMountsRequest,
+};
 use ttrpc::Code;
 
 use crate::harness::expect::refused;
@@ -12,6 +14,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(an_ephemeral_mount_gets_another_size).own_agent(),
         scenario!(only_ephemeral_mounts_that_are_there_are_changed),
         scenario!(a_look_at_the_shares_always_succeeds),
+        scenario!(a_mount_of_one_container_is_shared_with_another),
     ]
 }
 
@@ -69,5 +72,44 @@ async fn a_look_at_the_shares_always_succeeds(ctx: Ctx) -> Outcome {
     for _ in 0..3 {
         client.agent().remove_stale_virtiofs_share_mounts(client.context(), &request).await?;
     }
+    Ok(())
+}
+
+/// As a program that serves a filesystem shares it with the containers that use it: also if it mounts it a little later.
+async fn a_mount_of_one_container_is_shared_with_another(ctx: Ctx) -> Outcome {
+    let name = format!("{}-server", ctx.prefix());
+    let named = |spec: SpecBuilder| spec.annotation("io.kubernetes.cri.container-name", &name);
+    let server = ctx.idle(|spec| named(spec).capabilities(["CAP_SYS_ADMIN"])).await?;
+    let shared = |source: &str, target: &str| SharedMount {
+        name: "shared".into(),
+        src_ctr: name.clone(),
+        src_path: source.into(),
+        dst_path: target.into(),
+        ..Default::default()
+    };
+    server
+        .sh("mkdir /tmp/early /tmp/late && mount -t tmpfs early /tmp/early && echo early > /tmp/early/file")
+        .await?;
+    let user = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let mut request = user.request();
+    request.shared_mounts = vec![shared("/tmp/early", "/seen/early"), shared("/tmp/late", "/seen/late")];
+    let mount = "mount -t tmpfs late /tmp/late && echo late > /tmp/late/file";
+    let (created, mounted) = tokio::join!(ctx.client().create_container_with(&request), server.sh(mount));
+    mounted?;
+    created?;
+    user.start().await?;
+    let seen = user
+        .sh("until [ -e /seen/late/file ]; do sleep 0.1; done; cat /seen/early/file /seen/late/file")
+        .await?;
+    assert_eq!(seen, "early\nlate");
+    user.remove().await?;
+    assert_eq!(server.sh("cat /tmp/early/file").await?, "early");
+    server.remove().await?;
+    let orphan = ctx.container(|spec| spec)?;
+    let mut request = orphan.request();
+    request.shared_mounts = vec![shared("/tmp/early", "/seen")];
+    refused(ctx.client().create_container_with(&request).await, Code::FAILED_PRECONDITION, &[name.as_str()]);
+    request.shared_mounts = vec![shared("relative", "/seen")];
+    refused(ctx.client().create_container_with(&request).await, Code::INVALID_ARGUMENT, &["relative"]);
     Ok(())
 }

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use nakai_protocols::oci::LinuxNamespace;
+use ttrpc::Code;
+
+use crate::harness::expect::refused;
 use crate::harness::{Container, Ctx, Fallible, Outcome, SANDBOX_HOSTNAME, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -13,6 +17,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(shared_memory_is_shared),
         scenario!(mounts_stay_inside),
         scenario!(a_network_namespace_can_be_ones_own),
+        scenario!(clocks_can_be_ones_own),
+        scenario!(an_exec_does_not_follow_an_init_that_has_moved),
     ]
 }
 
@@ -63,6 +69,8 @@ async fn an_exec_is_in_all_of_its_containers_namespaces(ctx: Ctx) -> Outcome {
 async fn init_is_the_first_process(ctx: Ctx) -> Outcome {
     assert_eq!(ctx.output("echo $$", |spec| spec).await?, "1");
     let container = ctx.idle(|spec| spec).await?;
+    // A container is started when its init has been told to go on: give it the time to become its program.
+    container.sh("until [ $(cat /proc/1/comm) = sleep ]; do sleep 0.01; done").await?;
     let seen = container.sh("tr '\\0' ' ' < /proc/1/cmdline; echo; cat /proc/[0-9]*/comm | sort -u").await?;
     // Nothing but init, the shell, and what the shell runs.
     let comms: Vec<&str> = seen.lines().skip(1).collect();
@@ -112,5 +120,48 @@ async fn a_network_namespace_can_be_ones_own(ctx: Ctx) -> Outcome {
     let container = ctx.idle(|spec| spec.namespaces(own).capabilities(["CAP_SYS_PTRACE"])).await?;
     let agents = ctx.guest_sh("readlink $PROC/$SERVER/ns/net").await?;
     assert_ne!(namespaces(&container).await?["net"], agents.trim());
+    Ok(())
+}
+
+async fn clocks_can_be_ones_own(ctx: Ctx) -> Outcome {
+    let link = "readlink /proc/self/ns/time";
+    let usual = ctx.output(link, |spec| spec).await?;
+    let own = ctx
+        .started(|spec| {
+            spec.args(["sh", "-c", &format!("{link}; sleep 1000000")]).edit(|spec| {
+                let time = LinuxNamespace { Type: "time".to_owned(), ..Default::default() };
+                spec.Linux.mut_or_insert_default().Namespaces.push(time);
+            })
+        })
+        .await?;
+    let init = String::from_utf8(ctx.client().read_stdout(&own.id, "", 100).await?)?;
+    assert_eq!(own.sh(link).await?, init.trim_end());
+    assert_ne!(init.trim_end(), usual);
+    Ok(())
+}
+
+async fn an_exec_does_not_follow_an_init_that_has_moved(ctx: Ctx) -> Outcome {
+    for (flag, kind) in [("-m", "mnt"), ("-n", "net"), ("-u", "uts")] {
+        let container = ctx
+            .started(|spec| {
+                spec.capabilities(["CAP_SYS_ADMIN"]).args([
+                    "unshare",
+                    flag,
+                    "sh",
+                    "-c",
+                    "echo moved; sleep 1000000",
+                ])
+            })
+            .await?;
+        assert_eq!(ctx.client().read_stdout(&container.id, "", 100).await?, b"moved\n");
+        let exec = ctx.client().exec_process(&container.id, "late", container.process(["true"])).await;
+        if kind == "net" {
+            // An exec does not join that one: it is the sandbox's, and stays so.
+            exec?;
+        } else {
+            refused(exec, Code::FAILED_PRECONDITION, &[kind, "namespace"]);
+        }
+        container.remove().await?;
+    }
     Ok(())
 }

@@ -21,7 +21,7 @@ async fn event_of(ctx: &Ctx, id: &str) -> Result<(), CallError> {
     }
 }
 
-async fn a_container_that_is_killed_for_its_memory_is_named(ctx: Ctx) -> Outcome {
+pub(super) async fn a_container_that_is_killed_for_its_memory_is_named(ctx: Ctx) -> Outcome {
     let eater = "x=a; while :; do x=$x$x; done";
     let container = ctx
         .started(|spec| spec.memory_limit(16 << 20).memory_swap(16 << 20).args(["sh", "-c", eater]))

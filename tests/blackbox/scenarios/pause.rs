@@ -19,13 +19,13 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-async fn pause(ctx: &Ctx, id: &str) -> Result<(), CallError> {
+pub(super) async fn pause(ctx: &Ctx, id: &str) -> Result<(), CallError> {
     let request = PauseContainerRequest { container_id: id.to_owned(), ..Default::default() };
     let answer = ctx.client().agent().pause_container(ctx.client().context(), &request).await;
     answer.map(drop).map_err(|error| CallError::new("PauseContainer", id, error))
 }
 
-async fn resume(ctx: &Ctx, id: &str) -> Result<(), CallError> {
+pub(super) async fn resume(ctx: &Ctx, id: &str) -> Result<(), CallError> {
     let request = ResumeContainerRequest { container_id: id.to_owned(), ..Default::default() };
     let answer = ctx.client().agent().resume_container(ctx.client().context(), &request).await;
     answer.map(drop).map_err(|error| CallError::new("ResumeContainer", id, error))
@@ -37,7 +37,7 @@ async fn cpu_time(ctx: &Ctx, container: &Container) -> Fallible<u64> {
     Ok(stats.cgroup_stats.cpu_stats.cpu_usage.total_usage)
 }
 
-async fn a_paused_container_stands_still_until_it_is_resumed(ctx: Ctx) -> Outcome {
+pub(super) async fn a_paused_container_stands_still_until_it_is_resumed(ctx: Ctx) -> Outcome {
     let container = ctx.started(|spec| spec.args(["sh", "-c", "while :; do :; done"])).await?;
     pause(&ctx, &container.id).await?;
     let before = cpu_time(&ctx, &container).await?;
@@ -93,7 +93,7 @@ async fn a_paused_container_can_be_removed(ctx: Ctx) -> Outcome {
     Ok(())
 }
 
-async fn sigkill_for_all_reaches_a_paused_container(ctx: Ctx) -> Outcome {
+pub(super) async fn sigkill_for_all_reaches_a_paused_container(ctx: Ctx) -> Outcome {
     let container = ctx.idle(|spec| spec).await?;
     ctx.client().exec_process(&container.id, "other", container.process(["sleep", "1000000"])).await?;
     pause(&ctx, &container.id).await?;

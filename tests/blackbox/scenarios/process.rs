@@ -1,6 +1,8 @@
 //! What a program finds when it starts: arguments, environment, user, directory, limits; and which programs start.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::process::Command;
 
 use ttrpc::Code;
 
@@ -13,6 +15,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(the_environment_keeps_its_order),
         scenario!(an_exec_has_its_own_environment),
         scenario!(home_comes_from_the_passwd_file_alone),
+        scenario!(each_container_has_a_session_keyring),
         scenario!(user_and_groups_are_set),
         scenario!(a_user_can_open_its_standard_streams),
         scenario!(the_umask_is_022),
@@ -62,16 +65,58 @@ async fn an_exec_has_its_own_environment(ctx: Ctx) -> Outcome {
 async fn home_comes_from_the_passwd_file_alone(ctx: Ctx) -> Outcome {
     let container = ctx.container(|spec| spec.user(1000, 1000, []).args(["sh", "-c", "echo $HOME"]))?;
     std::fs::write(container.file("/etc/nsswitch.conf"), "passwd: evil files\ngroup: evil files\n")?;
-    // Loading it would fail, or end the process: it is no library.
-    for directory in ["lib", "lib64", "usr/lib/x86_64-linux-gnu"] {
+    let library = container.file("/libnss_evil.so.2");
+    build_evil_library(&library)?;
+    for directory in
+        ["lib", "lib64", "usr/lib", "usr/lib64", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
+    {
         std::fs::create_dir_all(container.file(directory))?;
-        std::fs::write(container.file(directory).join("libnss_evil.so.2"), "evil")?;
+        std::fs::copy(&library, container.file(directory).join("libnss_evil.so.2"))?;
     }
+    std::fs::set_permissions(&container.root, std::fs::Permissions::from_mode(0o777))?;
     container.create().await?;
     container.start().await?;
     assert_eq!(succeeded(container.finish(b"").await?), "/home/app");
+    assert!(!container.file("/evil-was-here").exists(), "the image's library ran in the agent's process");
     // A user without an entry has the root directory.
     assert_eq!(ctx.output("echo $HOME", |spec| spec.user(4711, 4711, [])).await?, "/");
+    Ok(())
+}
+
+/// A name service that leaves a file when it is loaded. It needs no C library, so that any process can load it.
+fn build_evil_library(target: &Path) -> Outcome {
+    const SOURCE: &str = "
+        static long call(long number, long a, long b, long c) {
+            long result;
+            __asm__ volatile (\"syscall\" : \"=a\"(result) : \"a\"(number), \"D\"(a), \"S\"(b), \"d\"(c)
+                : \"rcx\", \"r11\", \"memory\");
+            return result;
+        }
+        __attribute__((constructor)) static void loaded(void) {
+            /* open(path, O_CREAT, 0666) */
+            call(2, (long)\"/evil-was-here\", 0100, 0666);
+        }";
+    let source = target.with_extension("c");
+    std::fs::write(&source, SOURCE)?;
+    let cc =
+        Command::new("cc").args(["-shared", "-fPIC", "-nostdlib", "-o"]).arg(target).arg(&source).output();
+    let cc = cc.map_err(|error| format!("cc (of gcc): {error}"))?;
+    if cc.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&cc.stderr).into()) }
+}
+
+/// One for each container, so that none finds the keys of another.
+async fn each_container_has_a_session_keyring(ctx: Ctx) -> Outcome {
+    let see = |spec: nakai_ctl::SpecBuilder| spec.masked_paths([""; 0]);
+    let (one, other) = (ctx.idle(see).await?, ctx.idle(see).await?);
+    let keyring = |line: &str| line.split_whitespace().next().unwrap_or_default().to_owned();
+    let mut seen = Vec::new();
+    for container in [&one, &other] {
+        let first = container.sh(&format!("grep ' _ses.{}:' /proc/keys", container.id)).await?;
+        let second = container.sh(&format!("grep ' _ses.{}:' /proc/keys", container.id)).await?;
+        assert_eq!(keyring(&first), keyring(&second), "all execs have the same");
+        seen.push(keyring(&first));
+    }
+    assert_ne!(seen[0], seen[1]);
     Ok(())
 }
 

@@ -60,7 +60,7 @@ async fn sigterm_ends_an_init_that_does_not_handle_it(ctx: Ctx) -> Outcome {
     Ok(())
 }
 
-async fn sigkill_for_the_container_kills_all(ctx: Ctx) -> Outcome {
+pub(super) async fn sigkill_for_the_container_kills_all(ctx: Ctx) -> Outcome {
     let container = ctx.idle(|spec| spec).await?;
     ctx.client().exec_process(&container.id, "other", container.process(["sleep", "1000000"])).await?;
     let script = "(setsid sleep 1000001 &) ; (setsid sleep 1000001 &)";

@@ -1,5 +1,6 @@
 //! Terminals: a real one, of the right owner and size, for init and for what is exec'd.
 
+use nakai_protocols::oci;
 use ttrpc::Code;
 
 use crate::harness::expect::refused;
@@ -11,6 +12,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(keys_are_echoed_and_edited),
         scenario!(an_interrupt_key_is_a_signal),
         scenario!(a_resize_is_seen_by_the_program),
+        scenario!(a_size_can_come_with_the_process),
         scenario!(an_exec_has_a_terminal_of_its_own),
         scenario!(the_terminal_belongs_to_its_user),
         scenario!(a_pipe_has_no_size),
@@ -91,6 +93,23 @@ async fn a_resize_is_seen_by_the_program(ctx: Ctx) -> Outcome {
     ctx.client().tty_win_resize(&container.id, &container.id, 40, 100).await?;
     read_until(&ctx, &container.id, "", "now 40 100\r\n").await?;
     assert_eq!(container.wait().await?, 3);
+    Ok(())
+}
+
+async fn a_size_can_come_with_the_process(ctx: Ctx) -> Outcome {
+    let size = oci::Box { Height: 33, Width: 44, ..Default::default() };
+    let container = ctx
+        .started(|spec| {
+            spec.terminal(true).args(["sh", "-c", "stty size; sleep 1000000"]).edit(|spec| {
+                spec.Process.mut_or_insert_default().ConsoleSize = Some(size.clone()).into();
+            })
+        })
+        .await?;
+    assert_eq!(read_until(&ctx, &container.id, "", "\n").await?, "33 44\r\n");
+    let mut process = container.process(["stty", "size"]);
+    (process.Terminal, process.ConsoleSize) = (true, Some(size).into());
+    ctx.client().exec_process(&container.id, "sized", process).await?;
+    assert_eq!(read_all(&ctx, &container.id, "sized").await?, "33 44\r\n");
     Ok(())
 }
 

@@ -20,21 +20,21 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-const MEGABYTE: i64 = 1 << 20;
+pub(super) const MEGABYTE: i64 = 1 << 20;
 
-async fn update(ctx: &Ctx, id: &str, resources: LinuxResources) -> Result<(), CallError> {
+pub(super) async fn update(ctx: &Ctx, id: &str, resources: LinuxResources) -> Result<(), CallError> {
     let resources = Some(resources).into();
     let request = UpdateContainerRequest { container_id: id.to_owned(), resources, ..Default::default() };
     let answer = ctx.client().agent().update_container(ctx.client().context(), &request).await;
     answer.map(drop).map_err(|error| CallError::new("UpdateContainer", id, error))
 }
 
-fn memory(limit: i64, swap: i64) -> LinuxResources {
+pub(super) fn memory(limit: i64, swap: i64) -> LinuxResources {
     let memory = LinuxMemory { Limit: limit, Swap: swap, ..Default::default() };
     LinuxResources { Memory: Some(memory).into(), ..Default::default() }
 }
 
-fn cpu(cpu: LinuxCPU) -> LinuxResources {
+pub(super) fn cpu(cpu: LinuxCPU) -> LinuxResources {
     LinuxResources { CPU: Some(cpu).into(), ..Default::default() }
 }
 
@@ -55,11 +55,11 @@ async fn limit(ctx: &Ctx, container: &Container, v1: &str, v2: &str) -> Fallible
     Ok(ctx.guest_sh(&script).await?.trim().to_owned())
 }
 
-async fn memory_limit(ctx: &Ctx, container: &Container) -> Fallible<String> {
+pub(super) async fn memory_limit(ctx: &Ctx, container: &Container) -> Fallible<String> {
     limit(ctx, container, "memory.limit_in_bytes", "memory.max").await
 }
 
-async fn limits_are_those_of_the_last_update(ctx: Ctx) -> Outcome {
+pub(super) async fn limits_are_those_of_the_last_update(ctx: Ctx) -> Outcome {
     let container = ctx.idle(|spec| spec.memory_limit(64 * MEGABYTE).pids_limit(50)).await?;
     update(&ctx, &container.id, memory(32 * MEGABYTE, 0)).await?;
     assert_eq!(memory_limit(&ctx, &container).await?, (32 * MEGABYTE).to_string());
@@ -90,7 +90,7 @@ async fn what_is_not_named_stays(ctx: Ctx) -> Outcome {
     Ok(())
 }
 
-async fn memory_goes_up_and_down_with_its_swap(ctx: Ctx) -> Outcome {
+pub(super) async fn memory_goes_up_and_down_with_its_swap(ctx: Ctx) -> Outcome {
     let container = ctx.idle(|spec| spec.memory_limit(64 * MEGABYTE).memory_swap(64 * MEGABYTE)).await?;
     for size in [128, 32, 256, 48] {
         update(&ctx, &container.id, memory(size * MEGABYTE, size * MEGABYTE)).await?;

@@ -1,0 +1,187 @@
+//! An agent that runs, on this machine or in a virtual machine, and how to look at its processes.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nakai_ctl::sandbox::{self, GUEST_SHARE};
+use nakai_ctl::stdio::finish;
+use nakai_ctl::vm::{Vm, VmConfig};
+use nakai_ctl::{Address, Client, SpecBuilder};
+use tempfile::TempDir;
+
+use super::Fallible;
+
+/// Where the agent runs, and the root filesystem of its containers.
+pub(crate) enum Place {
+    Host { root: PathBuf },
+    Vm { kernel: PathBuf, root: PathBuf },
+}
+
+impl Place {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Host { .. } => "host",
+            Self::Vm { .. } => "vm",
+        }
+    }
+}
+
+/// An agent that is no nakai does not say on the console that it serves: it is given this long.
+const PEER_BOOT: Duration = Duration::from_secs(12);
+
+enum Runs {
+    OnHost(Child),
+    InVm(Box<Vm>),
+}
+
+pub(crate) struct Subject {
+    pub(crate) client: Client,
+    /// From exec, or from the start of QEMU, to the answer to the first Check.
+    pub(crate) first_check: Duration,
+    /// The containers' root filesystem, as the agent sees it.
+    pub(crate) root: String,
+    runs: Runs,
+    shared: bool,
+    _directory: TempDir,
+}
+
+impl Subject {
+    /// Starts `agent`: a program on the host, an initrd in a VM.
+    pub(crate) async fn start(place: &Place, agent: &Path, is_nakai: bool) -> Fallible<Self> {
+        let directory = tempfile::Builder::new().prefix("nakai-bench-").tempdir()?;
+        match place {
+            Place::Host { root } => Self::on_host(directory, agent, root).await,
+            Place::Vm { kernel, root } => Self::in_vm(directory, agent, kernel, root, is_nakai).await,
+        }
+    }
+
+    async fn on_host(directory: TempDir, agent: &Path, root: &Path) -> Fallible<Self> {
+        let socket = directory.path().join("agent.sock");
+        let address = Address::Unix(socket.clone());
+        let setup =
+            "mount -t tmpfs -o mode=755 tmpfs /run; mount -t proc proc /proc; read go; \"$@\" & wait $!";
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork"])
+            .args(["--kill-child=KILL", "--propagation", "private", "sh", "-c", setup, "sh"])
+            .arg(agent)
+            .args(["--server-addr", &format!("unix://{}", socket.display())])
+            .env("KATA_AGENT_SERVER_ADDR", format!("unix://{}", socket.display()))
+            .env("KATA_AGENT_LOG_LEVEL", "error")
+            .stdin(Stdio::piped())
+            .stdout(File::create(directory.path().join("log"))?)
+            .stderr(Stdio::null())
+            .spawn()?;
+        // The shell has made its mounts and waits when it can be seen reading.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let begin = Instant::now();
+        std::io::Write::write_all(child.stdin.as_mut().ok_or("no stdin")?, b"go\n")?;
+        let client = loop {
+            if let Ok(client) = Client::connect(&address).await {
+                break client;
+            }
+            if begin.elapsed() > Duration::from_secs(20) {
+                return Err(format!("{} does not serve", agent.display()).into());
+            }
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        };
+        client.check().await?;
+        let first_check = begin.elapsed();
+        let root = fs::canonicalize(root)?.display().to_string();
+        Ok(Self {
+            client,
+            first_check,
+            root,
+            runs: Runs::OnHost(child),
+            shared: false,
+            _directory: directory,
+        })
+    }
+
+    async fn in_vm(dir: TempDir, initrd: &Path, kernel: &Path, root: &Path, nakai: bool) -> Fallible<Self> {
+        let share = dir.path().join("share");
+        fs::create_dir_all(share.join("bench"))?;
+        let target = share.join("bench/rootfs");
+        let copied = Command::new("cp").arg("-a").arg(root).arg(&target).status()?;
+        if !copied.success() {
+            return Err(format!("cp {}: {copied}", root.display()).into());
+        }
+        let mut config = VmConfig::new(kernel, initrd);
+        config.share = Some(share);
+        config.cmdline.push("agent.log=error".to_owned());
+        if !nakai {
+            config.unannounced = Some(PEER_BOOT);
+        }
+        let vm = Vm::start(&config, |_| {}).await?;
+        let begin = Instant::now();
+        let client = vm.client().await?;
+        client.check().await?;
+        let first_check = vm.boot_time() + begin.elapsed();
+        let root = format!("{GUEST_SHARE}bench/rootfs");
+        Ok(Self { client, first_check, root, runs: Runs::InVm(Box::new(vm)), shared: true, _directory: dir })
+    }
+
+    pub(crate) async fn create_sandbox(&self) -> Fallible<()> {
+        self.client.create_sandbox(&sandbox::request("bench", "bench", self.shared)).await?;
+        if self.shared {
+            // The guest's processes are looked at from a container that sees its /proc.
+            let spec = self.spec("observer").args(["sleep", "1000000"]).mount(
+                "/guest/proc",
+                "/proc",
+                "bind",
+                &["rbind", "ro"],
+            );
+            self.client.create_container("observer", spec.build()).await?;
+            self.client.start_container("observer").await?;
+        }
+        Ok(())
+    }
+
+    /// An ordinary container with the shared root filesystem.
+    pub(crate) fn spec(&self, id: &str) -> SpecBuilder {
+        SpecBuilder::new(id, &self.root).private_shm()
+    }
+
+    /// Runs a shell script that sees the agent's processes: `$PROC` is their /proc, `$AGENT` the topmost one.
+    pub(crate) async fn look(&self, script: &str) -> Fallible<String> {
+        match &self.runs {
+            Runs::OnHost(child) => {
+                let init = first_child(child.id())?;
+                let agent = first_child(init)?;
+                let output = Command::new("sh")
+                    .args(["-c", script])
+                    .env("PROC", "/proc")
+                    .env("AGENT", agent.to_string())
+                    .output()?;
+                Ok(String::from_utf8(output.stdout)?)
+            }
+            Runs::InVm(_) => {
+                let script = format!("PROC=/guest/proc AGENT=1\n{script}");
+                let process = self.spec("observer").args(["sh", "-c", &script]).process();
+                self.client.exec_process("observer", "look", process).await?;
+                let finished = finish(&self.client, "observer", "look", b"").await?;
+                Ok(String::from_utf8(finished.stdout)?)
+            }
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        match self.runs {
+            Runs::OnHost(mut child) => {
+                let _ = self.client.destroy_sandbox().await;
+                if let Ok(init) = first_child(child.id()) {
+                    let init = nix::unistd::Pid::from_raw(init.cast_signed());
+                    let _ = nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL);
+                }
+                let _ = child.wait();
+            }
+            Runs::InVm(vm) => vm.stop(),
+        }
+    }
+}
+
+fn first_child(pid: u32) -> Fallible<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    Ok(children.split_whitespace().next().ok_or("no child")?.parse()?)
+}

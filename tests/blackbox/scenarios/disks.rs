@@ -1,0 +1,268 @@
+//! Filesystems on block devices that the machine has from the start, or is given later.
+
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nakai_ctl::qmp::Qmp;
+use nakai_ctl::sandbox;
+use nakai_ctl::vm::VmConfig;
+use nakai_protocols::agent::{FSGroup, Storage};
+use serde_json::json;
+
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(disks_of_every_kind_are_mounted).machine(with_disks),
+        scenario!(disks_that_are_plugged_in_are_mounted).machine(|config, _| {
+            config.scsi = true;
+            Ok(())
+        }),
+    ]
+}
+
+/// The guest's memory block, of which an nvdimm has to be a multiple.
+const PMEM_SIZE: &str = "128M";
+
+fn with_disks(config: &mut VmConfig, files: &Path) -> Outcome {
+    config.disks = vec![
+        disk(files, "first", "16M")?,
+        disk(files, "second", "16M")?,
+        partitioned(files, &[layer(files, "top")?, layer(files, "middle")?])?,
+        layer(files, "bottom")?,
+        disk(files, "upper", "16M")?,
+        checked(files)?,
+    ];
+    config.pmem = Some(disk(files, "pmem", PMEM_SIZE)?);
+    Ok(())
+}
+
+/// An image with an ext4 filesystem, in which the file `name` says its own name.
+pub(crate) fn disk(files: &Path, name: &str, size: &str) -> Fallible<PathBuf> {
+    let (content, image) = (files.join(format!("{name}.d")), files.join(format!("{name}.img")));
+    std::fs::create_dir(&content)?;
+    std::fs::write(content.join("name"), name)?;
+    let mut mkfs = Command::new(program("mkfs.ext4"));
+    succeed(mkfs.args(["-q", "-F", "-d"]).args([&content, &image]).arg(size))?;
+    Ok(image)
+}
+
+/// An image with an EROFS filesystem: the file `name` says its own name, and so does a file of that name.
+fn layer(files: &Path, name: &str) -> Fallible<PathBuf> {
+    let (content, image) = (files.join(format!("{name}.d")), files.join(format!("{name}.img")));
+    std::fs::create_dir(&content)?;
+    for file in ["name", name] {
+        std::fs::write(content.join(file), format!("{name} "))?;
+    }
+    // Enough for more than one level of hashes.
+    std::fs::write(content.join("filler"), vec![b'x'; 1 << 20])?;
+    succeed(Command::new("mkfs.erofs").arg(&image).arg(&content))?;
+    Ok(image)
+}
+
+/// A layer with its hash tree behind it. The root hash is in the file `hash`.
+fn checked(files: &Path) -> Fallible<PathBuf> {
+    let image = layer(files, "checked")?;
+    let offset = std::fs::metadata(&image)?.len().to_string();
+    let mut setup = Command::new(program("veritysetup"));
+    setup.args(["format", "--hash-offset", &offset]).args([&image, &image]);
+    setup.arg("--root-hash-file").arg(files.join("hash"));
+    succeed(&mut setup)?;
+    std::fs::write(files.join("offset"), offset)?;
+    Ok(image)
+}
+
+/// A disk with a partition for each image.
+fn partitioned(files: &Path, images: &[PathBuf]) -> Fallible<PathBuf> {
+    const MIB: u64 = 1 << 20;
+    let disk = files.join("partitioned.img");
+    let mut file = File::create(&disk)?;
+    file.set_len(2 * MIB * (u64::try_from(images.len())? + 1))?;
+    let mut table = "label: gpt\n".to_owned();
+    for (start, image) in (1..).zip(images) {
+        table.push_str(&format!("start={}, size=4096\n", (start * 2 - 1) * 2048));
+        file.seek(SeekFrom::Start((start * 2 - 1) * MIB))?;
+        std::io::copy(&mut File::open(image)?, &mut file)?;
+    }
+    std::fs::write(files.join("table"), table)?;
+    let table = File::open(files.join("table"))?;
+    succeed(
+        Command::new(program("sfdisk"))
+            .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+            .arg(&disk)
+            .stdin(table),
+    )?;
+    Ok(disk)
+}
+
+/// Debian keeps some programs out of a user's PATH.
+fn program(name: &str) -> PathBuf {
+    let beside = ["/sbin", "/usr/sbin"].map(|directory| Path::new(directory).join(name));
+    beside.into_iter().find(|path| path.exists()).unwrap_or_else(|| name.into())
+}
+
+fn succeed(command: &mut Command) -> Outcome {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)).into()),
+    }
+}
+
+/// Where a storage is mounted in the guest.
+fn place(name: &str) -> String {
+    format!("/run/kata-containers/sandbox/storage/{name}")
+}
+
+fn ext4(driver: &str, source: &str, name: &str) -> Storage {
+    Storage {
+        driver: driver.into(),
+        source: source.into(),
+        fstype: "ext4".into(),
+        mount_point: place(name),
+        ..Default::default()
+    }
+}
+
+/// Creates and starts a container that sees each storage at `/<last part of its mount point>`.
+async fn with_storages(ctx: &Ctx, storages: &[Storage]) -> Fallible<Container> {
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let container = container.edit(|spec| {
+        storages.iter().fold(spec, |spec, storage| {
+            let name = storage.mount_point.rsplit('/').next().unwrap_or_default();
+            spec.mount(&format!("/{name}"), &storage.mount_point, "bind", &["bind", "rw"])
+        })
+    });
+    let mut request = container.request();
+    request.storages = storages.to_vec();
+    ctx.client().create_container_with(&request).await?;
+    container.start().await?;
+    Ok(container)
+}
+
+/// By node, by PCI path, by what the platform calls it; and given to a group, with or without its files.
+async fn disks_of_every_kind_are_mounted(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("disks", "disks", true)).await?;
+    let second = format!("{:02x}", ctx.qmp().await?.pci_slot("disk1").await?);
+    let group = FSGroup { group_id: 4242, ..Default::default() };
+    let storages = [
+        Storage { fs_group: Some(group).into(), ..ext4("blk", "/dev/vda", "first") },
+        Storage { options: vec!["ro".into()], ..ext4("blk", &second, "second") },
+        Storage { options: vec!["ro,noexec".into()], ..ext4("nvdimm", "/dev/pmem0", "pmem") },
+    ];
+    let container = with_storages(&ctx, &storages).await?;
+    assert_eq!(container.sh("cat /first/name /second/name /pmem/name").await?, "firstsecondpmem");
+    assert_eq!(container.sh("stat -c '%g %a' /first /first/name").await?, "4242 2775\n4242 664");
+    assert_eq!(container.sh("stat -c %g /second/name").await?, "0");
+    assert_eq!(container.sh("(: > /second/new) 2>&1 | grep -c 'Read-only'").await?, "1");
+    assert_eq!(container.sh("grep ' /pmem ' /proc/mounts | grep -c noexec").await?, "1");
+    // A second container finds it mounted, a third something else than it asks for.
+    let again = with_storages(&ctx, &storages[..1]).await?;
+    assert_eq!(again.sh("echo kept > /first/kept; cat /first/name").await?, "first");
+    let refused = with_storages(&ctx, &[ext4("blk", &second, "first")]).await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains("/dev/vda"), "{refused}");
+    container.remove().await?;
+    assert_eq!(again.sh("cat /first/kept").await?, "kept");
+    again.remove().await?;
+    assert_eq!(ctx.guest_sh("grep -c sandbox/storage $PROC/1/mountinfo; true").await?, "0");
+    // What an encrypted volume needs is not there: it is refused, never mounted in the clear.
+    let key = Storage { driver_options: vec!["encryption_key=ephemeral".into()], ..storages[0].clone() };
+    let refused = with_storages(&ctx, &[key]).await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains("encryption_key"), "{refused}");
+    let mmio = with_storages(&ctx, &[ext4("mmioblk", "/dev/vda", "mmio")]).await?;
+    assert_eq!(mmio.sh("cat /mmio/kept").await?, "kept");
+    mmio.remove().await?;
+    layers_make_a_root(&ctx).await?;
+    huge_pages_come_and_go(&ctx).await
+}
+
+/// Images on each other: partitions of one disk under a layer in memory; a disk under one that keeps what is written.
+async fn layers_make_a_root(ctx: &Ctx) -> Outcome {
+    let member = |source: &str, fstype: &str, options: &[&str]| {
+        let options =
+            options.iter().chain(&["X-kata.multi-layer=true"]).map(|option| (*option).to_owned()).collect();
+        Storage { fstype: fstype.into(), options, ..ext4("blk", source, "layers") }
+    };
+    let partition = |number: &str| {
+        let number = format!("X-kata.partition-number={number}");
+        member("/dev/vdc", "erofs", &["X-kata.overlay-lower", "X-kata.gpt-partitioned=true", &number])
+    };
+    let container = with_storages(ctx, &[partition("2"), partition("1")]).await?;
+    let seen = "cat /layers/name /layers/top /layers/middle; echo new > /layers/new && cat /layers/new";
+    assert_eq!(container.sh(seen).await?, "top top middle new");
+    container.remove().await?;
+    let text = |name: &str| Fallible::Ok(std::fs::read_to_string(ctx.files()?.join(name))?.trim().to_owned());
+    let checked = |hash: &str, offset: &str| {
+        let (hash, offset) =
+            (format!("X-kata.dmverity.roothash={hash}"), format!("X-kata.dmverity.hashoffset={offset}"));
+        member("/dev/vdf", "erofs", &["X-kata.overlay-lower", "X-kata.dmverity-enabled=true", &hash, &offset])
+    };
+    let (hash, offset) = (text("hash")?, text("offset")?);
+    let container = with_storages(ctx, &[checked(&hash, &offset)]).await?;
+    assert_eq!(container.sh("cat /layers/name").await?, "checked ");
+    container.remove().await?;
+    with_storages(ctx, &[checked(&"0".repeat(hash.len()), &offset)]).await.map(drop).unwrap_err();
+    let upper =
+        member("/dev/vde", "ext4", &["X-kata.overlay-upper", "X-kata.mkdir.path={{ mount 0 }}/made:0755"]);
+    let container =
+        with_storages(ctx, &[upper, member("/dev/vdd", "erofs", &["X-kata.overlay-lower"])]).await?;
+    assert_eq!(container.sh("cat /layers/name; echo kept > /layers/kept").await?, "bottom ");
+    container.remove().await?;
+    assert_eq!(ctx.guest_sh("grep -c multi-layer $PROC/1/mountinfo; true").await?, "0");
+    let container = with_storages(ctx, &[ext4("blk", "/dev/vde", "written")]).await?;
+    assert_eq!(container.sh("cat /written/upper/kept; ls -d /written/made").await?, "kept\n/written/made");
+    container.remove().await?;
+    Ok(())
+}
+
+/// The pages are the volume's own, and the guest has its memory back when the volume does not come about.
+async fn huge_pages_come_and_go(ctx: &Ctx) -> Outcome {
+    let options = vec!["pagesize=2097152,size=8388608".into(), "fsgid=4242".into()];
+    let huge = Storage {
+        driver: "ephemeral".into(),
+        source: "nodev".into(),
+        fstype: "hugetlbfs".into(),
+        options,
+        mount_point: place("huge"),
+        ..Default::default()
+    };
+    let absent = ext4("blk", "/dev/null", "absent");
+    with_storages(ctx, &[huge.clone(), absent]).await.map(drop).unwrap_err();
+    let pages = "sed -n 's/HugePages_Total: *//p' /proc/meminfo";
+    assert_eq!(ctx.guest_sh(pages).await?, "0");
+    let container = with_storages(ctx, &[huge]).await?;
+    let seen = format!("{pages}; grep ' /huge ' /proc/mounts | cut -d' ' -f3; stat -c '%g %A' /huge");
+    assert_eq!(container.sh(&seen).await?, "4\nhugetlbfs\n4242 drwxr-sr-x");
+    container.remove().await?;
+    Ok(())
+}
+
+/// Plugged in while the container is being created; and another at the same place when the first has left.
+async fn disks_that_are_plugged_in_are_mounted(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("plugged", "plugged", true)).await?;
+    let mut qmp = ctx.qmp().await?;
+    let port = format!("{:02x}/00", qmp.pci_slot("rp0").await?);
+    for name in ["one", "two", "three"] {
+        let (blk, scsi) = (format!("blk{name}"), format!("scsi{name}"));
+        let images = [disk(ctx.files()?, &blk, "4M")?, disk(ctx.files()?, &scsi, "4M")?];
+        let storages = [ext4("blk", &port, "pci"), ext4("scsi", "1:2", "lun")];
+        let plug = async {
+            qmp.plug_disk(&blk, &images[0], "virtio-blk-pci", json!({ "bus": "rp0" })).await?;
+            plug_unit(&mut qmp, &scsi, &images[1]).await
+        };
+        let (container, plugged) = tokio::join!(with_storages(&ctx, &storages), plug);
+        plugged?;
+        let container = container?;
+        assert_eq!(container.sh("cat /pci/name /lun/name").await?, format!("{blk}{scsi}"));
+        container.remove().await?;
+        qmp.unplug_disk(&scsi).await?;
+        qmp.unplug_disk(&blk).await?;
+    }
+    Ok(())
+}
+
+async fn plug_unit(qmp: &mut Qmp, id: &str, image: &Path) -> Outcome {
+    Ok(qmp.plug_disk(id, image, "scsi-hd", json!({ "bus": "scsi0.0", "scsi-id": 1, "lun": 2 })).await?)
+}

@@ -1,0 +1,315 @@
+//! Under fire: connections cut and servers killed at random moments, waits that never end; and after all of it nothing
+//! is left, and nobody else has waited.
+//!
+//! | variable | what | else |
+//! |---|---|---|
+//! | `NAKAI_CUTS` | how many calls are cut off | a few dozen |
+//! | `NAKAI_KILLS` | how many servers are killed, later and later | a few |
+//! | `NAKAI_SOAK` | how many times as much a soak does | 1 |
+
+use std::time::Duration;
+
+use nakai_ctl::sandbox::{request, shm_storage};
+use nakai_ctl::spec::HookKind;
+use nakai_protocols::agent::Storage;
+use ttrpc::Code;
+
+use crate::harness::expect::{refused, succeeded};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(calls_that_are_cut_off_leave_nothing),
+        scenario!(servers_killed_at_any_moment_leave_nothing).ends_its_agent().host_only(),
+        scenario!(mounts_that_hang_keep_nobody_waiting).vm_only(),
+        scenario!(a_soak_ends_where_it_began),
+        scenario!(an_exec_that_cannot_be_is_refused_by_its_cause),
+        scenario!(a_removal_takes_those_that_got_away),
+    ]
+}
+
+/// How often, by an environment variable or else.
+fn times(variable: &str, or_else: u64) -> Fallible<u64> {
+    match std::env::var(variable) {
+        Ok(text) if !text.is_empty() => {
+            Ok(text.parse().map_err(|error| format!("{variable}={text}: {error}"))?)
+        }
+        _ => Ok(or_else),
+    }
+}
+
+/// Numbers that look random and are the same each time (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}
+
+/// How long the calls of this agent take, about, in microseconds.
+fn usual_time(ctx: &Ctx) -> u64 {
+    if ctx.is_host() { 40_000 } else { 400_000 }
+}
+
+/// A storage of the container's own, which goes with it.
+fn volume(container: &Container) -> Storage {
+    Storage {
+        driver: "bind".into(),
+        source: shm_storage().mount_point,
+        mount_point: format!("/run/kata-containers/{}-volume", container.id),
+        fstype: "bind".into(),
+        options: vec!["bind".into()],
+        ..Default::default()
+    }
+}
+
+async fn calls_that_are_cut_off_leave_nothing(ctx: Ctx) -> Outcome {
+    let idle = ctx.idle(|spec| spec).await?;
+    assert_eq!(idle.sh("echo warm").await?, "warm");
+    let victim = ctx.container(|spec| spec.args(["echo", "works"]))?;
+    let before = ctx.inventory().await?;
+    let (mut dice, mut execs) = (Dice(1), Vec::new());
+    for round in 0..times("NAKAI_CUTS", if ctx.is_host() { 40 } else { 10 })? {
+        let other = ctx.another_client().await?;
+        let moment = Duration::from_micros(dice.below(usual_time(&ctx)));
+        if round % 2 == 0 {
+            let mut create = victim.request();
+            create.storages.push(volume(&victim));
+            let call = async { other.create_container_with(&create).await };
+            let _ = tokio::time::timeout(moment, call).await;
+        } else {
+            let exec = ctx.fresh_exec_id();
+            let call = other.exec_process(&idle.id, &exec, idle.process(["sleep", "1000000"]));
+            let _ = tokio::time::timeout(moment, call).await;
+            execs.push(exec);
+        }
+        // The connection goes with the client. A container that was there before is there for us to remove.
+        drop(other);
+        let _ = victim.remove().await;
+    }
+    gone(&ctx, &victim).await?;
+    // A process whose start was answered before the line was cut is there, and ours to end.
+    for exec in execs {
+        if ctx.client().signal_process(&idle.id, &exec, 9).await.is_ok() {
+            assert_eq!(ctx.client().wait_process(&idle.id, &exec).await?, 137);
+        }
+    }
+    ctx.returns_to(&before).await?;
+    victim.create().await?;
+    victim.start().await?;
+    assert_eq!(succeeded(victim.finish(b"").await?), "works");
+    Ok(())
+}
+
+/// Waits until there is no such container, and its id is free.
+async fn gone(ctx: &Ctx, container: &Container) -> Outcome {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let _ = container.remove().await;
+        match container.create().await {
+            Ok(()) => break,
+            Err(error) if tokio::time::Instant::now() > deadline => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    ctx.client().remove_container(&container.id).await?;
+    Ok(())
+}
+
+async fn servers_killed_at_any_moment_leave_nothing(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("fire", "pod", false)).await?;
+    ctx.run(|spec| spec.args(["true"])).await?;
+    let idle = ctx.idle(|spec| spec).await?;
+    assert_eq!(idle.sh("echo warm").await?, "warm");
+    let victim = ctx.container(|spec| spec.args(["echo", "works"]))?;
+    let before = ctx.inventory().await?;
+    let (mut ctx, mut idle, mut victim) = (ctx, idle, victim);
+    let (mut dice, mut execs) = (Dice(2), Vec::new());
+    for _ in 0..times("NAKAI_KILLS", 6)? {
+        let mut create = victim.request();
+        create.storages.push(volume(&victim));
+        let (creator, execer) = (ctx.another_client().await?, ctx.another_client().await?);
+        let created = tokio::spawn(async move {
+            creator.create_container_with(&create).await?;
+            creator.start_container(&create.container_id).await?;
+            creator.remove_container(&create.container_id).await
+        });
+        let (id, exec, process) = (idle.id.clone(), ctx.fresh_exec_id(), idle.process(["sleep", "0"]));
+        execs.push(exec.clone());
+        let run = tokio::spawn(async move {
+            execer.exec_process(&id, &exec, process).await?;
+            execer.wait_process(&id, &exec).await
+        });
+        tokio::time::sleep(Duration::from_micros(dice.below(usual_time(&ctx)))).await;
+        ctx.guest_sh("kill -9 $SERVER").await?;
+        let _ = tokio::join!(created, run);
+        ctx = ctx.reconnected().await?;
+        ctx.client().check().await?;
+        (idle, victim) = (idle.over(&ctx), victim.over(&ctx));
+        assert_eq!(idle.sh("echo alive").await?, "alive");
+    }
+    gone(&ctx, &victim).await?;
+    // What had been started is still known, and ends when it has been asked for.
+    for exec in execs {
+        if ctx.client().wait_process(&idle.id, &exec).await.is_ok() {
+            let _ = ctx.client().read_stdout(&idle.id, &exec, 100).await;
+            let _ = ctx.client().read_stderr(&idle.id, &exec, 100).await;
+        }
+    }
+    ctx.returns_to(&before).await?;
+    idle.remove().await?;
+    ctx.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+/// A file system whose server never answers, from a hook in the guest: whoever looks at it waits, until its owner ends.
+const HANG: &str = "mkdir -p /run/kata-containers/hung; exec 9<>/dev/fuse; \
+     mount -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 hung /run/kata-containers/hung; \
+     exec setsid sleep 1000000 > /dev/null 2>&1 &";
+
+async fn mounts_that_hang_keep_nobody_waiting(ctx: Ctx) -> Outcome {
+    // More than there are threads that may wait for mounts, and fewer than all threads.
+    const HUNG: usize = 80;
+    let other = ctx.idle(|spec| spec).await?;
+    let full = ctx.idle(|spec| spec).await?;
+    let hanging =
+        ctx.container(|spec| spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", HANG], 0))?;
+    hanging.create().await?;
+    let stuck = ctx.another_client().await?;
+    let mut creations = tokio::task::JoinSet::new();
+    for number in 0..HUNG {
+        let container = ctx.container(|spec| spec.args(["true"]))?;
+        let mut create = container.request();
+        create
+            .storages
+            .push(Storage { source: format!("/run/kata-containers/hung/{number}"), ..volume(&container) });
+        let stuck = stuck.clone();
+        creations.spawn(async move { stuck.create_container_with(&create).await });
+    }
+    // A process that reads nothing, and more than its pipe takes.
+    ctx.client().exec_process(&full.id, "full", full.process(["sleep", "1000000"])).await?;
+    let (client, id) = (ctx.another_client().await?, full.id.clone());
+    let write = tokio::spawn(async move { client.write_stdin(&id, "full", vec![0; 1 << 20]).await });
+    for _ in 0..3 {
+        ctx.client().check().await?;
+        assert_eq!(other.sh("echo alive").await?, "alive");
+        assert_eq!(ctx.output("echo another", |spec| spec).await?, "another");
+        ctx.client().stats_container(&other.id).await?;
+        ctx.client().stats_container(&full.id).await?;
+    }
+    ctx.client().signal_process(&full.id, "full", 9).await?;
+    assert_eq!(ctx.client().wait_process(&full.id, "full").await?, 137);
+    refused(write.await?.map(drop), Code::FAILED_PRECONDITION, &["stdin"]);
+    // Its owner's end is the file system's: whoever waits for it is told.
+    other.remove().await?;
+    full.remove().await?;
+    let ended = ctx.container(|spec| {
+        let script = "for p in /proc/[0-9]*; do \
+             [ \"$(readlink $p/fd/9)\" != /dev/fuse ] || kill -9 ${p##*/}; done; \
+             umount -l /run/kata-containers/hung; rmdir /run/kata-containers/hung";
+        spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", script], 0)
+    })?;
+    ended.create().await?;
+    while let Some(created) = creations.join_next().await {
+        assert!(created?.is_err(), "a mount of nothing has succeeded");
+    }
+    hanging.remove().await?;
+    ended.remove().await?;
+    Ok(())
+}
+
+/// Threads and memory are compared by the inventory's user; here it is what can be counted.
+async fn a_soak_ends_where_it_began(ctx: Ctx) -> Outcome {
+    let factor = times("NAKAI_SOAK", 1)?;
+    let (execs, lives, at_once) = if ctx.is_host() { (100, 20, 20) } else { (30, 8, 8) };
+    let idle = ctx.idle(|spec| spec).await?;
+    assert_eq!(idle.sh("echo warm").await?, "warm");
+    let before = ctx.inventory().await?;
+    let memory = server_memory(&ctx).await?;
+    for number in 0..factor * execs {
+        let said = idle.sh(&format!("echo {number}; echo {number}")).await?;
+        assert_eq!(said, format!("{number}\n{number}"));
+    }
+    for _ in 0..factor * lives {
+        assert_eq!(ctx.output("echo alive", |spec| spec).await?, "alive");
+    }
+    // As many as make sense at once, whatever the factor.
+    let mut all = Vec::new();
+    for _ in 0..(factor * at_once).min(200) {
+        all.push(ctx.idle(|spec| spec).await?);
+    }
+    for container in &all {
+        container.remove().await?;
+    }
+    ctx.returns_to(&before).await?;
+    let grown = server_memory(&ctx).await?.saturating_sub(memory);
+    assert!(grown < 16 << 10, "the server has grown by {grown} KiB");
+    idle.remove().await?;
+    Ok(())
+}
+
+/// The server's own memory, in KiB.
+async fn server_memory(ctx: &Ctx) -> Fallible<u64> {
+    let text = ctx.guest_sh("sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\) kB/\\1/p' $PROC/$SERVER/status").await?;
+    Ok(text.trim().parse()?)
+}
+
+async fn an_exec_that_cannot_be_is_refused_by_its_cause(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec.pids_limit(8)).await?;
+    let exec = |process| ctx.client().exec_process(&container.id, "x", process);
+    refused(exec(container.process(["no-such-program"])).await, Code::NOT_FOUND, &["no-such-program"]);
+    refused(exec(container.process(["/etc/passwd"])).await, Code::PERMISSION_DENIED, &["/etc/passwd"]);
+    let mut lost = container.process(["true"]);
+    lost.Cwd = "/no/such/place".to_owned();
+    refused(exec(lost).await, Code::INVALID_ARGUMENT, &["/no/such/place"]);
+    let mut nobody = container.process(["true"]);
+    nobody.User.mut_or_insert_default().UID = u32::MAX;
+    refused(exec(nobody).await, Code::INVALID_ARGUMENT, &["4294967295"]);
+    // One process after the other, until there is no room for another.
+    let mut full = None;
+    for n in 0..20 {
+        let another = container.process(["sleep", "1000000"]);
+        if let Err(error) = ctx.client().exec_process(&container.id, &format!("n{n}"), another).await {
+            full = Some(error);
+            break;
+        }
+    }
+    refused(full.map_or(Ok(()), Err), Code::RESOURCE_EXHAUSTED, &["pids"]);
+    ctx.client().signal_process(&container.id, "", 9).await?;
+    assert_eq!(container.wait().await?, 137);
+    refused(exec(container.process(["true"])).await, Code::FAILED_PRECONDITION, &["stopped"]);
+    container.remove().await?;
+    Ok(())
+}
+
+/// Children in sessions of their own, whose parents are gone.
+const GET_AWAY: &str = "for n in 1 2 3; do (setsid sh -c 'sleep 1000000 & sleep 1000000 & exit' > /dev/null 2>&1 &); \
+     done; while [ $(ps | grep -c '[s]leep 1000000') -lt 6 ]; do sleep 0.05; done; echo ready";
+
+async fn a_removal_takes_those_that_got_away(ctx: Ctx) -> Outcome {
+    let before = ctx.inventory().await?;
+    let container = ctx.idle(|spec| spec).await?;
+    ctx.client().exec_process(&container.id, "x", container.process(["sh", "-c", GET_AWAY])).await?;
+    let mut said = Vec::new();
+    while !said.ends_with(b"ready\n") {
+        let data = ctx.client().read_stdout(&container.id, "x", 100).await?;
+        assert!(!data.is_empty(), "{}", String::from_utf8_lossy(&said));
+        said.extend(data);
+    }
+    ctx.client().signal_process(&container.id, "", 9).await?;
+    assert_eq!(container.wait().await?, 137);
+    let cgroup = ctx.cgroup(&container.id);
+    let left = format!(
+        "for try in $(seq 200); do \
+         found=$(find $CGROUP -path '*{cgroup}*' -name cgroup.procs -exec cat {{}} + 2> /dev/null); \
+         [ -n \"$found\" ] || break; sleep 0.05; done; echo left: $found"
+    );
+    assert_eq!(ctx.guest_sh(&left).await?.trim_end(), "left:");
+    container.remove().await?;
+    ctx.returns_to(&before).await
+}

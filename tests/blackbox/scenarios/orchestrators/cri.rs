@@ -1,0 +1,276 @@
+//! A container's own configuration: process, user, privileges, mounts, devices, limits.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use serde_json::json;
+
+use super::bench::{Bench, image};
+use super::{Check, Group, Section, check, group};
+use crate::harness::{Ctx, Outcome, scenario};
+
+pub(super) fn groups() -> Vec<Group> {
+    let section = Section::Kubernetes;
+    vec![
+        group(section, scenario!(cri_an_unprivileged_process), UNPRIVILEGED, &[]),
+        group(section, scenario!(cri_a_root_process), ROOT, &[]),
+        group(section, scenario!(cri_a_privileged_container).vm_only(), PRIVILEGED, &[]),
+        group(section, scenario!(cri_mounts_and_devices), MOUNTS, &[]),
+        group(section, scenario!(cri_limits), LIMITS, &[]),
+    ]
+}
+
+const UNPRIVILEGED: &[Check] = &[
+    check("`working_dir`", "the working directory", "pwd", &["/tmp"]),
+    check("`envs`", "the environment, above the image's", "echo $A $B", &["own image"]),
+    check("`run_as_user`, `run_as_group`", "uid and gid", "id -u; id -g", &["1000\n1001"]),
+    check(
+        "`supplemental_groups`",
+        "the groups, the user's own and the image's among them",
+        "id -G | tr ' ' '\\n' | sort -n | tr '\\n' ' '",
+        &["5 6 1001"],
+    ),
+    check("`no_new_privs`", "`NoNewPrivs: 1`", "grep NoNewPrivs /proc/self/status | cut -f 2", &["1"]),
+    check(
+        "`seccomp` RuntimeDefault",
+        "`Seccomp: 2`; a new user namespace is denied",
+        "grep ^Seccomp: /proc/self/status | cut -f 2; unshare -U true 2>&1 | grep -o 'Operation not permitted'",
+        &["2\nOperation not permitted"],
+    ),
+    check(
+        "`capabilities` drop ALL, add ambient",
+        "all five sets have the one capability that was added",
+        "grep ^Cap /proc/self/status | cut -f 2 | sort -u",
+        &["0000000000000400"],
+    ),
+    check("`masked_paths`", "the file is empty", "wc -c < /proc/uptime", &["0"]),
+    check(
+        "`readonly_paths`",
+        "it is mounted read-only",
+        "grep ' /proc/sys ' /proc/mounts | cut -d ' ' -f 4 | cut -d , -f 1",
+        &["ro"],
+    ),
+    check("`namespace_options.pid` CONTAINER", "it is the first process", "cat /proc/1/comm", &["sleep"]),
+    check(
+        "`resources.oom_score_adj`",
+        "`/proc/self/oom_score_adj`",
+        "cat /proc/self/oom_score_adj",
+        &["500"],
+    ),
+];
+
+async fn cri_an_unprivileged_process(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let container = json!({
+        "working_dir": "/tmp", "envs": [{"key": "A", "value": "own"}],
+        "linux": {"resources": {"oom_score_adj": 500}, "security_context": {
+            "run_as_user": {"value": 1000}, "run_as_group": {"value": 1001}, "supplemental_groups": [5, 6],
+            "no_new_privs": true, "seccomp": {"profile_type": "RuntimeDefault"},
+            "capabilities": {"drop_capabilities": ["ALL"], "add_ambient_capabilities": ["NET_BIND_SERVICE"]},
+            "masked_paths": ["/proc/uptime"], "readonly_paths": ["/proc/sys", "/proc/fs"],
+        }},
+    });
+    let mut order = bench.order(json!({}), container)?;
+    order.image = image(&json!({"config": {"Env": ["A=image", "B=image"], "WorkingDir": "/"}}))?;
+    bench.prove(&order, UNPRIVILEGED).await
+}
+
+const ROOT: &[Check] = &[
+    check("no user", "root", "id -u; id -g", &["0\n0"]),
+    check(
+        "`capabilities` add and drop",
+        "the usual ones with one more and one less",
+        "grep -E 'Cap(Eff|Bnd)' /proc/self/status | cut -f 2 | sort -u",
+        &["00000000a80435fa"],
+    ),
+    check("no `seccomp`", "`Seccomp: 0`", "grep ^Seccomp: /proc/self/status | cut -f 2", &["0"]),
+    check(
+        "`readonly_rootfs`",
+        "writing to the root fails",
+        "touch /x",
+        &["touch: /x: Read-only file system"],
+    ),
+    check("no `masked_paths`", "containerd's usual ones are masked", "wc -c < /proc/keys", &["0"]),
+    check(
+        "no `readonly_paths`",
+        "containerd's usual ones are read-only",
+        "echo 1 > /proc/sys/kernel/shmmni",
+        &["sh: can't create /proc/sys/kernel/shmmni: Read-only file system"],
+    ),
+    check(
+        "`namespace_options.network` CONTAINER",
+        "a network of its own, with nothing but the loopback interface",
+        "grep -c : /proc/net/dev",
+        &["1"],
+    ),
+];
+
+async fn cri_a_root_process(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let container = json!({"linux": {"security_context": {
+        "capabilities": {"add_capabilities": ["NET_ADMIN"], "drop_capabilities": ["CAP_CHOWN"]},
+        "readonly_rootfs": true, "namespace_options": {"network": "CONTAINER"},
+    }}});
+    bench.prove(&bench.order(json!({}), container)?, ROOT).await
+}
+
+const PRIVILEGED: &[Check] = &[
+    check(
+        "`privileged`: capabilities",
+        "all of them",
+        "grep -E 'Cap(Eff|Prm|Bnd)' /proc/self/status | cut -f 2 | sort -u",
+        &["000001ffffffffff"],
+    ),
+    check(
+        "`privileged`: sensitive paths",
+        "nothing in `/proc` and `/sys` is masked or read-only, whatever `masked_paths` says",
+        "grep -E ' /(proc|sys)/' /proc/mounts | grep -v -c cgroup",
+        &["0"],
+    ),
+    check(
+        "`privileged`: sysfs and procfs",
+        "both are mounted read-write",
+        "grep -E ' /(proc|sys) ' /proc/mounts | cut -d ' ' -f 4 | cut -d , -f 1",
+        &["rw\nrw"],
+    ),
+    check(
+        "`privileged`: AppArmor",
+        "a profile is not applied",
+        "cat /proc/self/attr/current 2>&1 | grep -c wanted",
+        &["0"],
+    ),
+    check(
+        "`privileged`: SELinux",
+        "a label is not applied",
+        "cat /proc/self/attr/current 2>&1 | grep -c labelled_t",
+        &["0"],
+    ),
+    check(
+        "`privileged`: seccomp",
+        "`Seccomp: 0`, whatever the profile",
+        "grep ^Seccomp: /proc/self/status | cut -f 2",
+        &["0"],
+    ),
+    check(
+        "`privileged`: device cgroup",
+        "a device that nobody named can be made and opened",
+        "mknod /dev/own c 1 11 && : < /dev/own && echo opened",
+        &["opened"],
+    ),
+];
+
+async fn cri_a_privileged_container(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let container = json!({"linux": {"security_context": {
+        "privileged": true, "seccomp": {"profile_type": "RuntimeDefault"}, "masked_paths": ["/proc/keys"],
+        "apparmor": {"profile_type": "Localhost", "localhost_ref": "wanted"},
+        "selinux_options": {"user": "u", "role": "r", "type": "labelled_t", "level": "s0"},
+    }}});
+    let refused = bench.order(json!({}), container.clone())?;
+    bench.refused(&refused, "whose security_context is privileged").await?;
+    let pod = json!({"linux": {"security_context": {"privileged": true}}});
+    bench.prove(&bench.order(pod, container)?, PRIVILEGED).await
+}
+
+const MOUNTS: &[Check] = &[
+    check(
+        "`mounts`",
+        "the host's directory, to read and write",
+        "cat /rw/file; echo more > /rw/new; cat /ro/new",
+        &["text\nmore"],
+    ),
+    check(
+        "`mounts.readonly`",
+        "writing fails in the guest too",
+        "touch /ro/x",
+        &["touch: /ro/x: Read-only file system"],
+    ),
+    check("`mounts` of a file", "the file", "cat /etc/issue", &["text"]),
+    check(
+        "`mounts.recursive_read_only`",
+        "writing fails",
+        "touch /rro/x",
+        &["touch: /rro/x: Read-only file system"],
+    ),
+    check(
+        "`mounts.propagation`",
+        "BIDIRECTIONAL is a shared mount, PRIVATE is none",
+        "grep ' /shared ' /proc/self/mountinfo | grep -c shared:; grep ' /rw ' /proc/self/mountinfo | grep -c shared:",
+        &["1\n0"],
+    ),
+    check(
+        "`devices`",
+        "a node with the guest's numbers",
+        "stat -c '%F %t:%T' /dev/mine",
+        &["character special file 1:b"],
+    ),
+    check(
+        "`devices.permissions`",
+        "reading is allowed, and nothing else",
+        ": < /dev/mine && echo read; (: > /dev/mine) 2>&1 | grep -o 'not permitted'",
+        &["read\nnot permitted"],
+    ),
+];
+
+async fn cri_mounts_and_devices(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let volume = bench.volume("volume")?;
+    std::fs::set_permissions(&volume, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::write(volume.join("file"), "text\n")?;
+    let node = bench.directory.path().join("kmsg");
+    mknod(&node, SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(1, 11))?;
+    let container = json!({
+        "mounts": [
+            {"container_path": "/rw", "host_path": volume},
+            {"container_path": "/ro", "host_path": volume, "readonly": true},
+            {"container_path": "/rro", "host_path": volume, "readonly": true, "recursive_read_only": true},
+            {"container_path": "/shared", "host_path": volume, "propagation": "PROPAGATION_BIDIRECTIONAL"},
+            {"container_path": "/etc/issue", "host_path": volume.join("file")},
+        ],
+        "devices": [{"container_path": "/dev/mine", "host_path": node, "permissions": "r"}],
+        "linux": {"security_context": {"capabilities": {"add_capabilities": ["SYSLOG"]}}},
+    });
+    bench.prove(&bench.order(json!({}), container)?, MOUNTS).await
+}
+
+const LIMITS: &[Check] = &[
+    check(
+        "`resources.cpu_quota`, `cpu_period`",
+        "`cpu.max`, or `cpu.cfs_quota_us`",
+        "cd /sys/fs/cgroup; cat cpu.max 2>/dev/null || cat cpu/cpu.cfs_quota_us",
+        &["50000 100000", "50000"],
+    ),
+    check(
+        "`resources.cpu_shares`",
+        "`cpu.weight`, or `cpu.shares`",
+        "cd /sys/fs/cgroup; cat cpu.weight 2>/dev/null || cat cpu/cpu.shares",
+        &["20", "512", "59"],
+    ),
+    check(
+        "`resources.memory_limit_in_bytes`",
+        "`memory.max`, or `memory.limit_in_bytes`",
+        "cd /sys/fs/cgroup; cat memory.max 2>/dev/null || cat memory/memory.limit_in_bytes",
+        &["67108864"],
+    ),
+    check(
+        "`resources.cpuset_cpus`",
+        "`cpuset.cpus`",
+        "cd /sys/fs/cgroup; cat cpuset.cpus 2>/dev/null || cat cpuset/cpuset.cpus",
+        &["0"],
+    ),
+    check(
+        "`resources.unified` pids.max",
+        "`pids.max`",
+        "cd /sys/fs/cgroup; cat pids.max 2>/dev/null || cat pids/pids.max",
+        &["50"],
+    ),
+];
+
+async fn cri_limits(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let container = json!({"linux": {"resources": {
+        "cpu_quota": 50000, "cpu_period": 100_000, "cpu_shares": 512, "memory_limit_in_bytes": "67108864",
+        "cpuset_cpus": "0", "unified": {"pids.max": "50"},
+    }}});
+    bench.prove(&bench.order(json!({}), container)?, LIMITS).await
+}

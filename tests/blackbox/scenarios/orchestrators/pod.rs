@@ -1,0 +1,115 @@
+//! What a pod's containers share.
+
+use serde_json::json;
+
+use super::bench::Bench;
+use super::{Check, Group, Row, Section, check, group};
+use crate::harness::{Ctx, Outcome, scenario};
+
+pub(super) fn groups() -> Vec<Group> {
+    // On cgroup v1 libcontainer can't mount the cgroups of a container in another's PID namespace.
+    vec![group(Section::Pod, scenario!(cri_a_pod).own_agent().vm_only(), POD, POD_ROWS)]
+}
+
+const POD: &[Check] = &[
+    check(
+        "`hostname`",
+        "the host name, `/etc/hostname` and `HOSTNAME`",
+        "hostname; cat /etc/hostname; echo $HOSTNAME",
+        &["web-pod\nweb-pod\nweb-pod"],
+    ),
+    check(
+        "`dns_config`",
+        "`/etc/resolv.conf`",
+        "cat /etc/resolv.conf",
+        &["search a.example b.example\nnameserver 192.0.2.1\noptions ndots:5"],
+    ),
+    check(
+        "`linux.sysctls`",
+        "the kernel parameters",
+        "cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_forward",
+        &["4097\n1"],
+    ),
+    check(
+        "shared memory",
+        "what one container writes to `/dev/shm` the other reads",
+        "cat /dev/shm/greeting",
+        &["hello"],
+    ),
+    check(
+        "`namespace_options.pid` POD, TARGET",
+        "the other container's processes are seen",
+        "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o 'sleep 100000[1]'",
+        &["sleep 1000001"],
+    ),
+];
+
+const POD_ROWS: &[Row] = &[
+    (
+        "`labels`, `annotations`",
+        "the container's specification, with the names of containerd's CRI plugin beside them",
+    ),
+    ("`linux.cgroup_parent`", "the cgroup above the container's"),
+    (
+        "`metadata.name`, `attempt`",
+        "the container's name; the attempt counts up when one of the same name is made again",
+    ),
+];
+
+async fn cri_a_pod(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let shared = |target: &str| match target {
+        "" => json!({"linux": {"security_context": {"namespace_options": {"pid": "POD"}}}}),
+        id => {
+            json!({"linux": {"security_context": {"namespace_options": {"pid": "TARGET", "target_id": id}}}})
+        }
+    };
+    let pod = json!({
+        "metadata": {"name": "web", "uid": "1-2-3", "namespace": "shop"},
+        "hostname": "web-pod",
+        "dns_config": {"servers": ["192.0.2.1"], "searches": ["a.example", "b.example"], "options": ["ndots:5"]},
+        "linux": {
+            "sysctls": {"kernel.msgmax": "4097", "net.ipv4.ip_forward": "1"},
+            "security_context": {"namespace_options": {"pid": 0}},
+        },
+    });
+    let mut first = shared("");
+    first["command"] = json!(["sleep", "1000001"]);
+    first["labels"] = json!({"app": "shop"});
+    first["annotations"] = json!({"example.com/note": "seen"});
+    let first = bench.order(pod.clone(), first)?;
+    assert!(bench.engine.need_sandbox(&first.pod).await?);
+    let first = bench.start(&first).await?;
+    assert_eq!(first.id, "web-box-0");
+    bench.sh(&first.id, "echo hello > /dev/shm/greeting").await?;
+
+    for (attempt, target) in [(1, ""), (2, "web-box-0")] {
+        let other = bench.order(pod.clone(), shared(target))?;
+        assert!(!bench.engine.need_sandbox(&other.pod).await?);
+        let other = bench.start(&other).await?;
+        bench.look(&other.id, POD).await?;
+        assert_eq!(other.attempt, attempt);
+        bench.engine.remove(&other.id).await?;
+    }
+    let config = ctx.guest_sh("cat $RUN/kata-containers/web-box-0/config.json").await?;
+    let config: serde_json::Value = serde_json::from_str(&config)?;
+    let annotations = &config["annotations"];
+    for (name, value) in [
+        ("app", "shop"),
+        ("example.com/note", "seen"),
+        ("io.kubernetes.cri.container-type", "container"),
+        ("io.kubernetes.cri.container-name", "box"),
+        ("io.kubernetes.cri.sandbox-name", "web"),
+        ("io.kubernetes.cri.sandbox-namespace", "shop"),
+        ("io.kubernetes.cri.sandbox-uid", "1-2-3"),
+    ] {
+        assert_eq!(annotations[name], value, "{annotations}");
+    }
+    let parent = format!("/nakai-{}/web-box-0", ctx.prefix());
+    assert_eq!(config["linux"]["cgroupsPath"], parent.as_str());
+    let places =
+        ctx.guest_sh(&format!("cat $PROC/[0-9]*/cgroup 2>/dev/null | grep -c '{parent}$' || :")).await?;
+    assert_ne!(places.trim(), "0");
+    bench.engine.remove(&first.id).await?;
+    Ok(())
+}

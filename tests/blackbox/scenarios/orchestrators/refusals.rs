@@ -1,0 +1,77 @@
+//! What can't be carried out, and is refused by name before anything is made.
+
+use serde_json::json;
+
+use super::bench::Bench;
+use super::{Group, Row, Section, group};
+use crate::harness::{Ctx, Outcome, Scenario, scenario};
+
+pub(super) fn groups() -> Vec<Group> {
+    let scenario = Scenario { in_vm: false, ..scenario!(cri_refusals) };
+    vec![group(Section::Kubernetes, scenario, &[], REFUSED)]
+}
+
+const REFUSED: &[Row] = &[
+    (
+        "`run_as_non_root` (the kubelet's check)",
+        "refused where the user resolves to root, by number, name or image",
+    ),
+    ("`run_as_group` without a user", "refused"),
+    ("`run_as_username` that the image does not know", "refused; no user is made"),
+    (
+        "`apparmor` Localhost, `selinux_options` where the guest has no such module",
+        "refused, by the profile's name",
+    ),
+    ("`privileged` in a pod that is not", "refused"),
+    ("`namespace_options` NODE for `pid`, CONTAINER for `ipc`, `userns_options`", "refused"),
+    ("`namespace_options.pid` TARGET of a container with a PID namespace of its own", "refused"),
+    ("`mounts` with id mappings, images or no absolute path", "refused"),
+    ("`devices` of block devices, or that the guest does not have", "refused"),
+    ("`CDI_devices`, unknown `unified` keys, unknown capabilities", "refused"),
+];
+
+async fn cri_refusals(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let security = |security| json!({"linux": {"security_context": security}});
+    let namespaces = |options| security(json!({"namespace_options": options}));
+    let target = bench.start(&bench.order(json!({}), json!({}))?).await?;
+    let own = namespaces(json!({"pid": "TARGET", "target_id": target.id}));
+    let order = bench.order(json!({}), own)?;
+    let error = bench.engine.create(&order).await.err().ok_or("a foreign PID namespace is joined")?;
+    assert!(error.to_string().contains("PID namespace of its own"), "{error}");
+    bench.engine.remove(&target.id).await?;
+
+    let cases = [
+        (security(json!({"run_as_non_root": true})), "the image's user is root"),
+        (security(json!({"run_as_non_root": true, "run_as_user": 0})), "run_as_user is root"),
+        (security(json!({"run_as_non_root": true, "run_as_username": "root"})), "run_as_username is root"),
+        (security(json!({"run_as_group": 5})), "run_as_group"),
+        (security(json!({"run_as_username": "stranger"})), "has no user \"stranger\""),
+        (security(json!({"apparmor": {"profile_type": "Localhost", "localhost_ref": "mine"}})), "mine"),
+        (
+            security(json!({"selinux_options": {"user": "u", "role": "r", "type": "mine_t", "level": "s0"}})),
+            "u:r:mine_t:s0",
+        ),
+        (security(json!({"privileged": true})), "linux.security_context.privileged"),
+        (namespaces(json!({"pid": "NODE"})), "namespace_options.pid"),
+        (namespaces(json!({"ipc": "CONTAINER"})), "namespace_options.ipc"),
+        (namespaces(json!({"userns_options": {"mode": "POD"}})), "userns_options"),
+        (
+            json!({"mounts": [{"container_path": "/a", "host_path": "/tmp", "uidMappings": [{"length": 1}]}]}),
+            "mounts[0]: uidMappings",
+        ),
+        (json!({"mounts": [{"container_path": "/a", "image": {"image": "i"}}]}), "mounts[0]: image"),
+        (json!({"mounts": [{"container_path": "a", "host_path": "/tmp"}]}), "mounts[0]: container_path"),
+        (json!({"devices": [{"host_path": "/not/there"}]}), "devices[0].host_path /not/there"),
+        (json!({"devices": [{"host_path": "/etc/passwd"}]}), "/etc/passwd is no device"),
+        (json!({"CDI_devices": [{"name": "vendor/gpu=0"}]}), "CDI_devices"),
+        (json!({"linux": {"resources": {"unified": {"io.max": "8:0 rbps=1"}}}}), "unified[\"io.max\"]"),
+        (security(json!({"capabilities": {"add_capabilities": ["FLY"]}})), "\"FLY\" is no capability"),
+        (json!({"image": {"image": "/not/there"}}), "image /not/there"),
+        (json!({"command": []}), "command"),
+    ];
+    for (container, words) in cases {
+        bench.refused(&bench.order(json!({}), container)?, words).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! Streams as connections of their own: bytes, ends, terminals, hosts that hang up.
+
+use nakai_ctl::connect::Stream;
+use nakai_protocols::agent::ExecProcessRequest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use ttrpc::Code;
+
+use crate::harness::expect::{noise, refused, same_bytes};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    // The VM's VMM does not tell the ports of its ends.
+    vec![
+        scenario!(every_byte_runs_over_its_connection).host_only(),
+        scenario!(a_terminal_runs_over_connections).host_only(),
+        scenario!(the_end_comes_after_all_output).host_only(),
+        scenario!(a_host_that_hangs_up_or_does_not_read_harms_nobody).host_only(),
+        scenario!(a_port_that_nobody_connects_from_is_refused),
+    ]
+}
+
+async fn read_all(mut stream: Box<dyn Stream>) -> Fallible<Vec<u8>> {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await?;
+    Ok(all)
+}
+
+/// Execs with streams on connections from `ports`: stdin, stdout, stderr.
+async fn exec(
+    container: &Container,
+    ctx: &Ctx,
+    args: [&str; 3],
+    tty: bool,
+    ports: [u32; 3],
+) -> Fallible<String> {
+    let mut process = container.process(args);
+    process.Terminal = tty;
+    let exec = ctx.fresh_exec_id();
+    let request = ExecProcessRequest {
+        container_id: container.id.clone(),
+        exec_id: exec.clone(),
+        process: Some(process).into(),
+        stdin_port: ports[0],
+        stdout_port: ports[1],
+        stderr_port: ports[2],
+        ..Default::default()
+    };
+    ctx.client().agent().exec_process(ctx.client().context(), &request).await?;
+    Ok(exec)
+}
+
+async fn every_byte_runs_over_its_connection(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["sh", "-c", "cat; echo done >&2; exit 3"]))?;
+    let ((mut input, stdin_port), (output, stdout_port), (errors, stderr_port)) =
+        (ctx.stream().await?, ctx.stream().await?, ctx.stream().await?);
+    let mut request = container.request();
+    (request.stdin_port, request.stdout_port, request.stderr_port) = (stdin_port, stdout_port, stderr_port);
+    ctx.client().create_container_with(&request).await?;
+    container.start().await?;
+    let bytes = noise(1 << 20, 7);
+    let written = async {
+        input.write_all(&bytes).await?;
+        input.shutdown().await?;
+        Fallible::Ok(())
+    };
+    let (written, output, errors, status) =
+        tokio::join!(written, read_all(output), read_all(errors), container.wait());
+    written?;
+    same_bytes(&output?, &bytes);
+    assert_eq!((errors?, status?), (b"done\n".to_vec(), 3));
+    Ok(())
+}
+
+async fn a_terminal_runs_over_connections(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec).await?;
+    let ((mut input, stdin_port), (output, stdout_port)) = (ctx.stream().await?, ctx.stream().await?);
+    let script = ["sh", "-c", "stty -echo; test -t 1 && read line && echo got $line"];
+    let exec = exec(&container, &ctx, script, true, [stdin_port, stdout_port, 0]).await?;
+    input.write_all(b"hello\n").await?;
+    let output = String::from_utf8(read_all(output).await?)?;
+    assert!(output.ends_with("got hello\r\n"), "{output:?}");
+    assert_eq!(ctx.client().wait_process(&container.id, &exec).await?, 0);
+    Ok(())
+}
+
+/// A host goes by the exit status; it does not wait for its own end of the connection.
+async fn the_end_comes_after_all_output(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec).await?;
+    for _ in 0..10 {
+        let (mut output, port) = ctx.stream().await?;
+        let script = ["sh", "-c", "head -c 20000 /dev/zero"];
+        let exec = exec(&container, &ctx, script, false, [0, port, 0]).await?;
+        assert_eq!(ctx.client().wait_process(&container.id, &exec).await?, 0);
+        // All of it fits into the sockets on the way.
+        assert_eq!(output.read_exact(&mut vec![1; 20_000]).await?, 20_000);
+    }
+    Ok(())
+}
+
+async fn a_host_that_hangs_up_or_does_not_read_harms_nobody(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec).await?;
+    let ((input, stdin_port), (output, stdout_port)) = (ctx.stream().await?, ctx.stream().await?);
+    let script = ["sh", "-c", "read line; echo lost; sleep 0.2; echo here; exit 4"];
+    let exec_id = exec(&container, &ctx, script, false, [stdin_port, stdout_port, 0]).await?;
+    // The end of the input lets it go on, and what it writes then finds nobody.
+    drop((input, output));
+    assert_eq!(ctx.client().wait_process(&container.id, &exec_id).await?, 4);
+
+    let (_stuck, port) = ctx.stream().await?;
+    exec(&container, &ctx, ["sh", "-c", "yes"], false, [0, port, 0]).await?;
+    assert_eq!(container.sh("echo alive").await?, "alive");
+    container.remove().await?;
+    Ok(())
+}
+
+async fn a_port_that_nobody_connects_from_is_refused(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec)?;
+    let mut request = container.request();
+    request.stdout_port = 4_000_000_000;
+    let refusal = ctx.client().create_container_with(&request).await;
+    refused(refusal, Code::DEADLINE_EXCEEDED, &["stdout_port", "4000000000"]);
+    // The id is free again.
+    container.create().await?;
+    Ok(())
+}

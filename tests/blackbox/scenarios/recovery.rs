@@ -1,0 +1,236 @@
+//! The server dies at any moment: the containers notice nothing, and the next server knows them.
+
+use std::fs;
+
+use nakai_ctl::sandbox::{request, shm_storage};
+use nakai_ctl::spec::HookKind;
+use nakai_protocols::agent::Storage;
+use ttrpc::Code;
+
+use super::pause::{pause, resume};
+use crate::harness::expect::{refused, succeeded};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(the_server_dies_and_the_containers_go_on).ends_its_agent(),
+        scenario!(an_end_without_a_server_is_not_lost).ends_its_agent().host_only(),
+        scenario!(a_server_that_dies_again_and_again_comes_back).ends_its_agent().host_only(),
+        scenario!(an_agent_that_is_asked_to_stop_leaves_nothing).ends_its_agent().host_only(),
+    ]
+}
+
+/// Ends the server; found by its name, as its pid is not the same in each namespace.
+const KILL_SERVER: &str = "for p in /proc/[0-9]*; do \
+     [ \"$(cat $p/comm 2> /dev/null)\" != nakai-server ] || kill -9 ${p##*/}; done";
+
+/// Kills the server in the middle of a creation, by a hook of that container, and connects to the next one.
+async fn crash(ctx: &Ctx) -> Fallible<Ctx> {
+    let victim = ctx.container(|spec| spec.args(["true"]))?;
+    // It still has a lot to do when its server is gone.
+    let script = format!("{KILL_SERVER}; sleep 1000000");
+    let volume =
+        Storage { mount_point: format!("/run/kata-containers/{}-volume", victim.id), ..shm_storage() };
+    let mut doomed = victim.request();
+    doomed.storages.push(Storage { driver: "ephemeral".into(), ..volume });
+    doomed.OCI =
+        Some(victim.spec().clone().hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", &script], 0).build())
+            .into();
+    let created = ctx.client().create_container_with(&doomed).await;
+    assert!(created.is_err(), "the server survived");
+    let next = ctx.reconnected().await?;
+    next.client().check().await?;
+    // The creation is undone, so that the id is free.
+    let victim = victim.over(&next);
+    victim.create().await?;
+    victim.start().await?;
+    assert_eq!(victim.wait().await?, 0);
+    victim.remove().await?;
+    Ok(next)
+}
+
+/// Counts, a line each, until the file is there.
+const COUNT: &str = "n=0; while [ ! -e /stop ]; do echo $n; n=$((n+1)); sleep 0.1; done; echo end; exit 7";
+
+/// Reads until a line has come.
+async fn read_some(ctx: &Ctx, container: &str, exec: &str, text: &mut Vec<u8>) -> Outcome {
+    while !text.ends_with(b"\n") || text.len() < 8 {
+        let data = ctx.client().read_stdout(container, exec, 4096).await?;
+        assert!(!data.is_empty(), "{container}: the stream has ended");
+        text.extend(data);
+    }
+    Ok(())
+}
+
+async fn read_to_end(ctx: &Ctx, container: &str, exec: &str, text: &mut Vec<u8>) -> Outcome {
+    loop {
+        let data = ctx.client().read_stdout(container, exec, 4096).await?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        text.extend(data);
+    }
+}
+
+/// Every number once, in order.
+fn counted(text: Vec<u8>) -> Outcome {
+    let text = String::from_utf8(text)?;
+    let lines: Vec<&str> = text.lines().collect();
+    let (end, numbers) = lines.split_last().ok_or("no output")?;
+    assert_eq!(*end, "end");
+    for (number, line) in numbers.iter().enumerate() {
+        assert_eq!(*line, number.to_string(), "lost or twice: {text}");
+    }
+    Ok(())
+}
+
+async fn the_server_dies_and_the_containers_go_on(ctx: Ctx) -> Outcome {
+    let mut wanted = request("recovery", "recovery-pod", !ctx.is_host());
+    wanted.sandbox_pidns = true;
+    ctx.client().create_sandbox(&wanted).await?;
+    ctx.run(|spec| spec.args(["true"])).await?;
+    let before = ctx.inventory().await?;
+    let number = if ctx.is_host() { 20 } else { 5 };
+    let mut counting = Vec::new();
+    for _ in 0..number {
+        let container = ctx.started(|spec| spec.args(["sh", "-c", COUNT])).await?;
+        counting.push((container, Vec::new()));
+    }
+    for (container, text) in &mut counting {
+        read_some(&ctx, &container.id, "", text).await?;
+    }
+    let idle = ctx.idle(|spec| spec).await?;
+    ctx.client().exec_process(&idle.id, "cat", idle.process(["cat"])).await?;
+    ctx.client().exec_process(&idle.id, "count", idle.process(["sh", "-c", COUNT])).await?;
+    let mut terminal = idle.process(["sh", "-c", "read word; echo $word; sleep 1000000"]);
+    terminal.Terminal = true;
+    ctx.client().exec_process(&idle.id, "terminal", terminal).await?;
+    let ended = ctx.started(|spec| spec.args(["sh", "-c", "echo last words; exit 5"])).await?;
+    let created = ctx.created(|spec| spec.args(["echo", "late"])).await?;
+    let paused = ctx.idle(|spec| spec).await?;
+    pause(&ctx, &paused.id).await?;
+
+    let ctx = crash(&ctx).await?;
+    let ctx = crash(&ctx).await?;
+
+    // What runs can be seen, entered, fed and ended.
+    let idle = idle.over(&ctx);
+    assert_eq!(idle.sh("echo alive; hostname").await?, "alive\nrecovery-pod");
+    ctx.client().stats_container(&idle.id).await?;
+    ctx.client().write_stdin(&idle.id, "cat", b"a word\n".to_vec()).await?;
+    assert_eq!(ctx.client().read_stdout(&idle.id, "cat", 100).await?, b"a word\n");
+    ctx.client().close_stdin(&idle.id, "cat").await?;
+    assert_eq!(ctx.client().wait_process(&idle.id, "cat").await?, 0);
+    ctx.client().write_stdin(&idle.id, "terminal", b"echoed\n".to_vec()).await?;
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("echoed\r\nechoed") {
+        seen.extend(ctx.client().read_stdout(&idle.id, "terminal", 100).await?);
+    }
+    ctx.client().signal_process(&idle.id, "terminal", 9).await?;
+    assert_eq!(ctx.client().wait_process(&idle.id, "terminal").await?, 137);
+    refused(
+        ctx.client().exec_process(&idle.id, "count", idle.process(["true"])).await,
+        Code::ALREADY_EXISTS,
+        &[],
+    );
+    fs::write(idle.file("stop"), "")?;
+    let mut text = Vec::new();
+    read_to_end(&ctx, &idle.id, "count", &mut text).await?;
+    counted(text)?;
+    assert_eq!(ctx.client().wait_process(&idle.id, "count").await?, 7);
+
+    // What had ended, waited or slept is as it was.
+    let (ended, created, paused) = (ended.over(&ctx), created.over(&ctx), paused.over(&ctx));
+    let finished = ended.finish(b"").await?;
+    assert_eq!((finished.status, finished.stdout.as_slice()), (5, b"last words\n".as_slice()));
+    created.start().await?;
+    assert_eq!(succeeded(created.finish(b"").await?), "late");
+    let asleep = ctx.client().exec_process(&paused.id, "x", paused.process(["true"])).await;
+    refused(asleep, Code::FAILED_PRECONDITION, &["paused"]);
+    resume(&ctx, &paused.id).await?;
+    assert_eq!(paused.sh("echo awake").await?, "awake");
+
+    let mut removed = vec![idle, ended, created, paused];
+    for (container, mut text) in counting {
+        let container = container.over(&ctx);
+        fs::write(container.file("stop"), "")?;
+        read_to_end(&ctx, &container.id, "", &mut text).await?;
+        counted(text)?;
+        assert_eq!(container.wait().await?, 7);
+        removed.push(container);
+    }
+    for container in &removed {
+        container.remove().await?;
+    }
+    ctx.returns_to(&before).await?;
+    ctx.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+/// What the agent's supervisor is told, while it can't start another server.
+async fn without_server(ctx: &Ctx, script: &str) -> Fallible<Ctx> {
+    let script = format!("kill -STOP $SUPERVISOR; kill -9 $SERVER; {script}; kill -CONT $SUPERVISOR");
+    ctx.guest_sh(&script).await?;
+    ctx.reconnected().await
+}
+
+async fn an_end_without_a_server_is_not_lost(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("recovery", "pod", false)).await?;
+    let container = ctx.started(|spec| spec.args(["sh", "-c", COUNT])).await?;
+    ctx.client()
+        .exec_process(
+            &container.id,
+            "x",
+            container.process(["sh", "-c", "while [ ! -e /first ]; do sleep 0.01; done; exit 3"]),
+        )
+        .await?;
+    let mut text = Vec::new();
+    read_some(&ctx, &container.id, "", &mut text).await?;
+    // Both end while nobody is there to hear of it.
+    let script = format!(
+        "cgroup=$(find $CGROUP -type d -name {id} | head -n 1); \
+         until_left() {{ while [ \"$(wc -l < $cgroup/cgroup.procs)\" -gt $1 ]; do sleep 0.05; done; }}; \
+         : > {root}/first; until_left 1; : > {root}/stop; until_left 0",
+        id = container.id,
+        root = container.root.display(),
+    );
+    let ctx = without_server(&ctx, &script).await?;
+    let container = container.over(&ctx);
+    read_to_end(&ctx, &container.id, "", &mut text).await?;
+    counted(text)?;
+    assert_eq!(container.wait().await?, 7);
+    assert_eq!(ctx.client().wait_process(&container.id, "x").await?, 3);
+    container.remove().await?;
+    ctx.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+async fn a_server_that_dies_again_and_again_comes_back(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("recovery", "pod", false)).await?;
+    let container = ctx.idle(|spec| spec).await?;
+    let mut ctx = ctx;
+    for _ in 0..4 {
+        ctx.guest_sh("kill -9 $SERVER").await?;
+        // The connection is taken although nobody is there yet; the answer comes when somebody is.
+        ctx = ctx.reconnected().await?;
+        ctx.client().check().await?;
+    }
+    let container: Container = container.over(&ctx);
+    assert_eq!(container.sh("echo alive").await?, "alive");
+    container.remove().await?;
+    ctx.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+async fn an_agent_that_is_asked_to_stop_leaves_nothing(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("recovery", "pod", false)).await?;
+    let container = ctx.idle(|spec| spec).await?;
+    ctx.client().exec_process(&container.id, "x", container.process(["sleep", "1000000"])).await?;
+    let waiting = ctx.another_client().await?;
+    let id = container.id.clone();
+    let waited = tokio::spawn(async move { waiting.wait_process(&id, "").await });
+    ctx.guest_sh("kill -TERM $SUPERVISOR").await?;
+    // Whoever waits for the container hears of its end, or that the agent is gone.
+    let _ = waited.await?;
+    Ok(())
+}
