@@ -156,7 +156,7 @@ async fn serve(
     if let Some(port) = config.log_vport {
         log.redirect(log::Output::vsock(port).map_err(io_error("serve the log on its vsock port"))?);
     }
-    let (server, listener) = Server::start(&config.server_addr, held.listener, agent).await?;
+    let (server, listener) = Server::start(&config.server_addr, held.listener, agent)?;
     let ports = listen_for_streams(&config, &logger)?;
     crate::console::start(&config, launcher.clone(), logger.new(o!("subsystem" => "console")));
     boot::announce(&config.server_addr);

@@ -1,15 +1,21 @@
-//! The listening socket: made by us and not by ttrpc, so that the supervisor can hold a duplicate of it.
+//! The listening socket: the supervisor holds a duplicate of it.
 //!
 //! Connections that come while one server is gone and the next is not there yet wait in its queue.
 
-#![expect(unsafe_code, reason = "ttrpc takes a socket as a bare number")]
+#![expect(
+    unsafe_code,
+    reason = "accept4(2) returns a bare number, and AsyncFd's constructor trusts its caller"
+)]
 
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, VsockAddr, bind as bind_socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, VsockAddr, accept4, bind as bind_socket,
     listen as listen_on, socket,
 };
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::config::ServerAddress;
 
@@ -41,17 +47,15 @@ pub(super) fn bind(address: &ServerAddress) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Lets `server` accept on `socket`, which [`bind`] made for `address`.
-pub(super) fn listen(
-    server: ttrpc::r#async::Server,
-    address: &ServerAddress,
-    socket: OwnedFd,
-) -> ttrpc::Result<ttrpc::r#async::Server> {
-    let fd = socket.into_raw_fd();
-    match address {
-        // SAFETY: the number is of a socket of this family that listens, and is the server's alone from here on.
-        ServerAddress::Vsock { .. } => unsafe { server.add_vsock_listener(fd) },
-        // SAFETY: as above.
-        ServerAddress::Unix(_) | ServerAddress::UnixAbstract(_) => unsafe { server.add_unix_listener(fd) },
-    }
+/// Takes a connection from `listener`, non-blocking and close-on-exec.
+pub(super) fn accept(listener: &OwnedFd) -> nix::Result<OwnedFd> {
+    let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    // SAFETY: the number is of a descriptor that was just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts a socket of [`bind`]'s into the event loop.
+pub(super) fn register(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the registration, and nobody else closes it.
+    Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
 }

@@ -6,6 +6,7 @@
 //! Health answers from the moment the socket is open. A call that needs the sandbox waits for the rest of
 //! the boot, which goes on meanwhile.
 
+mod connection;
 mod container;
 mod diagnostics;
 mod error;

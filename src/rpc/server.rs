@@ -1,18 +1,25 @@
 //! The listening socket and the services behind it.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nakai_protocols::agent_ttrpc::{AgentService, create_agent_service};
-use nakai_protocols::health_ttrpc::create_health;
+use nakai_protocols::agent_ttrpc::AgentService;
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 
+use super::connection::{self, Router};
 use super::{HealthService, listener};
 use crate::config::ServerAddress;
 
 /// How long the last answers may take to leave when the server stops.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long to wait when descriptors are used up: nobody tells when there are some again.
+const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
 
 /// Why the server could not listen.
 #[derive(Debug, thiserror::Error)]
@@ -24,14 +31,15 @@ pub enum ServeError {
         address: String,
         /// What the kernel said.
         #[source]
-        source: ttrpc::Error,
+        source: io::Error,
     },
 }
 
 /// The listening server.
-#[expect(missing_debug_implementations, reason = "ttrpc's server has none")]
+#[derive(Debug)]
 pub struct Server {
-    server: ttrpc::r#async::Server,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
 }
 
 impl Server {
@@ -40,7 +48,7 @@ impl Server {
     ///
     /// # Errors
     /// When the address can't be bound.
-    pub async fn start(
+    pub fn start(
         address: &ServerAddress,
         left: Option<OwnedFd>,
         agent: impl AgentService + Send + 'static,
@@ -50,24 +58,53 @@ impl Server {
             Some(socket) => (socket, None),
             None => {
                 remove_stale_socket(address);
-                let bound = listener::bind(address);
-                let socket = bound.map_err(|error| failed(ttrpc::Error::Others(error.to_string())))?;
+                let socket = listener::bind(address).map_err(|errno| failed(errno.into()))?;
                 let duplicate = socket.try_clone().ok();
                 (socket, duplicate)
             }
         };
-        let mut server = listener::listen(ttrpc::r#async::Server::new(), address, socket)
-            .map_err(failed)?
-            .register_service(create_health(Arc::new(HealthService)))
-            .register_service(create_agent_service(Arc::new(agent)));
-        server.start().await.map_err(failed)?;
-        Ok((Self { server }, duplicate))
+        let listener = listener::register(socket).map_err(failed)?;
+        let router = Arc::new(Router::new(Arc::new(HealthService), Arc::new(agent)));
+        let (stop, stopped) = watch::channel(false);
+        let accepting = tokio::spawn(accept(listener, router, stopped));
+        Ok((Self { stop, accepting }, duplicate))
     }
 
     /// Stops listening and lets the answers under way leave.
     pub async fn stop(mut self) {
-        let _ = tokio::time::timeout(FAREWELL, self.server.shutdown()).await;
+        self.stop.send_replace(true);
+        if tokio::time::timeout(FAREWELL, &mut self.accepting).await.is_err() {
+            self.accepting.abort();
+        }
     }
+}
+
+/// Accepts connections until it is told to stop, then waits for them.
+async fn accept(listener: AsyncFd<OwnedFd>, router: Arc<Router>, stopped: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    let mut stop = stopped.clone();
+    loop {
+        let ready = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            ready = listener.readable() => ready,
+        };
+        let Ok(mut ready) = ready else { break };
+        match listener::accept(listener.get_ref()) {
+            Ok(connection) => {
+                connections.spawn(connection::serve(connection, router.clone(), stopped.clone()));
+            }
+            Err(Errno::EAGAIN) => ready.clear_ready(),
+            Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                tokio::time::sleep(NO_DESCRIPTORS).await;
+            }
+            // The peer has gone already.
+            Err(_) => {}
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
 /// A socket file that an earlier agent left, and on which nobody listens, is in the way of bind(2).
