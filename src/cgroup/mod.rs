@@ -17,7 +17,8 @@
 //! - What a container can do inside its cgroup (thousands of sub-cgroups, forks while it is killed) costs
 //!   time, never correctness: walks hold one fd for each level and stop at [`MAX_DEPTH`].
 //!
-//! Everything here blocks, but for [`Notices`]: callers are on `spawn_blocking`.
+//! Everything here blocks, but for [`Notices`] and [`Cgroup::stats`], which only reads what the kernel has in memory:
+//! callers are on `spawn_blocking`.
 
 mod control;
 mod devices;

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 
 /// A file of one number.
 pub(super) fn number(dir: &Dir, file: &str) -> Result<Option<u64>, CgroupError> {
-    Ok(dir.read(file)?.and_then(|text| text.trim().parse().ok()))
+    Ok(dir.read_statistics(file)?.and_then(|text| text.trim().parse().ok()))
 }
 
 /// A file of one number that may be `max`: that is [`UNLIMITED`].
 pub(super) fn limit(dir: &Dir, file: &str) -> Result<Option<u64>, CgroupError> {
-    Ok(dir.read(file)?.and_then(|text| match text.trim() {
+    Ok(dir.read_statistics(file)?.and_then(|text| match text.trim() {
         "max" => Some(UNLIMITED),
         number => number.parse().ok(),
     }))
@@ -30,7 +30,7 @@ pub(in crate::cgroup) fn flat(text: &str) -> HashMap<String, u64> {
 
 /// A file of lines of `key value`.
 pub(super) fn flat_file(dir: &Dir, file: &str) -> Result<Option<HashMap<String, u64>>, CgroupError> {
-    Ok(dir.read(file)?.map(|text| flat(&text)))
+    Ok(dir.read_statistics(file)?.map(|text| flat(&text)))
 }
 
 /// `major:minor`. A minor number has up to 20 bits.

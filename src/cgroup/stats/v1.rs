@@ -35,7 +35,7 @@ fn cpu_stats(stats: &mut CgroupStats) -> &mut CpuStats {
 
 fn cpu_usage(dir: &Dir) -> Result<Option<CpuUsage>, CgroupError> {
     let Some(total_usage) = number(dir, "cpuacct.usage")? else { return Ok(None) };
-    let per_cpu = dir.read("cpuacct.usage_percpu")?.unwrap_or_default();
+    let per_cpu = dir.read_statistics("cpuacct.usage_percpu")?.unwrap_or_default();
     let ticks = flat_file(dir, "cpuacct.stat")?.unwrap_or_default();
     let nanoseconds = |key| ticks.get(key).copied().unwrap_or(0).saturating_mul(tick());
     Ok(Some(CpuUsage {
@@ -116,7 +116,7 @@ fn blkio(dir: &Dir) -> Result<BlkioStats, CgroupError> {
         let scheduler = [format!("blkio.bfq.{name}_recursive"), format!("blkio.{name}_recursive")];
         let throttle = [format!("blkio.throttle.{name}_recursive"), format!("blkio.throttle.{name}")];
         for file in scheduler.iter().chain(throttle.iter().filter(|_| throttled)) {
-            let entries = dir.read(file)?.map(|text| block_entries(&text)).unwrap_or_default();
+            let entries = dir.read_statistics(file)?.map(|text| block_entries(&text)).unwrap_or_default();
             if !entries.is_empty() {
                 return Ok(entries);
             }

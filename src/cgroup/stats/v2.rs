@@ -20,7 +20,7 @@ pub(super) fn read(dir: &Dir, stats: &mut CgroupStats) -> Result<(), CgroupError
     stats.cpu_stats = cpu(dir)?.into();
     stats.memory_stats = memory(dir)?.into();
     stats.pids_stats = pids(dir)?.into();
-    stats.blkio_stats = dir.read("io.stat")?.map(|text| block(&text)).into();
+    stats.blkio_stats = dir.read_statistics("io.stat")?.map(|text| block(&text)).into();
     stats.hugetlb_stats = hugetlb(dir, ".current", |prefix| huge_pages(dir, prefix))?;
     Ok(())
 }
