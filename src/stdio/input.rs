@@ -1,13 +1,13 @@
 //! The writing end of stdin, or of a terminal.
 //!
-//! The first write starts a small task that owns the fd from then on and is fed through a channel of one
-//! place. A write whose turn has come is finished whether or not its caller still waits; one that
-//! is dropped before its turn writes nothing: never half of it. Writes keep the order in which
-//! they were made. A process that does not read makes writers wait (for ever, if it must), and nobody
-//! else.
+//! A write that finds room is done at once. The first that does not starts a small task, which finishes it and is fed
+//! through a channel of one place. A write whose turn has come is finished whether or not its caller still
+//! waits; one that is dropped before its turn writes nothing: never half of it. Writes keep the order in which
+//! they were made: none is done at once while another waits. A process that does not read makes writers
+//! wait (for ever, if it must), and nobody else.
 //!
 //! ```text
-//! Open --write--> Writing --close--> Closed (the task writes what was accepted, then closes the fd)
+//! Open --write without room--> Writing --close--> Closed (the task writes what was accepted, then closes the fd)
 //! Open --close--> Closed
 //! any  --abandon or drop--> Closed, the task ends at once
 //! ```
@@ -16,6 +16,8 @@ use super::source::Source;
 use super::{StdioError, StreamName};
 use nix::errno::Errno;
 use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +29,8 @@ pub struct InputStream {
     name: StreamName,
     /// Held for a look or an exchange, never while waiting.
     state: Mutex<State>,
+    /// How many writes go through the task, from the moment they ask for their turn.
+    waiting: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -36,18 +40,46 @@ enum State {
     Closed { writer: Option<AbortHandle> },
 }
 
-/// One write and where its outcome goes.
+/// One write, or what is left of it, and where its outcome goes.
 #[derive(Debug)]
 struct Job {
     data: Vec<u8>,
+    /// How much of it has been written.
+    written: usize,
     done: oneshot::Sender<Result<(), StdioError>>,
+    waiting: Waiting,
+}
+
+/// A write that is counted.
+#[derive(Debug)]
+struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A write that was not done at once.
+enum Later {
+    /// It has its turn: it is with the task.
+    Begun,
+    /// Others come first.
+    Queued(mpsc::Sender<Job>, Job),
 }
 
 impl InputStream {
     /// `None` is a stream that is closed from the start.
     pub(super) fn new(name: StreamName, source: Option<Arc<Source>>) -> Self {
         let state = source.map_or(State::Closed { writer: None }, State::Open);
-        Self { name, state: Mutex::new(state) }
+        Self { name, state: Mutex::new(state), waiting: Arc::default() }
     }
 
     pub(super) fn source(&self) -> Option<Arc<Source>> {
@@ -67,14 +99,45 @@ impl InputStream {
             self.close();
             return Ok(0);
         }
-        let closed = || StdioError::Closed { stream: self.name };
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let jobs = self.jobs().ok_or_else(closed)?;
         let (done, outcome) = oneshot::channel();
-        jobs.send(Job { data, done }).await.map_err(|_| closed())?;
-        drop(jobs);
+        let closed = || StdioError::Closed { stream: self.name };
+        match self.begin(data, done)? {
+            None => return Ok(len),
+            Some(Later::Begun) => {}
+            Some(Later::Queued(jobs, job)) => jobs.send(job).await.map_err(|_| closed())?,
+        }
         outcome.await.map_err(|_| closed())??;
         Ok(len)
+    }
+
+    /// Writes what there is room for, if it is this write's turn. Never waits, so that nobody can drop it half done:
+    /// what is left is with the task when this returns.
+    fn begin(
+        &self,
+        data: Vec<u8>,
+        done: oneshot::Sender<Result<(), StdioError>>,
+    ) -> Result<Option<Later>, StdioError> {
+        let closed = || StdioError::Closed { stream: self.name };
+        let mut state = self.state();
+        let is_first = self.waiting.load(Ordering::Relaxed) == 0;
+        let mut job = Job { data, written: 0, done, waiting: Waiting::new(&self.waiting) };
+        if is_first {
+            let (State::Open(source) | State::Writing { source, .. }) = &*state else { return Err(closed()) };
+            match write_some(source.fd().as_fd(), &job.data) {
+                Ok(written) if written == job.data.len() => return Ok(None),
+                Ok(written) => job.written = written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(outcome(self.name, error)),
+            }
+        }
+        let jobs = self.jobs(&mut state).ok_or_else(closed)?;
+        if !is_first {
+            return Ok(Some(Later::Queued(jobs, job)));
+        }
+        // The channel is empty: no write waits.
+        jobs.try_send(job).map_err(|_| closed())?;
+        Ok(Some(Later::Begun))
     }
 
     /// Closes a pipe: the process reads what was written before, then the end. May be called again.
@@ -109,8 +172,7 @@ impl InputStream {
     }
 
     /// The channel to the writer, which is started if need be. `None` if the stream is closed.
-    fn jobs(&self) -> Option<mpsc::Sender<Job>> {
-        let mut state = self.state();
+    fn jobs(&self, state: &mut State) -> Option<mpsc::Sender<Job>> {
         let source = match &*state {
             State::Open(source) => source.clone(),
             State::Writing { jobs, .. } => return Some(jobs.clone()),
@@ -135,10 +197,13 @@ impl Drop for InputStream {
 
 /// The writer task: ends when the stream is closed and drained, or when a pipe's reader is gone.
 async fn write_jobs(stream: StreamName, source: Arc<Source>, mut queue: mpsc::Receiver<Job>) {
-    while let Some(Job { data, done }) = queue.recv().await {
-        let result = write_all(&source, &data).await.map_err(|error| outcome(stream, error));
+    while let Some(Job { data, written, done, waiting }) = queue.recv().await {
+        let rest = data.get(written..).unwrap_or_default();
+        let result = write_all(&source, rest).await.map_err(|error| outcome(stream, error));
         // A terminal that hung up may be opened again; a pipe stays broken.
         let broken = result.is_err() && stream != StreamName::Terminal;
+        // Before its caller can come with the next one.
+        drop(waiting);
         let _ = done.send(result);
         if broken {
             return;

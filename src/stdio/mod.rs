@@ -9,7 +9,8 @@
 //! - a read is safe to cancel: bytes are taken by a read(2) right before they are returned, with no
 //!   await in between.
 //!
-//! A reader that asks for more than a pipe holds gets a bigger pipe (see [`OutputStream::read`]).
+//! A reader that asks for more than a pipe holds, or finds it nearly full, gets a bigger pipe (see
+//! [`OutputStream::read`]).
 //!
 //! Owns the server's ends of the streams; all of them are non-blocking and close-on-exec. A process that is
 //! removed calls [`InputStream::abandon`] and drops its [`Streams`], and with it the fds. Failures are

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 /// The most that one read returns: a ttrpc message may have 4 MiB, of which this leaves 64 KiB to the rest.
 pub const MAX_READ: usize = (4 << 20) - (64 << 10);
 
-/// What the kernel gives a new pipe, pipe(7). No reader that asks for less needs a bigger one.
+/// What the kernel gives a new pipe, pipe(7).
 const DEFAULT_PIPE: usize = 64 << 10;
 
 /// The largest pipe we ask for; also the kernel's default limit for the unprivileged (`pipe-max-size`).
@@ -47,6 +47,8 @@ pub struct OutputStream {
     taken: AtomicU64,
     /// The pipe size asked of the kernel so far.
     pipe_size: AtomicUsize,
+    /// How much the last look found.
+    found: AtomicUsize,
 }
 
 /// What one look at the fd found.
@@ -66,6 +68,7 @@ impl OutputStream {
             ended: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             pipe_size: AtomicUsize::new(DEFAULT_PIPE),
+            found: AtomicUsize::new(0),
         }
     }
 
@@ -136,7 +139,10 @@ impl OutputStream {
     ) -> io::Result<Look> {
         match self.look(source.fd().as_fd(), limit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
+            done => {
+                self.keep_up(source);
+                return done;
+            }
         }
         tokio::select! {
             biased;
@@ -154,6 +160,9 @@ impl OutputStream {
         while bytes.len() < limit {
             let start = bytes.len();
             let waiting = bytes_waiting(fd).unwrap_or(0);
+            if start == 0 {
+                self.found.store(waiting, Ordering::Relaxed);
+            }
             if start > 0 && waiting == 0 {
                 // The end, if that is it, is the next look's to find.
                 break;
@@ -185,6 +194,15 @@ impl OutputStream {
             if self.taken.load(Ordering::Relaxed) == before {
                 return;
             }
+        }
+    }
+
+    /// A pipe that is found nearly full holds up its writer, and wakes it for each read: it gets bigger. One that is
+    /// emptied in time stays as it is.
+    fn keep_up(&self, source: &Source) {
+        let size = self.pipe_size.load(Ordering::Relaxed);
+        if self.found.load(Ordering::Relaxed) >= size.saturating_sub(size / 4) {
+            self.ask_for_pipe(source, size.saturating_mul(4));
         }
     }
 

@@ -197,6 +197,22 @@ async fn a_big_reader_gets_a_big_pipe_and_one_big_answer() {
     assert!(streams.stdout.read(1 << 20, &exited, QUIET).await.unwrap() == sent);
 }
 
+#[tokio::test]
+async fn a_pipe_that_fills_up_grows_and_one_that_does_not_stays() {
+    let (_, mut stdout, streams) = process();
+    let (_exit, exited) = watch::channel(None::<()>);
+    let size = |stdout: &std::fs::File| fcntl(stdout, FcntlArg::F_GETPIPE_SZ).unwrap();
+    for _ in 0..50 {
+        stdout.write_all(&numbered(20_000)).unwrap();
+        assert_eq!(streams.stdout.read(32 << 10, &exited, QUIET).await.unwrap().len(), 20_000);
+    }
+    assert_eq!(size(&stdout), 64 << 10);
+    let sent = numbered(64 << 10);
+    stdout.write_all(&sent).unwrap();
+    assert!(streams.stdout.read(64 << 10, &exited, QUIET).await.unwrap() == sent);
+    assert_eq!(size(&stdout), 256 << 10);
+}
+
 #[test]
 fn pipes_take_a_size_hint_and_only_the_servers_ends_do_not_block() {
     let (ends, streams) = Streams::pipes(Some(256 << 10)).unwrap();
