@@ -200,6 +200,7 @@ pub enum CgroupError {
 pub struct Cgroup {
     hierarchy: Arc<Hierarchy>,
     path: PathBuf,
+    huge_pages: stats::HugePages,
 }
 
 impl Cgroup {
@@ -220,7 +221,7 @@ impl Cgroup {
         if below.as_os_str().is_empty() {
             return Err(CgroupError::BadPath { path });
         }
-        Ok(Self { hierarchy, path: below })
+        Ok(Self { hierarchy, path: below, huge_pages: stats::HugePages::default() })
     }
 
     /// The path below the root of the hierarchy.

@@ -1,7 +1,8 @@
 //! What a container used: the values of `StatsContainer`, from the files of its cgroup.
 //!
-//! Each file is opened and read once, each directory opened once. A file or controller that is not there
-//! leaves its part of the answer out; lines that make no sense are passed over.
+//! Each file is opened and read once, each directory opened once, and listed once in a container's life: for the sizes
+//! of huge pages, which don't change. A file or controller that is not there leaves its part of the answer out; lines that
+//! make no sense are passed over.
 //!
 //! The wire knows the shape of v1, and shims read it by what their *host* has, so the answer has to suit all
 //! four combinations. Where v2 has no word for something:
@@ -19,10 +20,41 @@ pub(super) use parse::flat;
 
 use super::tree::Dir;
 use super::{Cgroup, CgroupError, Hierarchy};
-use nakai_protocols::agent::CgroupStats;
+use nakai_protocols::agent::{CgroupStats, HugetlbStats};
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 /// "max". It fits into a signed number, for the sake of those who take it for one.
 const UNLIMITED: u64 = i64::MAX.unsigned_abs();
+
+/// The sizes of huge pages that a cgroup counts, once they are known.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HugePages(Arc<OnceLock<Vec<String>>>);
+
+impl HugePages {
+    /// The statistics of each size: `usage` is how a file of usage ends, `read_one` gets how the files of a size begin.
+    fn read(
+        &self,
+        dir: &Dir,
+        usage: &str,
+        read_one: impl Fn(&str) -> Result<Option<HugetlbStats>, CgroupError>,
+    ) -> Result<HashMap<String, HugetlbStats>, CgroupError> {
+        if self.0.get().is_none() {
+            let sizes = parse::huge_page_sizes(dir, usage)?;
+            // None at all may be for want of the controller, which can be switched on.
+            if !sizes.is_empty() {
+                let _ = self.0.set(sizes);
+            }
+        }
+        let mut all = HashMap::new();
+        for size in self.0.get().into_iter().flatten() {
+            if let Some(stats) = read_one(&format!("hugetlb.{size}"))? {
+                all.insert(size.clone(), stats);
+            }
+        }
+        Ok(all)
+    }
+}
 
 impl Cgroup {
     /// What the processes here and in all sub-cgroups used.
@@ -41,8 +73,8 @@ impl Cgroup {
         let mut stats = CgroupStats::new();
         for (controller, dir) in &dirs {
             match *controller {
-                "" => v2::read(dir, &mut stats)?,
-                controller => v1::read(controller, dir, &mut stats)?,
+                "" => v2::read(dir, &self.huge_pages, &mut stats)?,
+                controller => v1::read(controller, dir, &self.huge_pages, &mut stats)?,
             }
         }
         // What vanished under our hands would look like a container that used nothing.

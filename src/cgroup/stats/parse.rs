@@ -3,8 +3,9 @@
 use super::UNLIMITED;
 use crate::cgroup::CgroupError;
 use crate::cgroup::tree::Dir;
-use nakai_protocols::agent::{BlkioStatsEntry, HugetlbStats};
+use nakai_protocols::agent::BlkioStatsEntry;
 use std::collections::HashMap;
+use std::ffi::CStr;
 
 /// A file of one number.
 pub(super) fn number(dir: &Dir, file: &str) -> Result<Option<u64>, CgroupError> {
@@ -33,6 +34,12 @@ pub(super) fn flat_file(dir: &Dir, file: &str) -> Result<Option<HashMap<String, 
     Ok(dir.read_statistics(file)?.map(|text| flat(&text)))
 }
 
+/// The value of one key in lines of `key value`: where only a few are wanted, a table of all costs more.
+pub(super) fn value(text: &str, key: &str) -> Option<u64> {
+    let of_key = |line: &str| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok();
+    text.lines().find_map(of_key)
+}
+
 /// `major:minor`. A minor number has up to 20 bits.
 pub(super) fn device(field: &str) -> Option<(u64, u64)> {
     let (major, minor) = field.split_once(':')?;
@@ -43,22 +50,12 @@ pub(super) fn entry((major, minor): (u64, u64), op: &str, value: u64) -> BlkioSt
     BlkioStatsEntry { major, minor, op: op.to_owned(), value, ..Default::default() }
 }
 
-/// The statistics of each size of huge pages, of which the directory itself tells the sizes.
-///
-/// `usage` is how a file of usage ends, `read_one` gets how the files of a size begin.
-pub(super) fn hugetlb(
-    dir: &Dir,
-    usage: &str,
-    read_one: impl Fn(&str) -> Result<HugetlbStats, CgroupError>,
-) -> Result<HashMap<String, HugetlbStats>, CgroupError> {
-    let mut sizes = HashMap::new();
-    for (file, _) in dir.list()? {
-        let Some(prefix) = file.to_str().ok().and_then(|file| file.strip_suffix(usage)) else { continue };
-        match prefix.strip_prefix("hugetlb.") {
-            // `hugetlb.2MB.rsvd` counts reservations.
-            Some(size) if !size.contains('.') => sizes.insert(size.to_owned(), read_one(prefix)?),
-            _ => None,
-        };
-    }
-    Ok(sizes)
+/// The sizes of huge pages that the directory has files for, which end in `usage`.
+pub(super) fn huge_page_sizes(dir: &Dir, usage: &str) -> Result<Vec<String>, CgroupError> {
+    let size = |file: &CStr| {
+        let size = file.to_str().ok()?.strip_prefix("hugetlb.")?.strip_suffix(usage)?;
+        // `hugetlb.2MB.rsvd` counts reservations.
+        (!size.contains('.')).then(|| size.to_owned())
+    };
+    Ok(dir.list()?.iter().filter_map(|(file, _)| size(file)).collect())
 }

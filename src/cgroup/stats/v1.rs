@@ -1,6 +1,7 @@
 //! Statistics of cgroup v1: the kernel's `Documentation/admin-guide/cgroup-v1/`.
 
-use super::parse::{device, entry, flat_file, hugetlb, number};
+use super::HugePages;
+use super::parse::{device, entry, flat_file, number, value};
 use crate::cgroup::CgroupError;
 use crate::cgroup::tree::Dir;
 use nakai_protocols::agent::{
@@ -16,14 +17,21 @@ pub(super) const CONTROLLERS: [&str; 6] = ["cpuacct", "cpu", "memory", "pids", "
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Adds what one controller has to tell.
-pub(super) fn read(controller: &str, dir: &Dir, stats: &mut CgroupStats) -> Result<(), CgroupError> {
+pub(super) fn read(
+    controller: &str,
+    dir: &Dir,
+    huge: &HugePages,
+    stats: &mut CgroupStats,
+) -> Result<(), CgroupError> {
     match controller {
         "cpuacct" => cpu_stats(stats).cpu_usage = cpu_usage(dir)?.into(),
         "cpu" => cpu_stats(stats).throttling_data = throttling(dir)?.into(),
         "memory" => stats.memory_stats = memory(dir)?.into(),
         "pids" => stats.pids_stats = pids(dir)?.into(),
         "blkio" => stats.blkio_stats = MessageField::some(blkio(dir)?),
-        "hugetlb" => stats.hugetlb_stats = hugetlb(dir, ".usage_in_bytes", |prefix| huge_pages(dir, prefix))?,
+        "hugetlb" => {
+            stats.hugetlb_stats = huge.read(dir, ".usage_in_bytes", |prefix| huge_pages(dir, prefix))?
+        }
         _ => {}
     }
     Ok(())
@@ -36,8 +44,8 @@ fn cpu_stats(stats: &mut CgroupStats) -> &mut CpuStats {
 fn cpu_usage(dir: &Dir) -> Result<Option<CpuUsage>, CgroupError> {
     let Some(total_usage) = number(dir, "cpuacct.usage")? else { return Ok(None) };
     let per_cpu = dir.read_statistics("cpuacct.usage_percpu")?.unwrap_or_default();
-    let ticks = flat_file(dir, "cpuacct.stat")?.unwrap_or_default();
-    let nanoseconds = |key| ticks.get(key).copied().unwrap_or(0).saturating_mul(tick());
+    let ticks = dir.read_statistics("cpuacct.stat")?.unwrap_or_default();
+    let nanoseconds = |key| value(&ticks, key).unwrap_or(0).saturating_mul(tick());
     Ok(Some(CpuUsage {
         total_usage,
         percpu_usage: per_cpu.split_whitespace().filter_map(|usage| usage.parse().ok()).collect(),
@@ -54,8 +62,8 @@ fn tick() -> u64 {
 }
 
 fn throttling(dir: &Dir) -> Result<Option<ThrottlingData>, CgroupError> {
-    Ok(flat_file(dir, "cpu.stat")?.map(|stat| {
-        let value = |key| stat.get(key).copied().unwrap_or(0);
+    Ok(dir.read_statistics("cpu.stat")?.map(|stat| {
+        let value = |key| value(&stat, key).unwrap_or(0);
         ThrottlingData {
             periods: value("nr_periods"),
             throttled_periods: value("nr_throttled"),
@@ -99,14 +107,15 @@ fn pids(dir: &Dir) -> Result<Option<PidsStats>, CgroupError> {
     Ok(Some(PidsStats { current, limit, ..Default::default() }))
 }
 
-fn huge_pages(dir: &Dir, prefix: &str) -> Result<HugetlbStats, CgroupError> {
-    let value = |name| Ok(number(dir, &format!("{prefix}.{name}"))?.unwrap_or(0));
-    Ok(HugetlbStats {
-        usage: value("usage_in_bytes")?,
-        max_usage: value("max_usage_in_bytes")?,
-        failcnt: value("failcnt")?,
+fn huge_pages(dir: &Dir, prefix: &str) -> Result<Option<HugetlbStats>, CgroupError> {
+    let value = |name| number(dir, &format!("{prefix}.{name}"));
+    let Some(usage) = value("usage_in_bytes")? else { return Ok(None) };
+    Ok(Some(HugetlbStats {
+        usage,
+        max_usage: value("max_usage_in_bytes")?.unwrap_or(0),
+        failcnt: value("failcnt")?.unwrap_or(0),
         ..Default::default()
-    })
+    }))
 }
 
 /// The I/O scheduler keeps the statistics: BFQ, before Linux 5.0 CFQ, and if neither has anything to

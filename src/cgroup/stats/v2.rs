@@ -1,7 +1,7 @@
 //! Statistics of cgroup v2: the kernel's `Documentation/admin-guide/cgroup-v2.rst`.
 
-use super::UNLIMITED;
-use super::parse::{device, entry, flat_file, hugetlb, limit, number};
+use super::parse::{device, entry, flat_file, limit, number, value};
+use super::{HugePages, UNLIMITED};
 use crate::cgroup::CgroupError;
 use crate::cgroup::tree::Dir;
 use nakai_protocols::agent::{
@@ -16,20 +16,20 @@ const V1_NAMES: [(&str, &str); 4] =
     [("cache", "file"), ("inactive_file", "inactive_file"), ("mapped_file", "file_mapped"), ("rss", "anon")];
 
 /// Adds what the cgroup has to tell.
-pub(super) fn read(dir: &Dir, stats: &mut CgroupStats) -> Result<(), CgroupError> {
+pub(super) fn read(dir: &Dir, huge: &HugePages, stats: &mut CgroupStats) -> Result<(), CgroupError> {
     stats.cpu_stats = cpu(dir)?.into();
     stats.memory_stats = memory(dir)?.into();
     stats.pids_stats = pids(dir)?.into();
     stats.blkio_stats = dir.read_statistics("io.stat")?.map(|text| block(&text)).into();
-    stats.hugetlb_stats = hugetlb(dir, ".current", |prefix| huge_pages(dir, prefix))?;
+    stats.hugetlb_stats = huge.read(dir, ".current", |prefix| huge_pages(dir, prefix))?;
     Ok(())
 }
 
 /// Times are in microseconds here and in nanoseconds on the wire.
 fn cpu(dir: &Dir) -> Result<Option<CpuStats>, CgroupError> {
-    let Some(stat) = flat_file(dir, "cpu.stat")? else { return Ok(None) };
-    let value = |key| stat.get(key).copied().unwrap_or(0);
-    let nanoseconds = |key| value(key).saturating_mul(1000);
+    let Some(stat) = dir.read_statistics("cpu.stat")? else { return Ok(None) };
+    let value = |key| value(&stat, key);
+    let nanoseconds = |key| value(key).unwrap_or(0).saturating_mul(1000);
     let cpu_usage = CpuUsage {
         total_usage: nanoseconds("usage_usec"),
         usage_in_kernelmode: nanoseconds("system_usec"),
@@ -37,9 +37,9 @@ fn cpu(dir: &Dir) -> Result<Option<CpuStats>, CgroupError> {
         ..Default::default()
     };
     // Without the controller the kernel accounts for time but throttles nobody.
-    let throttling_data = stat.contains_key("nr_periods").then(|| ThrottlingData {
-        periods: value("nr_periods"),
-        throttled_periods: value("nr_throttled"),
+    let throttling_data = value("nr_periods").map(|periods| ThrottlingData {
+        periods,
+        throttled_periods: value("nr_throttled").unwrap_or(0),
         throttled_time: nanoseconds("throttled_usec"),
         ..Default::default()
     });
@@ -76,12 +76,11 @@ fn add_v1_names(stats: &mut HashMap<String, u64>) {
 
 fn memory_data(dir: &Dir, prefix: &str) -> Result<Option<MemoryData>, CgroupError> {
     let Some(usage) = number(dir, &format!("{prefix}.current"))? else { return Ok(None) };
-    let events = flat_file(dir, &format!("{prefix}.events"))?.unwrap_or_default();
     Ok(Some(MemoryData {
         usage,
         // Since Linux 5.19 (memory) and 6.5 (swap).
         max_usage: number(dir, &format!("{prefix}.peak"))?.unwrap_or(0),
-        failcnt: events.get("max").copied().unwrap_or(0),
+        failcnt: hits(dir, prefix)?,
         limit: limit(dir, &format!("{prefix}.max"))?.unwrap_or(UNLIMITED),
         ..Default::default()
     }))
@@ -95,13 +94,15 @@ fn pids(dir: &Dir) -> Result<Option<PidsStats>, CgroupError> {
 }
 
 /// v2 does not keep the highest usage.
-fn huge_pages(dir: &Dir, prefix: &str) -> Result<HugetlbStats, CgroupError> {
-    let events = flat_file(dir, &format!("{prefix}.events"))?.unwrap_or_default();
-    Ok(HugetlbStats {
-        usage: number(dir, &format!("{prefix}.current"))?.unwrap_or(0),
-        failcnt: events.get("max").copied().unwrap_or(0),
-        ..Default::default()
-    })
+fn huge_pages(dir: &Dir, prefix: &str) -> Result<Option<HugetlbStats>, CgroupError> {
+    let Some(usage) = number(dir, &format!("{prefix}.current"))? else { return Ok(None) };
+    Ok(Some(HugetlbStats { usage, failcnt: hits(dir, prefix)?, ..Default::default() }))
+}
+
+/// How often a limit was hit.
+fn hits(dir: &Dir, prefix: &str) -> Result<u64, CgroupError> {
+    let events = dir.read_statistics(&format!("{prefix}.events"))?.unwrap_or_default();
+    Ok(value(&events, "max").unwrap_or(0))
 }
 
 /// Lines of `major:minor key=value...`.
