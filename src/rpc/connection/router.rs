@@ -18,6 +18,12 @@ use super::reply::Reply;
 /// The service whose reads move bulk data.
 const AGENT_SERVICE: &str = "grpc.AgentService";
 
+/// What vsock lets a peer have under way with most hosts, the most that a packet of it carries, and what many a shim
+/// reads at a time. An answer that is some bytes longer waits for the host to take what it has, only to send those.
+const WINDOW: u32 = 64 << 10;
+/// More than an answer has in front of its data.
+const FRAME_HEAD: u32 = 64;
+
 /// The services of a server.
 pub(in crate::rpc) struct Router {
     services: HashMap<String, Service>,
@@ -97,7 +103,10 @@ impl Router {
         let unreadable = |error| {
             ttrpc::Error::RpcStatus(ttrpc::get_status(Code::UNKNOWN, format!("Unpack request error {error}")))
         };
-        let read = ReadStreamRequest::parse_from_bytes(&request.payload).map_err(unreadable)?;
+        let mut read = ReadStreamRequest::parse_from_bytes(&request.payload).map_err(unreadable)?;
+        if read.len == WINDOW {
+            read.len = WINDOW - FRAME_HEAD;
+        }
         let response = match request.method.as_str() {
             "ReadStdout" => self.agent.read_stdout(&context, read).await?,
             _ => self.agent.read_stderr(&context, read).await?,
