@@ -34,8 +34,8 @@ const DEFAULT_PIPE: usize = 64 << 10;
 /// The largest pipe we ask for; also the kernel's default limit for the unprivileged (`pipe-max-size`).
 const MAX_PIPE: usize = 1 << 20;
 
-/// The least to make room for: a look at an empty stream must still tell its end from a pause.
-const MIN_LOOK: usize = 512;
+/// The least to make room for: a page, as the pipe has them.
+const MIN_LOOK: usize = 4 << 10;
 
 /// A stream that a process writes and the host reads. See the module.
 #[derive(Debug)]
@@ -47,8 +47,8 @@ pub struct OutputStream {
     taken: AtomicU64,
     /// The pipe size asked of the kernel so far.
     pipe_size: AtomicUsize,
-    /// How much the last look found.
-    found: AtomicUsize,
+    /// How much the last look took.
+    usual: AtomicUsize,
 }
 
 /// What one look at the fd found.
@@ -68,7 +68,7 @@ impl OutputStream {
             ended: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             pipe_size: AtomicUsize::new(DEFAULT_PIPE),
-            found: AtomicUsize::new(0),
+            usual: AtomicUsize::new(0),
         }
     }
 
@@ -102,7 +102,7 @@ impl OutputStream {
         }
         let Some(source) = &self.source else { return Ok(Vec::new()) };
         let limit = usize::try_from(len).unwrap_or(MAX_READ).min(MAX_READ);
-        self.ask_for_pipe(source, limit);
+        self.ask_for_pipe(source.fd(), limit);
         self.read_from(source, limit, exited.clone(), quiet)
             .await
             .map_err(|error| StdioError::Read { stream: self.name, source: error })
@@ -139,10 +139,7 @@ impl OutputStream {
     ) -> io::Result<Look> {
         match self.look(source.fd().as_fd(), limit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => {
-                self.keep_up(source);
-                return done;
-            }
+            done => return done,
         }
         tokio::select! {
             biased;
@@ -154,34 +151,45 @@ impl OutputStream {
         }
     }
 
-    /// Takes what is there, up to `limit`. Allocates by what is there, not by what was asked for.
+    /// Takes what is there, up to `limit`. Makes room for as much as the last look found, and asks the kernel how much
+    /// there is only if that was too little: an ordinary look is one read(2).
     fn look(&self, fd: BorrowedFd<'_>, limit: usize) -> io::Result<Look> {
         let mut bytes = Vec::new();
-        while bytes.len() < limit {
+        let mut room = self.usual.load(Ordering::Relaxed).max(MIN_LOOK).min(limit);
+        while room > 0 {
             let start = bytes.len();
-            let waiting = bytes_waiting(fd).unwrap_or(0);
-            if start == 0 {
-                self.found.store(waiting, Ordering::Relaxed);
-            }
-            if start > 0 && waiting == 0 {
-                // The end, if that is it, is the next look's to find.
-                break;
-            }
-            bytes.reserve_exact(waiting.max(MIN_LOOK).min(limit.saturating_sub(start)));
+            bytes.reserve_exact(room);
             match rustix::io::read(fd, spare_capacity(&mut bytes)) {
+                Err(Errno::INTR) => continue,
                 Ok(0) if start == 0 => return Ok(Look::End),
                 Err(Errno::IO) if start == 0 && self.name == StreamName::Terminal => {
                     return Ok(Look::HungUp);
                 }
-                Err(errno) if start == 0 && errno != Errno::INTR => return Err(errno.into()),
-                Ok(0) => break,
+                Err(errno) if start == 0 => return Err(errno.into()),
                 // Whatever it is, the next look meets it again; the bytes come first.
-                Err(errno) if errno != Errno::INTR => break,
-                Ok(_) | Err(_) => {}
+                Ok(0) | Err(_) => break,
+                Ok(read) if read < room => break,
+                Ok(_) => {}
             }
+            room = self.left(fd, bytes.len()).min(limit.saturating_sub(bytes.len()));
         }
+        self.usual.store(bytes.len(), Ordering::Relaxed);
         self.taken.fetch_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if bytes.len() < bytes.capacity() / 2 {
+            bytes.shrink_to_fit();
+        }
         Ok(Look::Bytes(bytes))
+    }
+
+    /// How much there is beyond the `taken` bytes of this look. A pipe that was nearly full holds up its writer, and
+    /// wakes it for each read: it gets bigger. One that is emptied in time stays as it is.
+    fn left(&self, fd: BorrowedFd<'_>, taken: usize) -> usize {
+        let left = bytes_waiting(fd).unwrap_or(0);
+        let size = self.pipe_size.load(Ordering::Relaxed);
+        if left.saturating_add(taken) >= size.saturating_sub(size / 4) {
+            self.ask_for_pipe(fd, size.saturating_mul(4));
+        }
+        left
     }
 
     /// Ends when the process has exited and nobody has taken a byte for `quiet`.
@@ -197,20 +205,11 @@ impl OutputStream {
         }
     }
 
-    /// A pipe that is found nearly full holds up its writer, and wakes it for each read: it gets bigger. One that is
-    /// emptied in time stays as it is.
-    fn keep_up(&self, source: &Source) {
-        let size = self.pipe_size.load(Ordering::Relaxed);
-        if self.found.load(Ordering::Relaxed) >= size.saturating_sub(size / 4) {
-            self.ask_for_pipe(source, size.saturating_mul(4));
-        }
-    }
-
     /// A reader with a big buffer gets a bigger pipe, once for each size.
-    fn ask_for_pipe(&self, source: &Source, wanted: usize) {
+    fn ask_for_pipe(&self, pipe: impl AsFd, wanted: usize) {
         let wanted = wanted.min(MAX_PIPE);
         if self.pipe_size.fetch_max(wanted, Ordering::Relaxed) < wanted {
-            enlarge_pipe(source.fd(), wanted);
+            enlarge_pipe(pipe, wanted);
         }
     }
 }
