@@ -9,7 +9,7 @@
 //! - [`clock`], [`random`]: set and reseeded when the host asks;
 //! - [`copy_file`], [`volume`]: files that the host sends, and volumes that it asks about; [`tree`] goes through
 //!   directories for them and for storages;
-//! - [`allocator`]: the server's own memory;
+//! - [`allocator`]: the server's own memory; [`program`]: what of it is the program;
 //! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`]: one step each.
 //!
 //! Lowest floor: imports nothing of the crate but `config` and `observe` (and the types of messages). Everything
@@ -30,6 +30,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod net_dev;
 pub mod power;
+pub mod program;
 pub mod random;
 pub mod rlimit;
 pub mod root;

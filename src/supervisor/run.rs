@@ -15,11 +15,15 @@ use super::fork::{Forked, fork};
 use super::holds::Holds;
 use super::reaper::{self, ExitStatus};
 use super::restarts::Restarts;
+use crate::guest::program;
 use crate::guest::rlimit::OpenFiles;
 use crate::observe::console;
 
 /// How long a server that is asked to stop may take to destroy its sandbox.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// After how long without anything to do the supervisor takes itself to be at rest.
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Why the supervisor could not be set up, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +63,19 @@ fn launched_before(request: u64, servers: u32) -> bool {
 /// The signals that the loop looks at: children's ends, and the wish of the outside that we stop.
 fn watched_signals() -> SigSet {
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT].into_iter().collect()
+}
+
+/// What is left until something is `due`, but at most `limit`.
+fn until(due: Option<Instant>, limit: Duration) -> PollTimeout {
+    // Rounded up, so that it is due when we wake.
+    let left =
+        due.map(|at| at.saturating_duration_since(Instant::now()).saturating_add(Duration::from_millis(1)));
+    let wait = left.unwrap_or(Duration::MAX).min(limit);
+    if wait == Duration::MAX {
+        PollTimeout::NONE
+    } else {
+        PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+    }
 }
 
 /// The server that runs, or when the next one starts.
@@ -158,21 +175,18 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             Server::Running { channel, .. } => (Some(channel), None),
             Server::Due(at) => (None, Some(*at)),
         };
-        let now = Instant::now();
-        let timeout = match due.into_iter().chain(self.stop_by).min() {
-            None => PollTimeout::NONE,
-            // Rounded up, so that it is due when we wake.
-            Some(at) => {
-                let left = at.saturating_duration_since(now).saturating_add(Duration::from_millis(1));
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-            }
-        };
+        let due = due.into_iter().chain(self.stop_by).min();
         let mut watched = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.reports.0.as_fd(), PollFlags::POLLIN),
         ];
         watched.extend(channel.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut watched, timeout) {
+        let mut woken = poll(&mut watched, until(due, PAUSE));
+        if woken == Ok(0) {
+            program::let_go();
+            woken = poll(&mut watched, until(due, Duration::MAX));
+        }
+        match woken {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(SupervisorError::Poll(errno)),
         }
