@@ -7,6 +7,9 @@
 //! `supervisor` and `worker` run in processes of their own and stand apart: the server's side of them is
 //! `supervisor::client`, which launches a `worker::job`.
 
+// Each call that is under way is such a future. Here and not for the whole package, whose tests may have large ones.
+#![warn(clippy::large_futures)]
+
 pub mod cgroup;
 pub mod config;
 pub mod console;

@@ -23,7 +23,7 @@ pub(super) async fn create(agent: &Agent, request: CreateContainerRequest) -> An
     let spec = request.OCI.as_ref().ok_or(RpcError::Missing { field: "OCI" })?;
     let checked = CreateContainer {
         id,
-        spec: nakai_protocols::spec::from_wire(spec)?,
+        spec: Box::new(nakai_protocols::spec::from_wire(spec)?),
         devices: request.devices.iter().map(DeviceRequest::try_from).collect::<Result<_, _>>()?,
         storages: request.storages.iter().map(StorageRequest::try_from).collect::<Result<_, _>>()?,
         sandbox_pidns: request.sandbox_pidns,
@@ -34,6 +34,8 @@ pub(super) async fn create(agent: &Agent, request: CreateContainerRequest) -> An
         },
         shared_mounts: request.shared_mounts.iter().map(shared_mount).collect::<Result<_, _>>()?,
     };
+    // It is as large as what was made of it, and a creation takes its time.
+    drop(request);
     agent.sandbox().await?.create_container(checked).await?;
     Ok(Empty::new())
 }

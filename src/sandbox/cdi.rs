@@ -13,7 +13,10 @@ use crate::spec::CdiEdits;
 const TYPE: &str = "io.katacontainers.pkg.oci.container_type";
 
 /// Edits `spec` as the devices that it names want it; waits for what describes them.
-pub(super) async fn inject(environment: &Environment, mut spec: Spec) -> Result<Spec, SandboxError> {
+pub(super) async fn inject(
+    environment: &Environment,
+    mut spec: Box<Spec>,
+) -> Result<Box<Spec>, SandboxError> {
     let config = &environment.config;
     let annotations = spec.annotations().clone().unwrap_or_default();
     if annotations.get(TYPE).is_some_and(|kind| kind == "pod_sandbox") {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
 use slog::{Logger, info, o, warn};
 use tokio::sync::mpsc;
 
@@ -94,21 +94,20 @@ async fn steps(
     let devices = gone.unless(async { Ok(environment.devices.find_all(&request.devices).await?) }).await?;
     let spec = gone.unless(cdi::inject(environment, request.spec)).await?;
     gone.unless(attach_storages(environment, &id, request.storages, undo)).await?;
-    let rootfs = blocking({
-        let spec = spec.clone();
-        move || find_rootfs(&spec)
-    })
-    .await?;
+    let root = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
+    let rootfs = blocking(move || find_rootfs(&root)).await?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     let termination_log = diagnostics::termination_log(&spec);
     let asked = Asked::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
-    let prepared =
+    let mut prepared =
         prepare(environment, running, &id, spec, rootfs.clone(), devices, request.sandbox_pidns).await?;
     for warning in &prepared.warnings {
         warn!(logger, "specification"; "warning" => warning);
     }
     sysctl::write(&prepared.sandbox_sysctls).await?;
     write_config(&bundle, &prepared.spec, undo).await?;
+    let own_network = diagnostics::has_own_network(&prepared.spec);
+    let device_rules = take_device_rules(&mut prepared.spec);
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
     let killed_before = oom::killed_before(&cgroup).await;
@@ -118,21 +117,21 @@ async fn steps(
     push_launch_undo(&id, &state_root, &cgroup, undo);
     let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared);
     let init = gone.unless(launch).await?;
-    enforce_devices(&id, &cgroup, &prepared.spec).await?;
+    enforce_devices(&id, &cgroup, device_rules).await?;
     set_limits(&id, &cgroup, prepared.limits).await?;
     gone.unless(shared_mounts::share(environment, &id, &init, shared)).await?;
     running.publish_pid_namespace(&init);
     let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
-    let made = MadeRecord {
+    let made = Box::new(MadeRecord {
         init: init.record(""),
         exec: prepared.exec.within(pins::of(init.pid()).await?),
         poststart: prepared.poststart,
         poststop: prepared.poststop,
         annotations,
         termination_log,
-        own_network: diagnostics::has_own_network(&prepared.spec),
+        own_network,
         asked,
-    };
+    });
     let (description, asked) = note_made(environment, record, id, cgroup, made).await?;
     Ok(Made { description, init, connections, oom, asked })
 }
@@ -163,14 +162,14 @@ async fn note_made(
     mut record: ContainerRecord,
     id: ContainerId,
     cgroup: Cgroup,
-    made: MadeRecord,
+    made: Box<MadeRecord>,
 ) -> Result<(Description, Asked), SandboxError> {
     let records = environment.records.clone();
     blocking(move || {
         record.made = Some(made);
         record.write(&records)?;
         let made = record.made.take().ok_or(SandboxError::TaskEnded("the record of a container"))?;
-        Ok(record.describe(id, cgroup, made))
+        Ok(record.describe(id, cgroup, *made))
     })
     .await
 }
@@ -251,12 +250,11 @@ pub(super) fn push_release(handle: StorageHandle, undo: &mut Undo) {
 }
 
 /// The container's root, absolute and without links. The guest's own root is never one.
-fn find_rootfs(spec: &Spec) -> Result<PathBuf, SandboxError> {
-    let path = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
+fn find_rootfs(path: &Path) -> Result<PathBuf, SandboxError> {
     if path.as_os_str().is_empty() {
         return Err(spec::SpecError::Missing { field: "root" }.into());
     }
-    let root = std::fs::canonicalize(&path).map_err(SandboxError::file("find the root filesystem", &path))?;
+    let root = std::fs::canonicalize(path).map_err(SandboxError::file("find the root filesystem", path))?;
     let metadata = std::fs::metadata(&root).map_err(SandboxError::file("look at", &root))?;
     let refuse = |why: &'static str| SandboxError::Root { path: root.display().to_string(), why };
     if !metadata.is_dir() {
@@ -277,18 +275,18 @@ async fn prepare(
     environment: &Arc<Environment>,
     running: &Running,
     id: &ContainerId,
-    spec: Spec,
+    spec: Box<Spec>,
     rootfs: PathBuf,
     devices: FoundDevices,
     sandbox_pidns: bool,
-) -> Result<Prepared, SandboxError> {
+) -> Result<Box<Prepared>, SandboxError> {
     let pid = if sandbox_pidns { running.pid_namespace() } else { None };
     let mut shared = running.shared_namespaces();
     shared.pid = pid.map_or(PidNamespace::Own, PidNamespace::Join);
     let (environment, id, hooks) = (environment.clone(), id.clone(), running.hooks.clone());
     blocking(move || {
         let facts = facts::gather(&environment, id, rootfs, shared, devices, hooks)?;
-        Ok(spec::prepare(spec, &facts)?)
+        Ok(Box::new(spec::prepare(*spec, &facts)?))
     })
     .await
 }
@@ -354,12 +352,23 @@ async fn launch_init(
 
 /// On v2 only now: libcontainer makes the device nodes from inside the cgroup. The init waits, so that nothing of
 /// the image has run yet.
-async fn enforce_devices(id: &ContainerId, cgroup: &Cgroup, spec: &Spec) -> Result<(), SandboxError> {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let rules = resources.and_then(|resources| resources.devices().clone()).unwrap_or_default();
+async fn enforce_devices(
+    id: &ContainerId,
+    cgroup: &Cgroup,
+    rules: Vec<LinuxDeviceCgroup>,
+) -> Result<(), SandboxError> {
     let (id, cgroup) = (id.clone(), cgroup.clone());
     blocking(move || cgroup.enforce_devices(&rules).map_err(|source| SandboxError::Cgroup { id, source }))
         .await
+}
+
+/// All that is needed of a specification once it is written down. What takes memory goes: many containers may be
+/// launched at once, and what stays of each would be left among the holes.
+fn take_device_rules(spec: &mut Spec) -> Vec<LinuxDeviceCgroup> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().clone()).unwrap_or_default();
+    spec.set_process(None).set_mounts(None).set_hooks(None).set_annotations(None).set_linux(None);
+    rules
 }
 
 /// Those that libcontainer gets wrong.

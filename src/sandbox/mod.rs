@@ -131,8 +131,9 @@ pub struct CreateSandbox {
 pub struct CreateContainer {
     /// Its id.
     pub id: ContainerId,
-    /// As the host sent it.
-    pub spec: runtime::Spec,
+    /// As the host sent it. In a box, like all that is large and goes through futures: each that it is moved into would
+    /// have room for it as long as it runs.
+    pub spec: Box<runtime::Spec>,
     /// Devices to find first.
     pub devices: Vec<DeviceRequest>,
     /// Storages to attach first.
@@ -353,9 +354,8 @@ where
 {
     let (mut answer, answered) = oneshot::channel();
     let (left, gone) = watch::channel(false);
-    let work = work(Gone(gone));
+    let mut work = Box::pin(work(Gone(gone)));
     tokio::spawn(async move {
-        let mut work = std::pin::pin!(work);
         let result = tokio::select! {
             result = &mut work => result,
             () = answer.closed() => {

@@ -82,7 +82,7 @@ pub(super) struct ContainerRecord {
     /// OOM kills in the cgroup before its time.
     pub(super) killed_before: u64,
     /// Once its creation has succeeded.
-    pub(super) made: Option<MadeRecord>,
+    pub(super) made: Option<Box<MadeRecord>>,
 }
 
 /// What is known of a container that has been created.

@@ -190,7 +190,7 @@ impl Sandbox {
     async fn take_made(
         &self,
         record: ContainerRecord,
-        made: MadeRecord,
+        made: Box<MadeRecord>,
         id: ContainerId,
         init: Process,
         cgroup: Cgroup,
@@ -208,7 +208,7 @@ impl Sandbox {
         let reported = Ok(record.killed_before.saturating_add(told));
         let oom = OomWatch::new(&id, &cgroup, reported, &environment.oom_events, logger).await;
         let state = record.state_root.join(id.as_str());
-        let (description, asked) = record.describe(id, cgroup, made);
+        let (description, asked) = record.describe(id, cgroup, *made);
         let (commands, mailbox) = mpsc::unbounded_channel();
         let container =
             Arc::new(Container::new(description, Arc::new(init), oom, asked, commands, logger.clone()));

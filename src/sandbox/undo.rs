@@ -4,6 +4,7 @@
 //! reverse; success keeps it, and the removal of what was made runs it later. A step that can't be taken back
 //! is reported and does not keep the steps below it from being tried.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
 
@@ -23,12 +24,12 @@ type Step = Box<dyn FnOnce(Why) -> Pin<Box<dyn Future<Output = Result<(), String
 /// Ways back, the newest on top.
 #[derive(Default)]
 pub(super) struct Undo {
-    steps: Vec<(String, Step)>,
+    steps: Vec<(Cow<'static, str>, Step)>,
 }
 
 impl Undo {
     /// Pushes the way back of the step called `name`, as async work.
-    pub(super) fn push<F, Fut>(&mut self, name: impl Into<String>, back: F)
+    pub(super) fn push<F, Fut>(&mut self, name: impl Into<Cow<'static, str>>, back: F)
     where
         F: FnOnce(Why) -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), String>> + Send + 'static,
@@ -39,7 +40,7 @@ impl Undo {
     /// Pushes a way back that blocks; it will run on the blocking pool.
     pub(super) fn push_blocking(
         &mut self,
-        name: impl Into<String>,
+        name: impl Into<Cow<'static, str>>,
         back: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) {
         self.push(name, |_| async {
@@ -52,7 +53,7 @@ impl Undo {
         let mut leftovers = Vec::new();
         while let Some((name, step)) = self.steps.pop() {
             if let Err(error) = step(why).await {
-                warn!(logger, "not undone"; "step" => &name, "error" => &error);
+                warn!(logger, "not undone"; "step" => &*name, "error" => &error);
                 leftovers.push(format!("{name}: {error}"));
             }
         }
