@@ -1,5 +1,7 @@
 //! What an agent takes: memory, descriptors, processor time. All processes of the agent count, those of containers not.
 
+use std::time::Duration;
+
 use super::Fallible;
 use super::calls::start_many;
 use super::figures::Figures;
@@ -7,6 +9,9 @@ use super::subject::Subject;
 
 /// Containers that run at once.
 const MANY: usize = 50;
+
+/// How long after a call an agent is taken to be at rest: what it takes then it takes for good.
+const REST: Duration = Duration::from_secs(2);
 
 /// A shell function `each`: runs its argument for `$p`, each process that runs the same program as the agent.
 const EACH: &str = "each() {
@@ -23,7 +28,9 @@ struct Footprint {
     fds: f64,
 }
 
+/// Of an agent at rest, but for the look itself.
 async fn footprint(subject: &Subject) -> Fallible<Footprint> {
+    tokio::time::sleep(REST).await;
     let script = format!(
         "{EACH}each 'grep -E \"^(Pss|Anonymous):\" $p/smaps_rollup; echo fds $(ls $p/fd | wc -l) kB'"
     );
@@ -32,6 +39,9 @@ async fn footprint(subject: &Subject) -> Fallible<Footprint> {
         let lines = text.lines().filter(|line| line.starts_with(name));
         lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum()
     };
+    if sum("Pss:") == 0.0 {
+        return Err(format!("no process of the agent can be looked at: {text:?}").into());
+    }
     Ok(Footprint { pss: sum("Pss:"), anonymous: sum("Anonymous:"), fds: sum("fds") })
 }
 

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nakai_ctl::sandbox::{self, GUEST_SHARE};
+use nakai_ctl::spec::DEFAULT_CAPABILITIES;
 use nakai_ctl::stdio::finish;
 use nakai_ctl::vm::{Vm, VmConfig};
 use nakai_ctl::{Address, Client, SpecBuilder};
@@ -126,7 +127,7 @@ impl Subject {
         self.client.create_sandbox(&sandbox::request("bench", "bench", self.shared)).await?;
         if self.shared {
             // The guest's processes are looked at from a container that sees its /proc.
-            let spec = self.spec("observer").args(["sleep", "1000000"]).mount(
+            let spec = self.observer().args(["sleep", "1000000"]).mount(
                 "/guest/proc",
                 "/proc",
                 "bind",
@@ -141,6 +142,11 @@ impl Subject {
     /// An ordinary container with the shared root filesystem.
     pub(crate) fn spec(&self, id: &str) -> SpecBuilder {
         SpecBuilder::new(id, &self.root).private_shm()
+    }
+
+    /// A container that may look into other processes.
+    fn observer(&self) -> SpecBuilder {
+        self.spec("observer").capabilities(DEFAULT_CAPABILITIES.into_iter().chain(["CAP_SYS_PTRACE"]))
     }
 
     /// Runs a shell script that sees the agent's processes: `$PROC` is their /proc, `$AGENT` the topmost one.
@@ -158,7 +164,7 @@ impl Subject {
             }
             Runs::InVm(_) => {
                 let script = format!("PROC=/guest/proc AGENT=1\n{script}");
-                let process = self.spec("observer").args(["sh", "-c", &script]).process();
+                let process = self.observer().args(["sh", "-c", &script]).process();
                 self.client.exec_process("observer", "look", process).await?;
                 let finished = finish(&self.client, "observer", "look", b"").await?;
                 Ok(String::from_utf8(finished.stdout)?)
