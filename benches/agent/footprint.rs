@@ -1,7 +1,5 @@
 //! What an agent takes: memory, descriptors, processor time. All processes of the agent count, those of containers not.
 
-use std::time::Duration;
-
 use super::Fallible;
 use super::calls::start_many;
 use super::figures::Figures;
@@ -10,8 +8,9 @@ use super::subject::Subject;
 /// Containers that run at once.
 const MANY: usize = 50;
 
-/// How long after a call an agent is taken to be at rest: what it takes then it takes for good.
-const REST: Duration = Duration::from_secs(2);
+/// How many seconds after a call an agent is taken to be at rest: what it takes then it takes for good. In a guest the
+/// look is itself a process that the agent started, so that it is the look that waits.
+const REST: u32 = 2;
 
 /// A shell function `each`: runs its argument for `$p`, each process that runs the same program as the agent.
 const EACH: &str = "each() {
@@ -28,11 +27,9 @@ struct Footprint {
     fds: f64,
 }
 
-/// Of an agent at rest, but for the look itself.
 async fn footprint(subject: &Subject) -> Fallible<Footprint> {
-    tokio::time::sleep(REST).await;
     let script = format!(
-        "{EACH}each 'grep -E \"^(Pss|Anonymous):\" $p/smaps_rollup; echo fds $(ls $p/fd | wc -l) kB'"
+        "sleep {REST}\n{EACH}each 'grep -E \"^(Pss|Anonymous):\" $p/smaps_rollup; echo fds $(ls $p/fd | wc -l) kB'"
     );
     let text = subject.look(&script).await?;
     let sum = |name: &str| -> f64 {
