@@ -22,8 +22,11 @@ const KILL_FREEZE: Duration = Duration::from_millis(100);
 const KILL_WAIT: Duration = Duration::from_millis(250);
 /// How many pidfds are open at a time.
 const KILL_CHUNK: usize = 128;
-/// How long removal waits for processes that have ended to leave.
+/// How long removal waits for processes that are still listed.
 const SETTLE: Duration = Duration::from_millis(500);
+/// How long it waits when none is listed any more: the ended ones leave as soon as the kernel gets round to it, which on
+/// a busy machine takes a while, and nothing else can keep an empty cgroup.
+const LEAVE: Duration = Duration::from_secs(20);
 
 /// The freezer's two states, in the words of each version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,7 +165,7 @@ impl Cgroup {
         for mount_point in self.hierarchy.mount_points() {
             let removed = match self.open_at(mount_point) {
                 Ok(None) => continue,
-                Ok(Some(dir)) => self.remove_tree(&dir, SETTLE.saturating_sub(start.elapsed())),
+                Ok(Some(dir)) => self.remove_tree(&dir, start),
                 Err(error) => Err(error),
             };
             first_error = first_error.or_else(|| removed.err());
@@ -170,14 +173,21 @@ impl Cgroup {
         first_error.map_or(Ok(()), Err)
     }
 
-    fn remove_tree(&self, dir: &Dir, timeout: Duration) -> Result<(), CgroupError> {
-        let removed = look_again(timeout, || match remove_once(dir) {
+    fn remove_tree(&self, dir: &Dir, start: Instant) -> Result<(), CgroupError> {
+        look_again(LEAVE.saturating_sub(start.elapsed()), || match remove_once(dir) {
             Ok(()) => Ok(true),
-            // The last process may have been reported dead and not have left yet.
-            Err(CgroupError::Remove { source: Errno::EBUSY, .. }) => Ok(false),
+            Err(CgroupError::Remove { source: Errno::EBUSY, .. }) => {
+                let pids = if start.elapsed() < SETTLE { Vec::new() } else { dir.pids()? };
+                if pids.is_empty() {
+                    Ok(false)
+                } else {
+                    Err(CgroupError::Busy { path: self.path.clone(), pids })
+                }
+            }
             Err(error) => Err(error),
-        })?;
-        if removed { Ok(()) } else { Err(CgroupError::Busy { path: self.path.clone(), pids: dir.pids()? }) }
+        })?
+        .then_some(())
+        .ok_or_else(|| self.busy())
     }
 
     fn busy(&self) -> CgroupError {
