@@ -1,4 +1,4 @@
-# Each target brings what it needs: on a Debian or Ubuntu machine with cargo, `make run` is enough.
+# Each target brings what it needs: on a Debian or Ubuntu machine `make run` is enough.
 #
 #   make run     boot the guest and show what the agent does
 #   make test    unit tests, and black-box tests on this host and in a VM
@@ -17,8 +17,11 @@ CTL        := $(TARGET_DIR)/tools/nakai-ctl
 ROOTFS     := $(TARGET_DIR)/tools/nakai-rootfs --cache $(CACHE)
 SUDO       := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-# The vhost-user vsock device that scripts/install-deps builds.
-export PATH := $(CACHE)/tools/bin:$(PATH)
+# A registry's hiccup fails nothing.
+export CARGO_NET_RETRY ?= 10
+
+# The vhost-user vsock device that scripts/install-deps builds, and cargo where that has just installed it.
+export PATH := $(CACHE)/tools/bin:$(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .PHONY: build deps agent ctl rootfs image run debian test bench soak lint clean
 

@@ -3,6 +3,10 @@
 
 use std::io;
 use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+/// Between the tries of a download.
+pub const PAUSES: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(20), Duration::from_secs(60)];
 
 /// How many of a failed program's last lines an error carries.
 const LINES_KEPT: usize = 5;
@@ -40,6 +44,24 @@ pub fn command(program: &str) -> Command {
 /// Runs a command to its end and returns its standard output.
 pub fn run(command: &mut Command) -> Result<String, CommandError> {
     run_bytes(command).map(|stdout| String::from_utf8_lossy(&stdout).into_owned())
+}
+
+/// Tries what needs a network, given the number of the try, again after each of `pauses`: a mirror's hiccup is over a
+/// little later. A program that isn't there will not be there later.
+pub fn retry<T>(
+    pauses: &[Duration],
+    mut attempt: impl FnMut(usize) -> Result<T, CommandError>,
+) -> Result<T, CommandError> {
+    for (number, pause) in pauses.iter().enumerate() {
+        match attempt(number) {
+            Err(error @ CommandError::Exit { .. }) => {
+                eprintln!("{error}; once more in {} s", pause.as_secs());
+                std::thread::sleep(*pause);
+            }
+            other => return other,
+        }
+    }
+    attempt(pauses.len())
 }
 
 /// Like [`run`], for output that is not text.
@@ -86,6 +108,21 @@ mod tests {
     fn standard_output_is_quoted_where_standard_error_is_silent() {
         let error = run(command("sh").args(["-c", "echo E: no mirror; exit 1"])).unwrap_err().to_string();
         assert!(error.ends_with(": E: no mirror"), "{error}");
+    }
+
+    #[test]
+    fn a_download_is_tried_again() {
+        let pauses = [Duration::ZERO; 2];
+        let script =
+            |number| run(command("sh").args(["-c", &format!("echo {number}; exit $((2 - {number}))")]));
+        assert_eq!(retry(&pauses, script).unwrap(), "2\n");
+        assert!(retry(&pauses[..1], script).is_err(), "two tries are not three");
+        let mut tries = 0;
+        let missing = retry(&pauses, |_| {
+            tries += 1;
+            run(&mut command("/no/such/program"))
+        });
+        assert!(missing.is_err() && tries == 1, "a missing program was tried {tries} times");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
-use crate::command::{CommandError, command, run};
+use crate::command::{CommandError, PAUSES, command, retry, run};
 use crate::files::{self, FilesError};
 
 /// The release where the machine's own is not known.
@@ -46,18 +46,17 @@ pub fn unpack(archive: &Path, dir: &Path) -> Result<(), DebianError> {
 }
 
 fn bootstrap(suite: &str, work: &Path, archive: &Path) -> Result<(), DebianError> {
-    let root = work.join("root");
-    let mut debootstrap = command("debootstrap");
     // Debian keeps it, and the tools it calls, out of a user's PATH.
-    debootstrap.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-    if let Some(proxy) = apt_proxy()? {
-        debootstrap.env("http_proxy", proxy);
-    }
-    debootstrap.args(["--variant=minbase", suite]).arg(&root);
-    if let Some(mirror) = apt_mirror(suite)? {
-        debootstrap.arg(mirror);
-    }
-    run(&mut debootstrap)?;
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let proxy = apt_proxy()?.map(|proxy| ("http_proxy", proxy));
+    let mirror = apt_mirror(suite)?;
+    let root = retry(&PAUSES, |number| {
+        let root = work.join(format!("root-{number}"));
+        let mut debootstrap = command("debootstrap");
+        debootstrap.env("PATH", &path).envs(proxy.clone());
+        run(debootstrap.args(["--variant=minbase", suite]).arg(&root).args(&mirror))?;
+        Ok(root)
+    })?;
     for path in SUPERFLUOUS {
         empty(&root.join(path))?;
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
-use crate::command::{CommandError, command, run};
+use crate::command::{CommandError, PAUSES, command, retry, run};
 use crate::files::{self, FilesError};
 
 /// Meta packages of small kernels for virtual machines, Debian's and Ubuntu's.
@@ -106,7 +106,7 @@ fn unpack(package: &str, work: &Path, tree: &Path) -> Result<(), KernelError> {
     for name in file_packages(package)? {
         let download = work.join(&name);
         files::create_dir(&download)?;
-        run(command("apt-get").args(["download", &name]).current_dir(&download))?;
+        retry(&PAUSES, |_| run(command("apt-get").args(["download", &name]).current_dir(&download)))?;
         for deb in files::list(&download)? {
             run(command("dpkg").arg("-x").arg(download.join(deb)).arg(tree))?;
         }
