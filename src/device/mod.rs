@@ -31,9 +31,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use slog::{Logger, info, warn};
+use slog::{Logger, debug, info, warn};
 
 pub use self::error::DeviceError;
 use self::hotplug::MemoryWatch;
@@ -41,7 +42,7 @@ pub use self::request::{Address, DeviceRequest, ScsiAddress, TYPES, Wanted};
 pub use self::rescan::Drivers;
 pub use self::sysfs::{DeviceKind, DeviceNodes, Node, Nodes};
 use self::sysfs::{Found, Tree};
-use self::uevent::{Listener, Uevents};
+use self::uevent::{Listener, Notice, Uevents};
 
 /// A device of a container, where it appeared in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +85,8 @@ struct Inner {
     drivers: Arc<dyn Drivers>,
     hotplug_timeout: Duration,
     log: Logger,
+    /// Whether the PCI buses are being scanned for nobody in particular.
+    scanning: AtomicBool,
     /// Listens as long as anybody looks for devices.
     listener: Option<Listening>,
 }
@@ -133,8 +136,8 @@ impl Devices {
         log: Logger,
         listener: Option<Listening>,
     ) -> Self {
-        let tree = Arc::new(tree);
-        Self { inner: Arc::new(Inner { tree, uevents, drivers, hotplug_timeout, log, listener }) }
+        let (tree, scanning) = (Arc::new(tree), AtomicBool::new(false));
+        Self { inner: Arc::new(Inner { tree, uevents, drivers, hotplug_timeout, log, scanning, listener }) }
     }
 
     /// The kernel's events, for others who want to hear of them.
@@ -145,6 +148,23 @@ impl Devices {
     /// Whether the kernel's events are heard.
     pub fn is_listening(&self) -> bool {
         self.inner.listener.is_some()
+    }
+
+    /// Has the PCI buses scanned for what nobody has announced, beside whatever goes on: nothing waits for it, and one
+    /// such scan at a time is enough.
+    pub fn scan_beside(&self) {
+        if self.inner.scanning.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || {
+            if let Err(cause) = rescan::scan_pci(inner.tree.sys()) {
+                // A machine may have no PCI at all.
+                debug!(inner.log, "the PCI buses were not scanned"; "cause" => %cause);
+            }
+            inner.scanning.store(false, Ordering::Release);
+            inner.uevents.publish(Notice::Look);
+        });
     }
 
     /// Finds the devices, one after the other, waiting for each up to the hot-plug time-out. A request

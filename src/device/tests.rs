@@ -220,6 +220,25 @@ fn a_disk_that_is_plugged_later_is_found_by_its_event() {
 }
 
 #[test]
+fn a_scan_for_nobody_in_particular_keeps_nobody_waiting() {
+    run(async {
+        let guest = Guest::new();
+        fs::remove_file(guest.path("sys/bus/pci/rescan")).unwrap();
+        let rescan = guest.path("sys/bus/pci/rescan");
+        nix::unistd::mkfifo(&rescan, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let devices = guest.devices(LONG);
+        let mut notices = devices.uevents().subscribe();
+        // A kernel that does not get on with it: the scan hangs as long as nobody reads, and a second is not begun.
+        devices.scan_beside();
+        devices.scan_beside();
+        let text = tokio::task::spawn_blocking(move || fs::read_to_string(rescan)).await.unwrap().unwrap();
+        assert_eq!(text, "1");
+        while !matches!(notices.next().await, Notice::Look) {}
+        assert!(!devices.inner.scanning.load(std::sync::atomic::Ordering::Acquire), "the next one can begin");
+    });
+}
+
+#[test]
 fn an_event_that_was_lost_does_no_harm() {
     run(async {
         let guest = Guest::new();

@@ -128,6 +128,8 @@ async fn steps(
     })
     .await?;
     push_clear_if_failed(environment, undo);
+    // What was plugged in while nobody listened is there before a container asks for it.
+    environment.devices.scan_beside();
     let modules = environment.modules.clone();
     let wanted = request.kernel_modules;
     blocking(move || wanted.iter().try_for_each(|(name, parameters)| Ok(modules.load(name, parameters)?)))
