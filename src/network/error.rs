@@ -103,6 +103,14 @@ pub enum NetworkError {
         /// What it wrote to its standard error.
         words: String,
     },
+    /// The earlier tables of the packet filter are not what they were.
+    #[error("{refusal}; and the tables before keep the new rules: {cause}")]
+    NotTakenBack {
+        /// Why the rules were not taken.
+        refusal: Box<NetworkError>,
+        /// Why what was there before was not.
+        cause: Box<NetworkError>,
+    },
     /// Handing text to a program, or taking it back.
     #[error("text for {}: {source}", program.display())]
     Text {

@@ -1,8 +1,8 @@
 //! The packet filter, by the guest's own iptables-save and iptables-restore.
 //!
 //! Invariant: rules that the tool can't read change nothing. iptables-restore changes one table after the other, each
-//! as a whole, so rules for several tables are read once for a trial before (`--test`). What the kernel alone refuses
-//! leaves the tables before it changed.
+//! as a whole, so rules for several tables are read once for a trial before (`--test`). Where the kernel alone refuses a
+//! table, those before it get back what they had.
 
 use std::path::{Path, PathBuf};
 
@@ -68,17 +68,69 @@ impl PacketFilter {
             });
         }
         let restore = look_for(self.restore()).await?;
-        if tables(rules) > 1 {
-            let [wait, seconds] = WAIT;
-            program::run(launcher, &restore, &[wait, seconds, "--test"], rules).await?;
+        let named = tables(rules);
+        if named.len() < 2 {
+            return program::run(launcher, &restore, &WAIT, rules).await;
         }
-        program::run(launcher, &restore, &WAIT, rules).await
+        let [wait, seconds] = WAIT;
+        program::run(launcher, &restore, &[wait, seconds, "--test"], rules).await?;
+        let before = sections(&self.rules(launcher).await?, &named);
+        let (launcher, rules) = (launcher.clone(), rules.to_vec());
+        // A task of its own: it goes on to a good end when the caller is gone.
+        let replaced = tokio::spawn(async move {
+            let refusal = match program::run(&launcher, &restore, &WAIT, &rules).await {
+                Ok(said) => return Ok(said),
+                Err(refusal) => refusal,
+            };
+            match program::run(&launcher, &restore, &WAIT, &before).await {
+                Ok(_) => Err(refusal),
+                Err(cause) => {
+                    let (refusal, cause) = (Box::new(refusal), Box::new(cause));
+                    Err(NetworkError::NotTakenBack { refusal, cause })
+                }
+            }
+        });
+        replaced.await.map_err(|_| NetworkError::Task)?
     }
 }
 
-/// How many tables the rules name: each begins with a line `*name`.
-fn tables(rules: &[u8]) -> usize {
-    rules.split(|&byte| byte == b'\n').filter(|line| line.trim_ascii_start().starts_with(b"*")).count()
+/// The tables that the rules name: each begins with a line `*name`.
+fn tables(rules: &[u8]) -> Vec<Vec<u8>> {
+    lines(rules).filter_map(|line| line.trim_ascii().strip_prefix(b"*").map(<[u8]>::to_vec)).collect()
+}
+
+fn lines(rules: &[u8]) -> impl Iterator<Item = &[u8]> {
+    rules.split(|&byte| byte == b'\n')
+}
+
+/// What gives the tables back what they have in `saved`. One that is not there has no rules.
+fn sections(saved: &[u8], named: &[Vec<u8>]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for name in named {
+        let is_other = |line: &&[u8]| line.trim_ascii().strip_prefix(b"*") != Some(name.as_slice());
+        let mut section: Vec<&[u8]> = lines(saved).skip_while(is_other).collect();
+        let end = section.iter().position(|line| line.trim_ascii() == b"COMMIT");
+        section.truncate(end.unwrap_or_default());
+        if section.is_empty() {
+            text.extend([b"*".as_slice(), name, b"\n"].concat());
+            let chains = built_in(name).iter().map(|chain| format!(":{chain} ACCEPT [0:0]\n"));
+            text.extend(chains.collect::<String>().into_bytes());
+        }
+        text.extend(section.into_iter().flat_map(|line| [line, b"\n"].concat()));
+        text.extend(b"COMMIT\n");
+    }
+    text
+}
+
+/// The chains that a table always has.
+fn built_in(table: &[u8]) -> &'static [&'static str] {
+    match table {
+        b"filter" | b"security" => &["INPUT", "FORWARD", "OUTPUT"],
+        b"nat" => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+        b"mangle" => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
+        b"raw" => &["PREROUTING", "OUTPUT"],
+        _ => &[],
+    }
 }
 
 async fn look_for(programs: &'static [&'static str]) -> Result<PathBuf, NetworkError> {
@@ -138,9 +190,27 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_counted() {
-        assert_eq!(tables(b""), 0);
-        assert_eq!(tables(b"# *nat\n*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n"), 1);
-        assert_eq!(tables(b"*filter\r\nCOMMIT\r\n *nat\nCOMMIT"), 2);
+    fn tables_are_named() {
+        assert!(tables(b"").is_empty());
+        assert_eq!(tables(b"# *nat\n*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n"), [b"filter"]);
+        assert_eq!(tables(b"*filter\r\nCOMMIT\r\n *nat\nCOMMIT"), [b"filter".to_vec(), b"nat".to_vec()]);
+    }
+
+    #[test]
+    fn what_tables_had_is_their_section_of_what_was_saved() {
+        let saved = b"# by hand\n*nat\n:OUTPUT ACCEPT [1:2]\n-A OUTPUT -j RETURN\nCOMMIT\n# ended\n*filter\n\
+            :INPUT DROP [0:0]\nCOMMIT\n";
+        let of = |names: &[&[u8]]| {
+            let names: Vec<_> = names.iter().map(|name| name.to_vec()).collect();
+            String::from_utf8(sections(saved, &names)).unwrap()
+        };
+        let (nat, filter) = (
+            "*nat\n:OUTPUT ACCEPT [1:2]\n-A OUTPUT -j RETURN\nCOMMIT\n",
+            "*filter\n:INPUT DROP [0:0]\nCOMMIT\n",
+        );
+        assert_eq!(of(&[b"nat"]), nat);
+        assert_eq!(of(&[b"filter", b"nat"]), format!("{filter}{nat}"));
+        assert_eq!(of(&[b"raw"]), "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n");
+        assert_eq!(of(&[]), "");
     }
 }

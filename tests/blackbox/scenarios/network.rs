@@ -273,6 +273,13 @@ async fn the_packet_filter_becomes_what_the_host_asks_for(ctx: Ctx) -> Outcome {
         refused(set(late).await, Code::INTERNAL, &[&tool, "nonsense", "line: 5"]);
         assert_eq!(rules(&ctx, save).await?, before);
 
+        // What the kernel alone refuses, in a later table, leaves the earlier one with what it had.
+        let late = table("filter", "INPUT", &format!("-s {other} -j DROP"))
+            + &table("nat", "PREROUTING", "-j MASQUERADE");
+        refused(set(late).await, Code::INTERNAL, &[&tool]);
+        let seen = rules(&ctx, save).await?;
+        assert!(!seen.contains(other) && seen.contains(&rule), "{seen}");
+
         // What is long takes more than a pipe holds, in both directions; and each named table is replaced.
         let many: String = (0..3000).map(|_| format!("-A INPUT -s {other} -j ACCEPT\n")).collect();
         set(format!("*filter\n{many}COMMIT\n") + &table("mangle", "INPUT", &format!("-d {inside} -j DROP")))
