@@ -17,7 +17,7 @@ use tokio_vsock::{VsockAddr, VsockStream};
 use crate::address::Address;
 
 /// How long [`connect`] waits for the other side unless told otherwise.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The longest answer to `CONNECT` that is read: `OK 4294967295\n` has 14 bytes.
 const ANSWER_MAX: usize = 64;

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 const LINE_MAX: u64 = 4 << 20;
 
 /// How long QEMU may take for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How many events are kept.
 const EVENTS_MAX: usize = 256;

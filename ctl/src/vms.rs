@@ -28,7 +28,7 @@ use crate::time;
 use crate::vm::remove_run_directory;
 
 /// How long a keeper may take to end its machine before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why a named machine is not to be had.
 #[derive(Debug, thiserror::Error)]

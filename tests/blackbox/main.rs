@@ -38,6 +38,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
     harness::note_panics();
+    // Containers' users read what is made here.
+    nix::sys::stat::umask(nix::sys::stat::Mode::S_IWGRP | nix::sys::stat::Mode::S_IWOTH);
     let images = Images::of_environment();
     let vm = Arc::new(SharedVm::new(images.clone()));
     let mut trials = Vec::new();

@@ -86,7 +86,7 @@ impl VmConfig {
             accel: Accel::Auto,
             port: 1024,
             unannounced: None,
-            boot_timeout: Duration::from_secs(120),
+            boot_timeout: Duration::from_secs(300),
             console: None,
         }
     }

@@ -12,7 +12,7 @@ use super::qemu::Vsock;
 use super::tools::{VHOST_DEVICE_VSOCK, VIRTIOFSD};
 
 /// How long a daemon may take to listen.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether it does.
 const LISTEN_POLL: Duration = Duration::from_millis(5);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nakai_ctl::connect::{CONNECT_TIMEOUT, Stream, connect, connect_stream};
+use nakai_ctl::connect::{Stream, connect, connect_stream};
 use nakai_ctl::qmp::Qmp;
 use nakai_ctl::stdio::{Finished, finish};
 use nakai_ctl::{Address, CallError, Client, SpecBuilder};
@@ -19,10 +19,10 @@ use super::inventory::{Inventory, SCRIPT};
 use super::{Fallible, Images, Outcome, STREAM_PORT};
 
 /// How long a program may take that is only asked for something.
-pub(crate) const SHELL_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const SHELL_LIMIT: Duration = Duration::from_secs(180);
 
 /// How long what was given back may take to be gone: more than an exec'd process is remembered.
-const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
 /// In a container's root as in the guest's.
 const BUSYBOX: &str = "/bin/busybox";
@@ -119,7 +119,7 @@ impl Ctx {
             Address::Hybrid { path, .. } => Address::Hybrid { path: path.clone(), port },
             other => return Err(format!("{other} is no guest").into()),
         };
-        Ok(connect(&address, CONNECT_TIMEOUT).await?)
+        Ok(connect(&address, SHELL_LIMIT).await?)
     }
 
     /// Whether the agent is on this host, with this host's kernel.
@@ -269,7 +269,8 @@ impl Ctx {
     pub(crate) async fn returns_to(&self, before: &Inventory) -> Outcome {
         let deadline = Instant::now() + SETTLE_LIMIT;
         loop {
-            let difference = before.difference(&self.inventory().await?);
+            let now = self.inventory().await?;
+            let difference = before.difference(&now);
             if difference.is_empty() {
                 return Ok(());
             }
@@ -360,6 +361,22 @@ impl Container {
     /// What a shell script prints beside init. It has to succeed.
     pub(crate) async fn sh(&self, script: &str) -> Fallible<String> {
         Ok(succeeded(self.exec(["sh", "-c", script]).await?))
+    }
+
+    /// Waits until a shell script beside init prints this: for what comes when somebody gets round to it, such as init
+    /// becoming its program, or the end of a process that has been told of and is still to be reaped.
+    pub(crate) async fn sh_until(&self, script: &str, expected: &str) -> Outcome {
+        let deadline = Instant::now() + SHELL_LIMIT;
+        loop {
+            let seen = self.sh(script).await?;
+            if seen == expected {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{script}: {seen:?}, expected {expected:?}").into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) async fn remove(&self) -> Result<(), CallError> {

@@ -17,13 +17,13 @@ use nakai_ctl::{Address, Client};
 
 use super::context::{Ctx, Hooks, Parts, Roots};
 use super::guest_view::GuestView;
-use super::{Fallible, Images, Outcome, STREAM_PORT, Scenario};
+use super::{Fallible, Images, Outcome, QUIET_MILLISECONDS, STREAM_PORT, Scenario};
 
 /// How long an agent may take to serve.
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long it may take to end.
-const END_LIMIT: Duration = Duration::from_secs(20);
+const END_LIMIT: Duration = Duration::from_secs(120);
 
 /// Nothing that a service is given, such as its OOM score, may reach its containers.
 const SETUP: &str = "set -e
@@ -83,7 +83,9 @@ impl HostAgent {
         fs::create_dir(&directory)?;
         fs::create_dir(directory.join("roots"))?;
         let config = directory.join("agent.toml");
-        fs::write(&config, format!("passfd_listener_port = {STREAM_PORT}\n"))?;
+        let ports =
+            format!("passfd_listener_port = {STREAM_PORT}\nstream_quiet_time = {QUIET_MILLISECONDS}\n");
+        fs::write(&config, ports)?;
         let log = File::create(directory.join("agent.log"))?;
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--net", "--ipc", "--uts"])

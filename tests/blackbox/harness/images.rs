@@ -59,7 +59,13 @@ impl Images {
 
     /// The directory of this run.
     pub(crate) fn directory(&self) -> Fallible<&Path> {
-        let make = || tempfile::Builder::new().prefix("nakai-").tempdir().map_err(|error| error.to_string());
+        // A socket's path has 107 bytes at most, and 60 are for what is made in here.
+        let parent = Some(std::env::temp_dir()).filter(|dir| dir.as_os_str().len() < 40);
+        let parent = parent.unwrap_or_else(|| "/tmp".into());
+        let make = || {
+            let made = tempfile::Builder::new().prefix("nakai-").tempdir_in(&parent);
+            made.map_err(|error| format!("{}: {error}", parent.display()))
+        };
         let directory = self.0.directory.get_or_init(make).as_ref();
         Ok(directory.map_err(|error| format!("directory for the tests: {error}"))?.path())
     }

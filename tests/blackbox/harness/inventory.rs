@@ -13,8 +13,7 @@ pub(crate) const SCRIPT: &str = r#"
 exec 2> /dev/null
 ls -l $PROC/$SUPERVISOR/fd | sed -n "s/.* -> /fd supervisor /p"
 ls -l $PROC/$SERVER/fd | sed -n "s/.* -> /fd server /p"
-# Directories shared with virtual machines are other scenarios', whose mounts come and go.
-cut -d ' ' -f 4- $PROC/$SERVER/mountinfo | grep -v -e /nakai-vm- -e /share- | sed 's/ shared:[0-9]*//; s/ master:[0-9]*//; s/^/mount /'
+cut -d ' ' -f 4- $PROC/$SERVER/mountinfo | sed 's/ shared:[0-9]*//; s/ master:[0-9]*//; s/^/mount /'
 find $CGROUP -type d -path "*$PREFIX-*" | sed 's/^/cgroup /'
 (cd $RUN && find . -xdev | sed 's/^/file /')
 for child in $(cat $PROC/$SUPERVISOR/task/*/children); do
@@ -31,10 +30,9 @@ impl Inventory {
     /// Reads what [`SCRIPT`] printed.
     pub(crate) fn parse(text: &str) -> Self {
         let mut lines = BTreeMap::new();
-        // Sockets of an exec that is under way have names by chance; the worker removes them.
-        // The look itself is an exec, too.
-        // OOM kills are kept until the host asks for them, also when their container is gone.
-        let passing = ["/tenant-", "/execs/observer", "/records/oom/"];
+        // The look itself is an exec, with a socket that has its name by chance.
+        // That the host has been told of an OOM kill is noted also when the container is gone.
+        let passing = ["/observer/tenant-", "/execs/observer", "/records/oom/"];
         let is_passing = |line: &str| passing.iter().any(|name| line.contains(name));
         for line in text.lines().filter(|line| !is_passing(line)) {
             *lines.entry(without_inodes(line)).or_default() += 1;
@@ -47,9 +45,9 @@ impl Inventory {
         let keys = self.0.keys().chain(now.0.keys().filter(|key| !self.0.contains_key(*key)));
         let count = |inventory: &Self, key| i64::from(inventory.0.get(key).copied().unwrap_or(0));
         let changed = keys.map(|key| (count(now, key) - count(self, key), key.clone()));
-        // What an earlier scenario let go of late, such as the pipes of a process that nobody read to the end, may
-        // go now; only mounts have to stay.
-        let matters = |change: i64, line: &str| change > 0 || (change < 0 && line.starts_with("mount "));
+        // Descriptors of an earlier scenario, such as those of a connection that its client has closed, may go now.
+        // Everything else has to stay.
+        let matters = |change: i64, line: &str| change > 0 || (change < 0 && !line.starts_with("fd "));
         Difference(changed.filter(|(change, line)| matters(*change, line)).collect())
     }
 }

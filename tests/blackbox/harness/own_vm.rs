@@ -47,7 +47,7 @@ pub(crate) fn hook_script() -> String {
 }
 
 /// How long a guest may take to power off.
-const END_LIMIT: Duration = Duration::from_secs(30);
+const END_LIMIT: Duration = Duration::from_secs(120);
 
 /// More than one such machine at a time would only keep each other from booting.
 static TURN: Mutex<()> = Mutex::new(());

@@ -17,10 +17,10 @@ use tempfile::TempDir;
 
 use super::context::{Ctx, Hooks, MachineSide, Parts, Roots};
 use super::guest_view::GuestView;
-use super::{Fallible, Images, STREAM_PORT, Scenario};
+use super::{Fallible, Images, QUIET_MILLISECONDS, STREAM_PORT, Scenario};
 
 /// How long an agent may take to say that it is alive.
-const CHECK_LIMIT: Duration = Duration::from_secs(20);
+const CHECK_LIMIT: Duration = Duration::from_secs(120);
 
 struct Order {
     scenario: Arc<Scenario>,
@@ -104,6 +104,7 @@ impl Machine {
         let share = share(images)?;
         let mut config = images.vm(share.path())?;
         config.cmdline.push(format!("agent.passfd_listener_port={STREAM_PORT}"));
+        config.cmdline.push(format!("agent.stream_quiet_time={QUIET_MILLISECONDS}"));
         let vm = Vm::start(&config, |_| {}).await?;
         let client = vm.client().await?;
         let machine = Self { client, view: Arc::new(GuestView::of_vm()), vm, share, files: files(images)? };

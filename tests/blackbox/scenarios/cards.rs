@@ -17,7 +17,11 @@ use crate::harness::wire::{PEER_MAC, Wire};
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![scenario!(packets_pass_over_cards_that_are_plugged_in).machine(with_a_card)]
+    vec![
+        scenario!(packets_pass_over_cards_that_are_plugged_in)
+            .machine(with_a_card)
+            .kernel_parameter("agent.hotplug_timeout=60"),
+    ]
 }
 
 /// What the machine's own card will be plugged to: the machine is made before the scenario begins.

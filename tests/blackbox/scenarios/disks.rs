@@ -16,10 +16,13 @@ use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(disks_of_every_kind_are_mounted).machine(with_disks),
-        scenario!(disks_that_are_plugged_in_are_mounted).machine(|config, _| {
-            config.scsi = true;
-            Ok(())
-        }),
+        scenario!(disks_that_are_plugged_in_are_mounted)
+            .machine(|config, _| {
+                config.scsi = true;
+                Ok(())
+            })
+            // A busy host's guest may take long to hear of a device.
+            .kernel_parameter("agent.hotplug_timeout=60"),
     ]
 }
 

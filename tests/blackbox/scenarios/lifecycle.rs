@@ -17,6 +17,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_created_container_can_be_removed),
         scenario!(a_running_container_can_be_removed),
         scenario!(a_removal_ends_those_who_wait),
+        scenario!(execs_and_starts_leave_no_trace),
+        scenario!(a_root_without_a_mount_for_devices_is_used_again),
     ]
 }
 
@@ -115,5 +117,33 @@ async fn a_removal_ends_those_who_wait(ctx: Ctx) -> Outcome {
     removed?;
     // 128 + SIGKILL.
     assert_eq!((init?, other?, output?), (137, 137, Vec::new()));
+    Ok(())
+}
+
+/// Neither in the agent's working directory nor in that of the container's state.
+async fn execs_and_starts_leave_no_trace(ctx: Ctx) -> Outcome {
+    let directory = ctx.guest_sh("readlink $PROC/$SERVER/cwd").await?;
+    let container = ctx.idle(|spec| spec).await?;
+    for _ in 0..5 {
+        assert_eq!(container.sh("echo alive").await?, "alive");
+    }
+    assert_eq!(ctx.guest_sh("readlink $PROC/$SERVER/cwd").await?, directory);
+    let sockets = format!("find $RUN -path '*/{}/*' -name 'tenant-*'", container.id);
+    assert_eq!(ctx.guest_sh(&sockets).await?.trim_end(), "");
+    Ok(())
+}
+
+/// What the first one has made in its `/dev` is in the root filesystem, and there when the next one comes.
+async fn a_root_without_a_mount_for_devices_is_used_again(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| {
+        let spec = spec.without_mount("/dev/shm").without_mount("/dev/pts").without_mount("/dev/mqueue");
+        spec.without_mount("/dev").args(["sh", "-c", "readlink /dev/fd; echo x > /dev/null"])
+    })?;
+    for _ in 0..2 {
+        container.create().await?;
+        container.start().await?;
+        assert_eq!(succeeded(container.finish(b"").await?), "/proc/self/fd");
+        container.remove().await?;
+    }
     Ok(())
 }

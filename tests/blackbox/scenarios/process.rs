@@ -14,6 +14,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(arguments_arrive_as_they_are),
         scenario!(the_environment_keeps_its_order),
         scenario!(an_exec_has_its_own_environment),
+        scenario!(an_environment_without_a_path_will_do),
         scenario!(home_comes_from_the_passwd_file_alone),
         scenario!(each_container_has_a_session_keyring),
         scenario!(user_and_groups_are_set),
@@ -28,6 +29,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_missing_program_is_told),
         scenario!(a_file_that_is_no_program_is_told),
         scenario!(a_script_without_interpreter_is_told),
+        scenario!(a_program_of_no_known_format_does_not_run),
         scenario!(programs_come_from_the_shared_root),
     ]
 }
@@ -58,6 +60,20 @@ async fn an_exec_has_its_own_environment(ctx: Ctx) -> Outcome {
     process.Env = vec!["PATH=/bin:/usr/bin".to_owned(), "EXEC=2".to_owned(), "HOME=/given".to_owned()];
     let seen = succeeded(container.exec_process(process).await?);
     assert_eq!(seen, "PATH=/bin:/usr/bin\nEXEC=2\nHOME=/given");
+    Ok(())
+}
+
+/// A path that is named in full needs none. Of a name that is there twice the last value counts.
+async fn an_environment_without_a_path_will_do(ctx: Ctx) -> Outcome {
+    let given = ["TWICE=1", "TWICE=2", "HOME=/here"];
+    let show_file = ["/bin/busybox", "cat", "/proc/self/environ"];
+    let expected = "TWICE=2\0HOME=/here\0";
+    let shown = ctx.run(|spec| spec.environment(given).args(show_file)).await?;
+    assert_eq!(succeeded(shown), expected);
+    let container = ctx.idle(|spec| spec).await?;
+    let mut process = container.process(show_file);
+    process.Env = given.map(str::to_owned).to_vec();
+    assert_eq!(succeeded(container.exec_process(process).await?), expected, "exec");
     Ok(())
 }
 
@@ -271,6 +287,18 @@ async fn a_script_without_interpreter_is_told(ctx: Ctx) -> Outcome {
     std::fs::copy(container.file("/script"), other.file("/script"))?;
     let exec = ctx.client().exec_process(&other.id, "script", other.process(["/script"])).await;
     refused(exec, Code::NOT_FOUND, &["/script"]);
+    Ok(())
+}
+
+/// As by execve(2): no shell is tried instead.
+async fn a_program_of_no_known_format_does_not_run(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec).await?;
+    std::fs::write(container.file("/script"), "echo ran\n")?;
+    std::fs::set_permissions(container.file("/script"), std::fs::Permissions::from_mode(0o755))?;
+    let exec = ctx.client().exec_process(&container.id, "script", container.process(["/script"])).await;
+    let error = exec.err().ok_or("a file without a format was run")?;
+    assert!(error.message.contains("/script"), "{error}");
+    assert_eq!(container.sh("echo alive").await?, "alive");
     Ok(())
 }
 

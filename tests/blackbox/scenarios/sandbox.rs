@@ -71,14 +71,14 @@ async fn sharing(ctx: &Ctx) -> Fallible<Container> {
 async fn a_shared_pid_namespace_ends_with_the_container_that_made_it(ctx: Ctx) -> Outcome {
     ctx.client().create_sandbox(&request(&ctx)).await?;
     let (first, second) = (sharing(&ctx).await?, sharing(&ctx).await?);
-    assert_eq!(first.sh("pidof sleep | wc -w").await?, "2", "both in one");
+    first.sh_until("pidof sleep | wc -w", "2").await?;
     first.remove().await?;
     assert_eq!(second.wait().await?, 128 + libc::SIGKILL);
     // The next one starts afresh, and is joined in its turn.
     let (third, fourth) = (sharing(&ctx).await?, sharing(&ctx).await?);
-    assert_eq!(third.sh("pidof sleep | wc -w").await?, "2");
+    third.sh_until("pidof sleep | wc -w", "2").await?;
     fourth.remove().await?;
-    assert_eq!(third.sh("pidof sleep | wc -w").await?, "1");
+    third.sh_until("pidof sleep | wc -w", "1").await?;
     Ok(())
 }
 
@@ -91,14 +91,14 @@ async fn a_pid_namespace_can_be_shared(ctx: Ctx) -> Outcome {
     let namespace = "readlink /proc/self/ns/pid";
     assert_eq!(one.sh(namespace).await?, other.sh(namespace).await?);
     assert_ne!(one.sh(namespace).await?, alone.sh(namespace).await?);
-    assert_eq!(one.sh("pidof sleep | wc -w").await?, "2", "both see both");
+    one.sh_until("pidof sleep | wc -w", "2").await?;
 
     // Not even those go on that have left init's care; and the other container does.
     one.exec(["sh", "-c", "(setsid sleep 1000001 > /dev/null 2>&1 &)"]).await?;
-    assert_eq!(other.sh("ps | grep -c '[s]leep 1000001'").await?, "1");
+    other.sh_until("ps | grep -c '[s]leep 1000001'", "1").await?;
     ctx.client().signal_process(&one.id, "", 9).await?;
     assert_eq!(one.wait().await?, 137);
-    assert_eq!(other.sh("ps | grep -c '[s]leep 1000001' || :").await?, "0");
+    other.sh_until("ps | grep -c '[s]leep 1000001' || :", "0").await?;
     one.remove().await?;
 
     // Its namespace outlives the first container.

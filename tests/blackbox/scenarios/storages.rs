@@ -11,7 +11,13 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 /// `local` makes a directory, `bind` shows it elsewhere, and `overlayfs` takes what is written for itself.
 async fn a_directory_is_bound_and_laid_over(ctx: Ctx) -> Outcome {
-    ctx.client().create_sandbox(&sandbox::request("layers", "layers", !ctx.is_host())).await?;
+    let mut wanted = sandbox::request("layers", "layers", !ctx.is_host());
+    // The share is the same to the guest, whoever serves it.
+    for share in wanted.storages.iter_mut().filter(|storage| storage.driver == "virtio-fs") {
+        share.driver = "virtio-fs-nydus".into();
+    }
+    assert_eq!(wanted.storages.iter().any(|storage| storage.driver == "virtio-fs-nydus"), !ctx.is_host());
+    ctx.client().create_sandbox(&wanted).await?;
     let base = "/run/kata-containers/sandbox/storage";
     let place = |name: &str| format!("{base}/{name}");
     let storage = |driver: &str, source: String, fstype: &str, name: &str| Storage {
@@ -44,5 +50,27 @@ async fn a_directory_is_bound_and_laid_over(ctx: Ctx) -> Outcome {
     assert_eq!(container.sh(written).await?, "upper\napart");
     assert_eq!(container.sh("grep -c ' /merged overlay ' /proc/mounts").await?, "1");
     container.remove().await?;
-    Ok(())
+    an_image_needs_the_hub_that_pulls_it(&ctx).await
+}
+
+/// There is none here: the error says where it was looked for, and nothing is left.
+async fn an_image_needs_the_hub_that_pulls_it(ctx: &Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec)?;
+    let before = ctx.inventory().await?;
+    let mut request = container.request();
+    request.storages.push(Storage {
+        driver: "image_guest_pull".into(),
+        source: "registry.example/image:1".into(),
+        fstype: "overlay".into(),
+        mount_point: format!("/run/kata-containers/{}/rootfs", container.id),
+        driver_options: vec!["image_guest_pull={\"metadata\":{}}".into()],
+        ..Default::default()
+    });
+    let error = ctx.client().create_container_with(&request).await.err().ok_or("an image without a hub")?;
+    for word in
+        ["registry.example/image:1", "no confidential data hub at /run/confidential-containers/cdh.sock"]
+    {
+        assert!(error.message.contains(word), "{word:?} is not in: {error}");
+    }
+    ctx.returns_to(&before).await
 }
