@@ -143,8 +143,9 @@ async fn docker_disk_limit(ctx: Ctx) -> Outcome {
     let bench = Bench::new(&ctx)?;
     let order = order(&bench, "--storage-opt size=4m", &["sleep", "1000000"])?;
     let record = bench.start(&order).await?;
+    // What is freed can be used again when the file system has written its journal.
     let script = "dd if=/dev/zero of=/big bs=64k count=128 2>&1 | grep -o 'No space left on device'; rm /big; \
-                  echo small > /small; cat /small";
+                  until (echo small > /small) 2> /dev/null; do sync; sleep 0.1; done; cat /small";
     assert_eq!(bench.sh(&record.id, script).await?, "No space left on device\nsmall\n");
     bench.remove(&record.id).await?;
     assert!(!bench.image.join("small").exists());
