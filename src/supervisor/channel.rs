@@ -65,10 +65,12 @@ pub enum Kind {
     Listed = 13,
     /// Supervisor to server: destroy the sandbox and end.
     Stop = 14,
+    /// Server to supervisor: nobody will ask for what is held under `request`; end its process.
+    Discard = 15,
 }
 
 /// All kinds.
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 15] = [
     Kind::Launch,
     Kind::ShutDown,
     Kind::Forked,
@@ -83,6 +85,7 @@ const KINDS: [Kind; 14] = [
     Kind::HeldEnded,
     Kind::Listed,
     Kind::Stop,
+    Kind::Discard,
 ];
 
 impl Kind {

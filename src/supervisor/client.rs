@@ -218,13 +218,10 @@ impl Launcher {
         answered.await.unwrap_or_default()
     }
 
-    /// Waits until the supervisor has been asked to stop.
+    /// Waits until the supervisor has been asked to stop, or is no more: then it was killed, and so was the agent.
     pub async fn stop_asked(&self) {
         let mut stop = self.stop.clone();
-        if stop.wait_for(|stop| *stop).await.is_err() {
-            // There is no supervisor, and nobody will ask.
-            std::future::pending::<()>().await;
-        }
+        let _asked_or_gone = stop.wait_for(|stop| *stop).await;
     }
 
     /// Runs `job` in a worker with `fds`, and waits for what it brings back.
@@ -414,7 +411,13 @@ impl Dispatcher {
                 }
             }
             Kind::Stop => drop(self.stop.send_replace(true)),
-            Kind::Launch | Kind::ShutDown | Kind::Serving | Kind::Hold | Kind::Release | Kind::List => {}
+            Kind::Launch
+            | Kind::ShutDown
+            | Kind::Serving
+            | Kind::Hold
+            | Kind::Release
+            | Kind::Discard
+            | Kind::List => {}
         }
     }
 
@@ -450,6 +453,10 @@ impl Dispatcher {
         if let Some(waiters) = self.processes.remove(&pid) {
             waiters.send_replace(Some(status));
         } else if let Some(request) = self.workers.remove(&pid) {
+            if self.pending.contains_key(&request) {
+                // It may have been killed between its report to the supervisor and its reply to us.
+                self.outbox.push_back((Header::new(Kind::Discard, request), Vec::new()));
+            }
             self.answer(request, Err(LaunchError::WorkerDied(status)));
         } else {
             debug!(self.logger, "orphan reaped"; "process" => pid, "status" => status.code());

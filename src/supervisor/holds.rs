@@ -47,6 +47,12 @@ impl Holds {
         }
     }
 
+    /// Lets go of the key; the process that belongs to it, if it has not ended.
+    pub(super) fn discard(&mut self, key: u64) -> Option<i32> {
+        let hold = self.entries.remove(&key)?;
+        (hold.ended.is_none() && hold.pid > 0).then_some(hold.pid)
+    }
+
     /// Notes the end of a process, whose pid is not another's yet.
     pub(super) fn exited(&mut self, pid: i32, status: ExitStatus) {
         let of_it = |hold: &&mut Hold| hold.pid == pid && hold.ended.is_none();
@@ -136,6 +142,18 @@ mod tests {
         assert_eq!(told(&holds).first().map(|told| told.4), Some(1));
         holds.release(1, 0);
         holds.release(1, 0);
+        assert_eq!(told(&holds).len(), 1);
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_named_to_be_ended_once_and_only_while_it_runs() {
+        let mut holds = Holds::default();
+        holds.keep(1, 100, vec![pipe()]);
+        holds.keep(2, 101, vec![pipe()]);
+        holds.keep(3, 0, vec![pipe()]);
+        holds.exited(101, ExitStatus::Code(0));
+        let named: Vec<_> = [1, 1, 2, 3, 4].into_iter().map(|key| holds.discard(key)).collect();
+        assert_eq!(named, [Some(100), None, None, None, None]);
         assert_eq!(told(&holds).len(), 1);
     }
 }

@@ -25,6 +25,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// After how long without anything to do the supervisor takes itself to be at rest.
 const PAUSE: Duration = Duration::from_millis(300);
 
+/// How long workers that were soon done when their server died may take.
+const SOON: Duration = Duration::from_secs(5);
+
 /// Why the supervisor could not be set up, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
@@ -78,6 +81,12 @@ fn until(due: Option<Instant>, limit: Duration) -> PollTimeout {
     }
 }
 
+/// Kills a worker that has not been reaped, with the hooks that it runs, which are in its process group.
+fn end_worker(worker: Pid) {
+    let _ = kill(worker, Signal::SIGKILL);
+    let _ = killpg(worker, Signal::SIGKILL);
+}
+
 /// The server that runs, or when the next one starts.
 #[derive(Debug)]
 enum Server {
@@ -108,8 +117,10 @@ pub struct Supervisor<F> {
     /// Both ends of the channel on which workers say what to hold; ours first.
     reports: (Channel, Channel),
     holds: Holds,
-    /// Workers that have not ended, and whether each is soon done.
+    /// Workers of the server that runs, and whether each is soon done.
     workers: Vec<(Pid, bool)>,
+    /// Those whose server has died, and by when they have to be done.
+    lingering: Vec<(Pid, Instant)>,
     restarts: Restarts,
     /// By when a server that was asked to stop has to be gone.
     stop_by: Option<Instant>,
@@ -140,6 +151,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             reports: Channel::pair()?,
             holds: Holds::default(),
             workers: Vec::new(),
+            lingering: Vec::new(),
             restarts: Restarts::new(now),
             stop_by: None,
             open_files,
@@ -175,7 +187,8 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             Server::Running { channel, .. } => (Some(channel), None),
             Server::Due(at) => (None, Some(*at)),
         };
-        let due = due.into_iter().chain(self.stop_by).min();
+        let done = self.lingering.iter().map(|(_, by)| *by);
+        let due = due.into_iter().chain(self.stop_by).chain(done).min();
         let mut watched = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.reports.0.as_fd(), PollFlags::POLLIN),
@@ -196,7 +209,16 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             let _ = kill(*pid, Signal::SIGKILL);
             self.stop_by = None;
         }
+        self.end_lingering();
         Ok(())
+    }
+
+    /// Ends workers whose server has died and that are not done in time. They have not been reaped.
+    fn end_lingering(&mut self) {
+        let now = Instant::now();
+        for (worker, _) in self.lingering.extract_if(.., |(_, by)| *by <= now) {
+            end_worker(worker);
+        }
     }
 
     /// Notes, reports and reaps all that have ended. Something, if that is the end of us too.
@@ -216,6 +238,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
 
     fn child_ended(&mut self, pid: Pid, status: ExitStatus) -> Option<Ended> {
         self.workers.retain(|(worker, _)| *worker != pid);
+        self.lingering.retain(|(worker, _)| *worker != pid);
         self.holds.exited(pid.as_raw(), status);
         self.tell(Header { kind: Kind::Exited, request: 0, pid: pid.as_raw(), status: status.to_wire() });
         None
@@ -231,12 +254,13 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         if !self.served || self.stop_by.is_some() || self.generation == u32::MAX {
             return Some(Ended::Server(status));
         }
-        for (worker, _) in self.workers.iter().filter(|(_, soon_done)| !soon_done) {
-            // With the hooks that it runs, which are in its process group.
-            let _ = kill(*worker, Signal::SIGKILL);
-            let _ = killpg(*worker, Signal::SIGKILL);
-        }
         let now = Instant::now();
+        for (worker, soon_done) in std::mem::take(&mut self.workers) {
+            match now.checked_add(SOON).filter(|_| soon_done) {
+                Some(by) => self.lingering.push((worker, by)),
+                None => end_worker(worker),
+            }
+        }
         let pause = self.restarts.pause_after_death(now);
         self.server = Server::Due(now.checked_add(pause).unwrap_or(now));
         let (deaths, pause) = (self.restarts.in_a_row(), pause.as_millis());
@@ -338,12 +362,20 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
     /// Does what the server wants; true when it is the end.
     fn serve(&mut self, message: Message) -> bool {
         let header = message.header;
+        // What the server says of a hold it has from the worker that reported it: that report is here by now.
+        self.take_reports();
         match header.kind {
             Kind::Launch => self.launch(header, message.fds),
             Kind::ShutDown => return true,
             Kind::Serving => self.served = true,
             Kind::Hold => self.holds.keep(header.request, header.pid, message.fds),
             Kind::Release => self.holds.release(header.request, header.status),
+            Kind::Discard => {
+                // It has not been reaped, so the pid is still its own.
+                if let Some(pid) = self.holds.discard(header.request) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
             Kind::List => {
                 if let Server::Running { channel, .. } = &self.server {
                     let _ = self.holds.tell(channel);
