@@ -17,12 +17,13 @@ use crate::cgroup::Hierarchy;
 use crate::config::{Config, Overrides, Sources};
 use crate::device::Devices;
 use crate::guest::boot::{self, Mode};
+use crate::guest::bulkhead::Bulkhead;
 use crate::guest::copy_file::Copies;
 use crate::guest::modules::Modules;
 use crate::mem_agent::MemAgent;
 use crate::network::Networking;
 use crate::observe::{console, log};
-use crate::records::Records;
+use crate::records::{Records, StateLock};
 use crate::rpc::{Agent, ServeError, Server};
 use crate::sandbox::{Environment, Filters, OomEvents, Sandbox};
 use crate::stdio::ports::Ports;
@@ -36,9 +37,9 @@ const IDLE_THREAD: Duration = Duration::from_millis(100);
 /// The stack of such a thread, of which only what is used takes memory. glibc keeps 40 MiB of ended threads' stacks, with
 /// the pages that they had: two of these and not twenty.
 const STACK: usize = 16 << 20;
-/// The most blocking work at a time. Far above what containers make in parallel, so that a mount that hangs
-/// takes a thread and nobody's turn.
-const MAX_BLOCKING_THREADS: usize = 256;
+/// The most blocking work at a time: far above what containers make in parallel. How much of it may be work on file
+/// systems that can hang is the bulkhead's to say.
+const MAX_BLOCKING_THREADS: usize = 512;
 /// Where beneath `kata_dir` the host shares files, or copies them to.
 const SHARED_FILES: &str = "shared/containers";
 /// How long the sandbox may take to be destroyed when the agent is asked to stop: less than the supervisor waits.
@@ -69,6 +70,10 @@ enum StartError {
     #[cfg(feature = "policy")]
     #[error(transparent)]
     Policy(#[from] crate::policy::PolicyError),
+    #[error(transparent)]
+    Records(#[from] crate::records::RecordError),
+    #[error(transparent)]
+    StateDir(#[from] crate::records::LockError),
     #[error("a step of the boot ended unexpectedly")]
     Task,
 }
@@ -126,14 +131,18 @@ fn start(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -
 
 /// Puts the policy in front of the agent, before the first call can come.
 #[cfg(feature = "policy")]
-fn behind_policy(agent: Agent, config: &Config) -> Result<crate::rpc::Gated, StartError> {
-    let policy = crate::policy::Policy::load(config.policy_file.as_deref())?;
+fn behind_policy(
+    agent: Agent,
+    config: &Config,
+    settings: &Arc<Records>,
+) -> Result<crate::rpc::Gated, StartError> {
+    let policy = crate::policy::Policy::load(config.policy_file.as_deref(), settings.clone())?;
     Ok(crate::rpc::Gated::new(agent, policy))
 }
 
 /// An operator who wants a policy gets no agent without one.
 #[cfg(not(feature = "policy"))]
-fn behind_policy(agent: Agent, config: &Config) -> Result<Agent, StartError> {
+fn behind_policy(agent: Agent, config: &Config, _: &Arc<Records>) -> Result<Agent, StartError> {
     match &config.policy_file {
         Some(policy) => Err(StartError::Policy(policy.display().to_string())),
         None => Ok(agent),
@@ -152,7 +161,13 @@ async fn serve(
     let (booted, sandbox) = watch::channel(None);
     let destroyed = Arc::new(Notify::new());
     let agent = Agent::new(sandbox, destroyed.clone(), logger.new(o!("subsystem" => "rpc")));
-    let agent = behind_policy(agent, &config)?;
+    // A service may not be the only one.
+    let _ours = match mode {
+        Mode::Service => Some(StateLock::take(&config.state_dir).await?),
+        Mode::Init => None,
+    };
+    let settings = settings(&config, generation)?;
+    let agent = behind_policy(agent, &config, &settings)?;
     let launcher = Launcher::start(channel, generation, logger.new(o!("subsystem" => "supervisor")))
         .map_err(io_error("watch the supervisor's channel"))?;
     // The first server has no predecessor, and answers the sooner.
@@ -169,16 +184,16 @@ async fn serve(
 
     let boot_mode = if generation == 0 { mode } else { Mode::Service };
     let environment =
-        finish_boot(config, boot_mode, launcher.clone(), ports, logger.clone(), boot_logger).await?;
-    // A guest that gets so far is worth another server. But that would not know what SetPolicy has set, nor what the
-    // policy has noted: rather no guest than one with another policy.
-    if cfg!(not(feature = "policy")) {
-        launcher.serving(listener);
-    }
+        finish_boot(config, boot_mode, settings, launcher.clone(), ports, logger.clone(), boot_logger)
+            .await?;
+    // A guest that gets so far is worth another server.
+    launcher.serving(listener);
     let oom_events = environment.oom_events.clone();
     let sandbox = Sandbox::new(environment);
     if generation > 0 {
         sandbox.recover(held.processes).await;
+    } else if mode == Mode::Service {
+        sandbox.clear_abandoned().await;
     }
     booted.send_replace(Some(sandbox.clone()));
     tokio::select! {
@@ -190,6 +205,18 @@ async fn serve(
     server.stop().await;
     launcher.shut_down().await;
     Ok(())
+}
+
+/// What the host has set for as long as the agent lives, whatever becomes of the sandbox; nothing for the first server.
+fn settings(config: &Config, generation: u32) -> Result<Arc<Records>, StartError> {
+    let settings = Records::new(config.state_dir.join("settings"));
+    if generation == 0 {
+        settings.clear()?;
+        if cfg!(feature = "policy") || config.mem_agent.enable {
+            settings.prepare(&[])?;
+        }
+    }
+    Ok(Arc::new(settings))
 }
 
 /// Streams as connections of their own, if they are wanted.
@@ -214,6 +241,7 @@ async fn stop(sandbox: &Sandbox, logger: &Logger) {
 async fn finish_boot(
     config: Arc<Config>,
     mode: Mode,
+    settings: Arc<Records>,
     launcher: Launcher,
     ports: Option<Arc<Ports>>,
     logger: Logger,
@@ -232,11 +260,13 @@ async fn finish_boot(
     let log = logger.new(o!("subsystem" => "storage"));
     let lookup = Arc::new(Lookup::new(devices.clone(), Hub::new(config.image_pull_timeout)));
     let records = Arc::new(Records::new(config.state_dir.join("records")));
-    let storages = Storages::recorded(&config.kata_dir, mounts, lookup, log, Some(records.clone()));
+    let bulkhead = Bulkhead::of_pool(MAX_BLOCKING_THREADS);
+    let storages =
+        Storages::new(&config.kata_dir, mounts, lookup, bulkhead.clone(), log, Some(records.clone()));
     let network = Networking::new(devices.clone(), logger.new(o!("subsystem" => "network")));
     let copies = Arc::new(Copies::new(config.kata_dir.join(SHARED_FILES)));
     let log = logger.new(o!("subsystem" => "mem-agent"));
-    let mem_agent = MemAgent::start(&config.mem_agent, launcher.clone(), log);
+    let mem_agent = MemAgent::start(&config.mem_agent, settings, launcher.clone(), log);
     let oom_events = Arc::new(OomEvents::default());
     let filters = Filters::default();
     Ok(Environment {
@@ -254,5 +284,6 @@ async fn finish_boot(
         oom_events,
         filters,
         records,
+        bulkhead,
     })
 }

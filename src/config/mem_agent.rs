@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What the memory agent starts with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemAgentConfig {
@@ -14,7 +16,7 @@ pub struct MemAgentConfig {
 }
 
 /// For ageing and reclaiming.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemcgSettings {
     /// Whether it rests.
     pub disabled: bool,
@@ -33,7 +35,7 @@ pub struct MemcgSettings {
 }
 
 /// For compaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompactSettings {
     /// Whether it rests.
     pub disabled: bool,

@@ -9,6 +9,7 @@
 //! - [`clock`], [`random`]: set and reseeded when the host asks;
 //! - [`copy_file`], [`volume`]: files that the host sends, and volumes that it asks about; [`tree`] goes through
 //!   directories for them and for storages;
+//! - [`bulkhead`]: keeps a file system that hangs from taking all threads;
 //! - [`allocator`]: the server's own memory; [`program`]: what of it is the program;
 //! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`]: one step each.
 //!
@@ -18,6 +19,7 @@
 pub mod allocator;
 pub mod beneath;
 pub mod boot;
+pub mod bulkhead;
 pub mod cgroups;
 pub mod clock;
 pub mod copy_file;

@@ -2,7 +2,8 @@
 //!
 //! Two tasks, each with settings of its own, which the host may change at any time (`settings`): one lets pages
 //! age and reclaims old ones (`memcg`), one compacts free memory (`compact`). Both keep still while tasks wait
-//! for memory (`pressure`). What fails is logged, and tried again in the next period.
+//! for memory (`pressure`). What fails is logged, and tried again in the next period. What the host has set is written
+//! down for the next server before it counts.
 
 mod compact;
 mod fragments;
@@ -11,16 +12,23 @@ mod memcg;
 mod pressure;
 mod settings;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nakai_protocols::agent::{MemAgentCompactConfig, MemAgentMemcgConfig};
-use slog::{Logger, info};
+use serde::Serialize;
+use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
 use self::pressure::Look;
 use self::settings::Change;
 use crate::config::{CompactSettings, MemAgentConfig, MemcgSettings};
+use crate::records::{RecordError, Records};
 use crate::supervisor::client::Launcher;
+
+/// The records of the settings.
+const MEMCG: &str = "mem-agent-memcg";
+const COMPACT: &str = "mem-agent-compact";
 
 /// Why settings were not changed.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +44,19 @@ pub enum MemAgentError {
         /// What it may be.
         range: &'static str,
     },
+    /// They can't be kept for the next server.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The agent is ending.
+    #[error("the settings were not written down")]
+    Task,
 }
 
 /// The memory agent, if there is one.
 #[derive(Debug)]
 pub struct MemAgent {
     tasks: Option<Tasks>,
+    records: Arc<Records>,
 }
 
 #[derive(Debug)]
@@ -51,17 +66,19 @@ struct Tasks {
 }
 
 impl MemAgent {
-    /// Starts it, if the configuration wants one.
-    pub fn start(config: &MemAgentConfig, launcher: Launcher, logger: Logger) -> Self {
+    /// Starts it, if the configuration wants one, with what an earlier server was told in `records`.
+    pub fn start(config: &MemAgentConfig, records: Arc<Records>, launcher: Launcher, logger: Logger) -> Self {
         if !config.enable {
-            return Self { tasks: None };
+            return Self { tasks: None, records };
         }
         info!(logger, "the memory agent is on");
-        let (memcg, memcg_settings) = watch::channel(config.memcg.clone());
-        let (compact, compact_settings) = watch::channel(config.compact.clone());
+        let memcg = records.read(MEMCG.as_ref()).unwrap_or_else(|error| lost(&logger, &error));
+        let compact = records.read(COMPACT.as_ref()).unwrap_or_else(|error| lost(&logger, &error));
+        let (memcg, memcg_settings) = watch::channel(memcg.unwrap_or_else(|| config.memcg.clone()));
+        let (compact, compact_settings) = watch::channel(compact.unwrap_or_else(|| config.compact.clone()));
         tokio::spawn(memcg::run(memcg_settings, logger.clone()));
         tokio::spawn(compact::run(compact_settings, launcher, logger));
-        Self { tasks: Some(Tasks { memcg, compact }) }
+        Self { tasks: Some(Tasks { memcg, compact }), records }
     }
 
     /// Changes how it reclaims.
@@ -69,8 +86,9 @@ impl MemAgent {
     /// # Errors
     ///
     /// [`MemAgentError`]. Nothing is changed then.
-    pub fn set_memcg(&self, request: &MemAgentMemcgConfig) -> Result<(), MemAgentError> {
-        change(&self.tasks.as_ref().ok_or(MemAgentError::Off)?.memcg, request)
+    pub async fn set_memcg(&self, request: &MemAgentMemcgConfig) -> Result<(), MemAgentError> {
+        let settings = &self.tasks.as_ref().ok_or(MemAgentError::Off)?.memcg;
+        self.change(MEMCG, settings, request).await
     }
 
     /// Changes how it compacts.
@@ -78,15 +96,33 @@ impl MemAgent {
     /// # Errors
     ///
     /// As [`MemAgent::set_memcg`].
-    pub fn set_compact(&self, request: &MemAgentCompactConfig) -> Result<(), MemAgentError> {
-        change(&self.tasks.as_ref().ok_or(MemAgentError::Off)?.compact, request)
+    pub async fn set_compact(&self, request: &MemAgentCompactConfig) -> Result<(), MemAgentError> {
+        let settings = &self.tasks.as_ref().ok_or(MemAgentError::Off)?.compact;
+        self.change(COMPACT, settings, request).await
+    }
+
+    async fn change<S, R>(
+        &self,
+        name: &'static str,
+        settings: &watch::Sender<S>,
+        request: &R,
+    ) -> Result<(), MemAgentError>
+    where
+        S: Change<R> + Clone + Serialize + Send + Sync + 'static,
+    {
+        let changed = settings.borrow().changed(request)?;
+        let (records, kept) = (Arc::clone(&self.records), changed.clone());
+        let written = tokio::task::spawn_blocking(move || records.write(name.as_ref(), &kept)).await;
+        written.map_err(|_| MemAgentError::Task)??;
+        settings.send_replace(changed);
+        Ok(())
     }
 }
 
-fn change<S: Change<R>, R>(settings: &watch::Sender<S>, request: &R) -> Result<(), MemAgentError> {
-    let changed = settings.borrow().changed(request)?;
-    settings.send_replace(changed);
-    Ok(())
+/// An earlier server's settings that can't be read: the configuration's are as good as any.
+fn lost<S>(logger: &Logger, error: &RecordError) -> Option<S> {
+    warn!(logger, "settings of the host are lost"; "error" => %error);
+    None
 }
 
 /// Waits for a run's turn. False if it is not to be made: the settings have changed, or memory is short.
@@ -100,5 +136,35 @@ async fn next_turn<S>(
     tokio::select! {
         _ = settings.changed() => false,
         () = tokio::time::sleep(period), if !is_disabled => look.percent_since() <= percent_limit.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slog::{Discard, o};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::supervisor::channel::Channel;
+
+    #[tokio::test]
+    async fn the_next_server_has_what_the_host_has_set() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Arc::new(Records::new(directory.path().join("settings")));
+        records.prepare(&[]).unwrap();
+        let (_supervisor, server) = Channel::pair().unwrap();
+        let logger = Logger::root(Discard, o!());
+        let launcher = Launcher::start(server, 0, logger.clone()).unwrap();
+        let config = MemAgentConfig { enable: true, ..Config::default().mem_agent };
+        let start = || MemAgent::start(&config, records.clone(), launcher.clone(), logger.clone());
+        let memcg = MemAgentMemcgConfig { period_secs: Some(4711), ..Default::default() };
+        start().set_memcg(&memcg).await.unwrap();
+        let compact = MemAgentCompactConfig { compact_order: Some(3), ..Default::default() };
+        start().set_compact(&compact).await.unwrap();
+        let wrong = MemAgentCompactConfig { compact_order: Some(99), ..Default::default() };
+        start().set_compact(&wrong).await.unwrap_err();
+        let tasks = start().tasks.unwrap();
+        assert_eq!(tasks.memcg.borrow().period, Duration::from_secs(4711));
+        assert_eq!(*tasks.compact.borrow(), CompactSettings { order: 3, ..config.compact.clone() });
     }
 }

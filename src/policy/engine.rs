@@ -17,6 +17,9 @@ pub(super) enum Decision {
     Denied,
 }
 
+/// Writes down what a policy remembers.
+type Keep<'a> = &'a dyn Fn(&Json) -> Result<(), String>;
+
 /// A policy.
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -56,16 +59,27 @@ impl Engine {
         self.tolerant
     }
 
-    /// Asks the rule `name` about a request. Returns what it printed, too.
-    pub(super) fn decide(&mut self, name: &str, input: Json) -> (Result<Decision, String>, String) {
-        let decision = self.ask(name, input);
+    /// Goes on with what a policy of this text has remembered.
+    pub(super) fn recall(&mut self, data: &Json) -> Result<(), PolicyError> {
+        self.remember(data).map_err(|reason| PolicyError::Invalid { reason: one_line(&reason) })
+    }
+
+    /// Asks the rule `name` about a request. What it wants remembered counts when `keep` has it. Returns what the rule
+    /// printed, too.
+    pub(super) fn decide(
+        &mut self,
+        name: &str,
+        input: Json,
+        keep: Keep<'_>,
+    ) -> (Result<Decision, String>, String) {
+        let decision = self.ask(name, input, keep);
         let prints = self.prints();
         // The request may be large, and holds what its sender would not have kept.
         self.rego.set_input(Value::Undefined);
         (decision.map_err(|reason| one_line(&reason)), prints)
     }
 
-    fn ask(&mut self, name: &str, input: Json) -> Result<Decision, String> {
+    fn ask(&mut self, name: &str, input: Json, keep: Keep<'_>) -> Result<Decision, String> {
         self.rego.set_input(value(&input)?);
         let (allowed, operations) = match self.look_up(name)? {
             Json::Bool(allowed) => (allowed, None),
@@ -85,6 +99,7 @@ impl Engine {
         if let Some(operations) = operations.filter(|operations| !operations.is_null()) {
             let mut data = json(&self.rego.get_data())?;
             state::apply(&mut data, &operations).map_err(|error| error.to_string())?;
+            keep(&data)?;
             self.remember(&data)?;
         }
         Ok(Decision::Allowed)

@@ -7,23 +7,27 @@
 //! for developing a policy.
 //!
 //! Guarantees: a policy that does not compile changes nothing, the one before it stays. Requests are decided one
-//! after the other. Nothing is allowed by a failure. A refusal names the request, and what the policy printed,
+//! after the other. What was set and what a policy remembers is written down before it counts, so that the next server
+//! has the same ([`memory`]). Nothing is allowed by a failure. A refusal names the request, and what the policy printed,
 //! in one line of limited length.
 //!
 //! Everything here blocks for as long as a policy takes.
 
 mod engine;
 mod input;
+mod memory;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use protobuf::MessageDyn;
 
 use self::engine::{Decision, Engine};
+use self::memory::Memory;
+use crate::records::{RecordError, Records};
 
 /// The policy of images that bring one, if the configuration names no other.
 pub const DEFAULT_FILE: &str = "/etc/kata-opa/default-policy.rego";
@@ -53,6 +57,9 @@ pub enum PolicyError {
         /// What the engine said, in a line.
         reason: String,
     },
+    /// It can't be kept for the next server.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// The policy refused the request.
     #[error("{request} is blocked by policy: {prints}")]
     Denied {
@@ -72,10 +79,12 @@ pub enum PolicyError {
 }
 
 /// The policy in force.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Policy {
     /// `None`: everything is allowed.
     engine: Mutex<Option<Engine>>,
+    /// For the next server.
+    memory: Option<Memory>,
 }
 
 /// A request that a policy allows although it failed.
@@ -83,27 +92,35 @@ pub struct Policy {
 pub struct Tolerated(pub String);
 
 impl Policy {
-    /// The policy of the file, or of [`DEFAULT_FILE`] if that is there, or none: then every request is allowed until
-    /// there is one.
+    /// The policy that an earlier server was given, or that of the file, or of [`DEFAULT_FILE`] if that is there, or
+    /// none: then every request is allowed until there is one. What an earlier server's has remembered is remembered.
     ///
     /// # Errors
     ///
-    /// [`PolicyError`], when the file can't be read or is wrong.
-    pub fn load(file: Option<&Path>) -> Result<Self, PolicyError> {
+    /// [`PolicyError`], when the file or the records can't be read, or what they say is wrong.
+    pub fn load(file: Option<&Path>, records: Arc<Records>) -> Result<Self, PolicyError> {
+        let memory = Memory::new(records);
+        let (set, data) = memory.recall()?;
         let default = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default.exists().then_some(default));
-        let engine = file.map(|file| Engine::new(&read(file)?)).transpose()?;
-        Ok(Self { engine: Mutex::new(engine) })
+        let text = set.map_or_else(|| file.map(read).transpose(), |text| Ok(Some(text)))?;
+        let mut engine = text.map(|text| Engine::new(&text)).transpose()?;
+        if let Some((engine, data)) = engine.as_mut().zip(data) {
+            engine.recall(&data)?;
+        }
+        Ok(Self { engine: Mutex::new(engine), memory: Some(memory) })
     }
 
     /// Puts another policy in force, with nothing remembered.
     ///
     /// # Errors
     ///
-    /// [`PolicyError::Invalid`] and [`PolicyError::TooLong`]. The policy before it stays then.
+    /// [`PolicyError::Invalid`], [`PolicyError::TooLong`] and [`PolicyError::Record`]. The policy before it stays then.
     pub fn replace(&self, text: &str) -> Result<(), PolicyError> {
         let engine = Engine::new(text)?;
-        *self.lock() = Some(engine);
+        let mut place = self.lock();
+        self.memory.as_ref().map_or(Ok(()), |memory| memory.set(text))?;
+        *place = Some(engine);
         Ok(())
     }
 
@@ -117,7 +134,11 @@ impl Policy {
         let Some(engine) = engine.as_mut() else { return Ok(None) };
         let descriptor = request.descriptor_dyn();
         let name = descriptor.name();
-        let (decision, prints) = engine.decide(name, input::of(request));
+        let keep = |data: &serde_json::Value| match &self.memory {
+            Some(memory) => memory.remember(data).map_err(|error| error.to_string()),
+            None => Ok(()),
+        };
+        let (decision, prints) = engine.decide(name, input::of(request), &keep);
         let error = match decision {
             Ok(Decision::Allowed) => return Ok(None),
             Ok(Decision::Denied) => PolicyError::Denied { request: name.to_owned(), prints },

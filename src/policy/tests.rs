@@ -10,7 +10,7 @@ use serde_json::json;
 use super::*;
 
 fn policy(text: &str) -> Policy {
-    let policy = Policy { engine: Mutex::new(None) };
+    let policy = Policy::default();
     policy.replace(text).unwrap();
     policy
 }
@@ -23,7 +23,7 @@ fn exec(args: &[&str]) -> ExecProcessRequest {
 
 #[test]
 fn without_a_policy_everything_is_allowed() {
-    let open = Policy { engine: Mutex::new(None) };
+    let open = Policy::default();
     assert_eq!(open.check(&DestroySandboxRequest::new()).unwrap(), None);
 }
 
@@ -138,4 +138,31 @@ fn a_file_is_seen_without_its_data() {
     let link = CopyFileRequest { file_mode: 0o120_777, data: b"/x".to_vec(), ..Default::default() };
     let seen = input::of(&link);
     assert_eq!((&seen["file_type"], &seen["symlink_target"]), (&json!("Symlink"), &json!("/x")));
+}
+
+/// Allows each exec once.
+const ONCE: &str = r#"package agent_policy
+default ExecProcessRequest := {"allowed": false}
+DestroySandboxRequest := true
+ExecProcessRequest := {"allowed": true, "ops": [{"op": "add", "path": "/pstate/ran", "value": true}]} {
+    not data.pstate.ran
+}"#;
+
+#[test]
+fn the_next_server_has_the_policy_and_what_it_remembers() {
+    let directory = tempfile::tempdir().unwrap();
+    let load = || {
+        let records = Arc::new(Records::new(directory.path().join("settings")));
+        records.prepare(&[]).unwrap();
+        Policy::load(None, records).unwrap()
+    };
+    load().replace(ONCE).unwrap();
+    load().check(&exec(&["ls"])).unwrap();
+    assert!(matches!(load().check(&exec(&["ls"])), Err(PolicyError::Denied { .. })));
+    load().check(&DestroySandboxRequest::new()).unwrap();
+    assert!(load().replace("package agent_policy\n(").is_err());
+    assert!(load().check(&exec(&["ls"])).is_err(), "a policy that is wrong changes nothing");
+    // One that is set anew has nothing to remember.
+    load().replace(ONCE).unwrap();
+    load().check(&exec(&["ls"])).unwrap();
 }

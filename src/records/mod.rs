@@ -5,12 +5,16 @@
 //! killed. It is written *before* the thing is begun or answered, and removed *after* the thing is gone: a record
 //! without a thing is cleaned up, a thing without a record never is. All calls block: not for an async thread.
 
+mod lock;
+
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+pub use self::lock::{LockError, StateLock};
 
 /// Where unfinished files are, in the directory.
 const UNFINISHED: &str = "unfinished";

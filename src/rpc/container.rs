@@ -73,9 +73,11 @@ pub(super) async fn resume(agent: &Agent, request: ResumeContainerRequest) -> An
 }
 
 pub(super) async fn update(agent: &Agent, request: UpdateContainerRequest) -> Answer<Empty> {
-    let container = agent.sandbox().await?.container(&request.container_id)?;
+    let sandbox = agent.sandbox().await?;
+    let container = sandbox.container(&request.container_id)?;
     if let Some(resources) = request.resources.as_ref() {
-        container.update(nakai_protocols::spec::resources_from_wire(resources)?).await?;
+        let resources = nakai_protocols::spec::resources_from_wire(resources)?;
+        container.update(resources, &sandbox.environment().records).await?;
     }
     Ok(Empty::new())
 }

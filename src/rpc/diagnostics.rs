@@ -15,6 +15,7 @@ pub(super) async fn get(
     }
     let sandbox = agent.sandbox().await?;
     let container = sandbox.container(&request.container_id)?;
-    let data = container.read_termination_log(&sandbox.environment().config.kata_dir).await?;
+    let environment = sandbox.environment();
+    let data = container.read_termination_log(&environment.config.kata_dir, &environment.bulkhead).await?;
     Ok(GetDiagnosticDataResponse { data, ..Default::default() })
 }

@@ -122,7 +122,9 @@ impl RpcError {
             Self::MemAgent(MemAgentError::Off) => Code::FAILED_PRECONDITION,
             Self::MemAgent(MemAgentError::Range { .. }) => Code::INVALID_ARGUMENT,
             Self::BootFailed | Self::Ending => Code::UNAVAILABLE,
-            Self::Details(_) | Self::Task(_) => Code::INTERNAL,
+            Self::MemAgent(MemAgentError::Record(_) | MemAgentError::Task)
+            | Self::Details(_)
+            | Self::Task(_) => Code::INTERNAL,
         }
     }
 }
@@ -244,7 +246,7 @@ fn policy_code(error: &crate::policy::PolicyError) -> Code {
     match error {
         E::Denied { .. } => Code::PERMISSION_DENIED,
         E::Invalid { .. } | E::TooLong { .. } => Code::INVALID_ARGUMENT,
-        E::File { .. } | E::Failed { .. } => Code::INTERNAL,
+        E::File { .. } | E::Record(_) | E::Failed { .. } => Code::INTERNAL,
     }
 }
 

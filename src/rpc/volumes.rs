@@ -1,5 +1,7 @@
 //! GetVolumeStats and ResizeVolume.
 
+use std::path::Path;
+
 use nakai_protocols::agent::{ResizeVolumeRequest, VolumeStatsRequest};
 use nakai_protocols::csi::volume_usage::Unit;
 use nakai_protocols::csi::{VolumeCondition, VolumeStatsResponse, VolumeUsage};
@@ -11,23 +13,27 @@ use crate::ids::GuestPath;
 
 pub(super) async fn stats(agent: &Agent, request: VolumeStatsRequest) -> Answer<VolumeStatsResponse> {
     let path = GuestPath::try_from(request.volume_guest_path.as_str())?;
-    let usage = at_volumes(agent, move |base| volume::usage(base, path.as_path())).await?;
+    let usage = at_volumes(agent, path, volume::usage).await?;
     Ok(response(usage))
 }
 
 pub(super) async fn resize(agent: &Agent, request: ResizeVolumeRequest) -> Answer<Empty> {
     let path = GuestPath::try_from(request.volume_guest_path.as_str())?;
-    at_volumes(agent, move |base| volume::grow(base, path.as_path(), request.size)).await?;
+    at_volumes(agent, path, move |base, path| volume::grow(base, path, request.size)).await?;
     Ok(Empty::new())
 }
 
-/// Does something, which may block, with the directory where volumes are.
+/// Does something, which may block or hang, with the directory where volumes are and the path of one.
 async fn at_volumes<T: Send + 'static>(
     agent: &Agent,
-    work: impl FnOnce(&std::path::Path) -> Result<T, VolumeError> + Send + 'static,
+    path: GuestPath,
+    work: impl FnOnce(&Path, &Path) -> Result<T, VolumeError> + Send + 'static,
 ) -> Answer<T> {
-    let config = agent.sandbox().await?.environment().config.clone();
-    let done = tokio::task::spawn_blocking(move || work(&config.kata_dir)).await;
+    let sandbox = agent.sandbox().await?;
+    let config = sandbox.environment().config.clone();
+    let bulkhead = &sandbox.environment().bulkhead;
+    let place = path.clone();
+    let done = bulkhead.run(place.as_path(), move || work(&config.kata_dir, path.as_path())).await;
     Ok(done.map_err(|_| RpcError::Task("looking at a volume"))??)
 }
 

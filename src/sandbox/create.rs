@@ -95,7 +95,7 @@ async fn steps(
     let spec = gone.unless(cdi::inject(environment, request.spec)).await?;
     gone.unless(attach_storages(environment, &id, request.storages, undo)).await?;
     let root = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
-    let rootfs = blocking(move || find_rootfs(&root)).await?;
+    let rootfs = gone.unless(find_rootfs(environment, root)).await?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     let termination_log = diagnostics::termination_log(&spec);
     let asked = Asked::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
@@ -249,11 +249,17 @@ pub(super) fn push_release(handle: StorageHandle, undo: &mut Undo) {
     });
 }
 
-/// The container's root, absolute and without links. The guest's own root is never one.
-fn find_rootfs(path: &Path) -> Result<PathBuf, SandboxError> {
+/// The container's root, absolute and without links. It may be on a share that hangs.
+async fn find_rootfs(environment: &Environment, path: PathBuf) -> Result<PathBuf, SandboxError> {
     if path.as_os_str().is_empty() {
         return Err(spec::SpecError::Missing { field: "root" }.into());
     }
+    let found = environment.bulkhead.run(&path.clone(), move || check_rootfs(&path)).await;
+    found.unwrap_or(Err(SandboxError::TaskEnded("a look at the root filesystem")))
+}
+
+/// The guest's own root is never one.
+fn check_rootfs(path: &Path) -> Result<PathBuf, SandboxError> {
     let root = std::fs::canonicalize(path).map_err(SandboxError::file("find the root filesystem", path))?;
     let metadata = std::fs::metadata(&root).map_err(SandboxError::file("look at", &root))?;
     let refuse = |why: &'static str| SandboxError::Root { path: root.display().to_string(), why };

@@ -11,9 +11,9 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::container::Container;
-use super::create::blocking;
 use super::error::SandboxError;
 use crate::guest::beneath::{BeneathError, Root};
+use crate::guest::bulkhead::Bulkhead;
 use crate::guest::net_dev::{self, Traffic};
 
 /// Where in the container Kubernetes wants the log: the value is the destination of a mount.
@@ -43,14 +43,18 @@ impl Container {
     /// # Errors
     /// [`SandboxError::NoTerminationLog`], and [`SandboxError::File`] for what is not a file beneath `base`, the
     /// directory that the host shares.
-    pub async fn read_termination_log(&self, base: &Path) -> Result<String, SandboxError> {
+    pub async fn read_termination_log(
+        &self,
+        base: &Path,
+        bulkhead: &Bulkhead,
+    ) -> Result<String, SandboxError> {
         let log = self.description.termination_log.clone();
         let log = log.ok_or_else(|| SandboxError::NoTerminationLog(self.id().clone()))?;
-        let base = base.to_owned();
-        blocking(move || {
+        let (base, path) = (base.to_owned(), log.clone());
+        let read = bulkhead.run(&path, move || {
             read_beneath(&base, &log).map_err(SandboxError::file("read the termination log", &log))
-        })
-        .await
+        });
+        read.await.unwrap_or(Err(SandboxError::TaskEnded("a look at the termination log")))
     }
 
     /// What the interfaces that the container sees received and sent. Blocks.

@@ -47,7 +47,7 @@ pub enum Swap {
 
 /// The CPUs and memory nodes that a container was last asked to have: texts of the host's that may name more
 /// than is online.
-#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Asked {
     cpus: Option<String>,
     nodes: Option<String>,

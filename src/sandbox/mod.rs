@@ -17,6 +17,7 @@
 //! container is its actor's ([`container`]). Work that changes something runs in a task of its own, so a
 //! caller that goes away never stops it half-way: it is given up in good order, or taken back when it is done.
 
+mod abandoned;
 mod actor;
 mod cdi;
 pub mod container;
@@ -64,6 +65,7 @@ use self::undo::Undo;
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
 use crate::device::{DeviceRequest, Devices};
+use crate::guest::bulkhead::Bulkhead;
 use crate::guest::copy_file::Copies;
 use crate::guest::modules::Modules;
 use crate::ids::{ContainerId, ExecId, GuestPath};
@@ -105,6 +107,8 @@ pub struct Environment {
     pub filters: Filters,
     /// What the next server has to know.
     pub records: Arc<Records>,
+    /// For work on file systems that may hang.
+    pub bulkhead: Bulkhead,
 }
 
 /// CreateSandbox, checked.

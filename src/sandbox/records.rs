@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `sandbox` | CreateSandbox begins; anew when it is answered, and when a cgroup above the containers' is made | it is destroyed |
 //! | `containers/<id>` | the creation begins; anew before its cgroup is made, and when it is answered | it is gone |
+//! | `asked/<id>` | UpdateContainer is answered | it is gone |
 //! | `started/<id>` | init is let go | it is gone |
 //! | `oom/<id>` | the host is told of an OOM kill | it is gone |
 //! | `execs/<container>/<number>` | ExecProcess is answered | the process is forgotten |
@@ -30,7 +31,7 @@ use crate::records::Records;
 use crate::spec::ExecFacts;
 
 /// The directories of records.
-pub(super) const KINDS: [&str; 6] = ["containers", "started", "oom", "execs", "storages", "used"];
+pub(super) const KINDS: [&str; 7] = ["containers", "asked", "started", "oom", "execs", "storages", "used"];
 
 /// What is known of the sandbox.
 #[derive(Debug, Serialize, Deserialize)]
@@ -141,7 +142,7 @@ impl ContainerRecord {
 /// Removes all that is known of a container; blocks.
 pub(super) fn forget_container(records: &Records, id: &str) -> Result<(), SandboxError> {
     records.remove_all(&Path::new("execs").join(id))?;
-    for kind in ["started", "oom"] {
+    for kind in ["asked", "started", "oom"] {
         records.remove(&Path::new(kind).join(id))?;
     }
     Ok(records.remove(&ContainerRecord::name(id))?)
@@ -155,6 +156,11 @@ pub(super) fn execs_name(container: &str) -> PathBuf {
 /// Where the record of one of them is: under the supervisor's number, as an exec id may be used again.
 pub(super) fn exec_name(container: &str, key: u64) -> PathBuf {
     execs_name(container).join(key.to_string())
+}
+
+/// Where it is noted which CPUs and memory nodes it was last asked to have.
+pub(super) fn asked_name(id: &str) -> PathBuf {
+    Path::new("asked").join(id)
 }
 
 /// Where it is noted that init has been let go.

@@ -26,7 +26,8 @@ use super::lifecycle::{push_dns_undo, push_unpin, take_pause};
 use super::oom::OomWatch;
 use super::process::Process;
 use super::records::{
-    ContainerRecord, MadeRecord, ProcessRecord, SandboxRecord, execs_name, started_name, told_name,
+    ContainerRecord, MadeRecord, ProcessRecord, SandboxRecord, asked_name, execs_name, started_name,
+    told_name,
 };
 use super::running::Running;
 use super::undo::{Undo, Why};
@@ -39,7 +40,7 @@ use crate::supervisor::client::Held;
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the supervisor holds, by the number of the launch.
-type Holds = HashMap<u64, Held>;
+pub(super) type Holds = HashMap<u64, Held>;
 
 impl Sandbox {
     /// Takes over what an earlier server has left in the records, and `held` by the supervisor.
@@ -190,7 +191,7 @@ impl Sandbox {
     async fn take_made(
         &self,
         record: ContainerRecord,
-        made: Box<MadeRecord>,
+        mut made: Box<MadeRecord>,
         id: ContainerId,
         init: Process,
         cgroup: Cgroup,
@@ -199,12 +200,14 @@ impl Sandbox {
     ) -> Result<Arc<Container>, SandboxError> {
         let environment = &self.inner.environment;
         let (records, watched, name) = (environment.records.clone(), cgroup.clone(), record.id.clone());
-        let (started, told, frozen) = blocking(move || {
+        let (started, told, frozen, asked) = blocking(move || {
             let started = records.read::<()>(&started_name(&name))?.is_some();
             let told: u64 = records.read(&told_name(&name))?.unwrap_or(0);
-            Ok((started, told, watched.is_frozen().unwrap_or(false)))
+            let asked = records.read(&asked_name(&name))?;
+            Ok((started, told, watched.is_frozen().unwrap_or(false), asked))
         })
         .await?;
+        made.asked = asked.unwrap_or(made.asked);
         let reported = Ok(record.killed_before.saturating_add(told));
         let oom = OomWatch::new(&id, &cgroup, reported, &environment.oom_events, logger).await;
         let state = record.state_root.join(id.as_str());

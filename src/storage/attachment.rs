@@ -18,7 +18,8 @@ use super::ownership;
 use super::places::{Place, Places, fd_path};
 use super::request::StorageRequest;
 use super::verity::Verity;
-use super::watch::Watch;
+use super::watch::{Mirror, Watch};
+use crate::guest::bulkhead::Bulkhead;
 use crate::guest::tree;
 use crate::ids::ContainerId;
 
@@ -58,33 +59,34 @@ pub(super) enum StepRecord {
     Mount(PathBuf),
     HugePages(u64, u64),
     Verity(String),
+    /// Of what, where, and by which directory.
+    Watch([PathBuf; 3]),
 }
 
 impl Attachment {
     /// What is to be written down.
     pub(super) fn record(&self) -> Vec<StepRecord> {
-        let record = |step: &Step| {
-            Some(match step {
-                Step::Parents(place) => StepRecord::Parents(place.path(), place.made_parents()),
-                Step::Directory(place) => StepRecord::Directory(place.path()),
-                Step::Tree(place) => StepRecord::Tree(place.path()),
-                Step::File(place) => StepRecord::File(place.path()),
-                Step::Mount(place) => StepRecord::Mount(place.path()),
-                Step::HugePages(size, count) => StepRecord::HugePages(*size, *count),
-                Step::Verity(name) => StepRecord::Verity(name.clone()),
-                // It ended with its server; what it has copied stays until the steps before it are taken back.
-                Step::Watch(_) => return None,
-            })
+        let record = |step: &Step| match step {
+            Step::Parents(place) => StepRecord::Parents(place.path(), place.made_parents()),
+            Step::Directory(place) => StepRecord::Directory(place.path()),
+            Step::Tree(place) => StepRecord::Tree(place.path()),
+            Step::File(place) => StepRecord::File(place.path()),
+            Step::Mount(place) => StepRecord::Mount(place.path()),
+            Step::HugePages(size, count) => StepRecord::HugePages(*size, *count),
+            Step::Verity(name) => StepRecord::Verity(name.clone()),
+            Step::Watch(watch) => StepRecord::Watch(watch.places.clone()),
         };
-        self.steps.iter().filter_map(record).collect()
+        self.steps.iter().map(record).collect()
     }
 
     /// The steps that an earlier server has written down. It may have died while it took them back: a mount that is
-    /// not `mounted` any more is no step.
+    /// not `mounted` any more is no step. A watch goes on, in a task of the current runtime.
     pub(super) fn recover(
         mut records: Vec<StepRecord>,
         places: &Places,
         mounted: impl Fn(&Path) -> bool,
+        bulkhead: &Bulkhead,
+        log: &Logger,
     ) -> Result<Self, StorageError> {
         records.retain(|record| !matches!(record, StepRecord::Mount(path) if !mounted(path)));
         let recover = |record| {
@@ -99,6 +101,14 @@ impl Attachment {
                 StepRecord::Mount(path) => Step::Mount(places.locate(&path)?),
                 StepRecord::HugePages(size, count) => Step::HugePages(size, count),
                 StepRecord::Verity(name) => Step::Verity(name),
+                StepRecord::Watch([source, target, aside]) => {
+                    let [source, target, aside] = [source, target, aside].map(|path| places.locate(&path));
+                    Step::Watch(Watch::start(
+                        Mirror::new(source?, target?, aside?),
+                        bulkhead.clone(),
+                        log.clone(),
+                    ))
+                }
             })
         };
         let steps = records.into_iter().map(recover).collect::<Result<_, StorageError>>()?;
@@ -199,6 +209,8 @@ pub(super) struct Work<'a> {
     pub(super) place: &'a Place,
     pub(super) ops: &'a dyn MountOps,
     pub(super) attachment: &'a mut Attachment,
+    /// For what goes on after the attaching.
+    pub(super) bulkhead: &'a Bulkhead,
     pub(super) log: &'a Logger,
 }
 

@@ -12,6 +12,7 @@ use slog::{Discard, Logger, o};
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::guest::bulkhead::Bulkhead;
 
 #[derive(Debug, Default)]
 struct State {
@@ -45,7 +46,8 @@ impl FakeGuest {
     }
 
     pub(super) fn storages(self: &Arc<Self>) -> Storages {
-        Storages::new(self.dir.path(), self.clone(), self.clone(), Logger::root(Discard, o!()))
+        let log = Logger::root(Discard, o!());
+        Storages::new(self.dir.path(), self.clone(), self.clone(), Bulkhead::of_pool(64), log, None)
     }
 
     pub(super) fn path(&self, relative: &str) -> PathBuf {

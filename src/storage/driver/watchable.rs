@@ -58,8 +58,8 @@ impl Driver for Watchable {
         work.make_owned_directory(&aside)?;
         let mut mirror = Mirror::new(source, place, aside);
         mirror.update()?;
-        let log = work.log.clone();
-        work.keep(Watch::start(mirror, log));
+        let (bulkhead, log) = (work.bulkhead.clone(), work.log.clone());
+        work.keep(Watch::start(mirror, bulkhead, log));
         Ok(())
     }
 }

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use slog::Logger;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 pub use self::handle::StorageHandle;
 use self::work::{Job, blocking};
@@ -36,11 +36,9 @@ use super::driver;
 use super::ops::{BlockLookup, MountOps, MountOrder};
 use super::places::Places;
 use super::{StorageError, StorageRequest};
+use crate::guest::bulkhead::Bulkhead;
 use crate::ids::{ContainerId, GuestPath};
 use crate::records::Records;
-
-/// How many storages are mounted at a time: a quarter of what may block at all.
-const MOUNTS_AT_ONCE: usize = 64;
 
 #[derive(Debug, Clone)]
 enum Phase {
@@ -82,7 +80,8 @@ struct Inner {
     table: Mutex<Table>,
     log: Logger,
     /// Turns to mount. A mount may hang for ever, and must not take all of the runtime's threads with others like it.
-    turns: Semaphore,
+    /// A mount may hang.
+    bulkhead: Bulkhead,
     /// Where each storage is written down for the next server.
     records: Option<Arc<Records>>,
 }
@@ -129,21 +128,17 @@ enum Eviction {
 
 impl Storages {
     /// A sandbox's set of storages, empty. They may be mounted beneath `base` (`/run/kata-containers`), nowhere
-    /// else.
-    pub fn new(base: &Path, ops: Arc<dyn MountOps>, lookup: Arc<dyn BlockLookup>, log: Logger) -> Self {
-        Self::recorded(base, ops, lookup, log, None)
-    }
-
-    /// The same, and each is written down in `records`.
-    pub fn recorded(
+    /// else. Each is written down in `records`, if there are any.
+    pub fn new(
         base: &Path,
         ops: Arc<dyn MountOps>,
         lookup: Arc<dyn BlockLookup>,
+        bulkhead: Bulkhead,
         log: Logger,
         records: Option<Arc<Records>>,
     ) -> Self {
-        let (table, turns) = (Mutex::default(), Semaphore::new(MOUNTS_AT_ONCE));
-        Self { inner: Arc::new(Inner { places: Places::new(base), ops, lookup, table, log, turns, records }) }
+        let (places, table) = (Places::new(base), Mutex::default());
+        Self { inner: Arc::new(Inner { places, ops, lookup, table, log, bulkhead, records }) }
     }
 
     /// The names of all drivers, for `GetGuestDetails`.

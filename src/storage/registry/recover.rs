@@ -116,7 +116,7 @@ impl Inner {
             Some(steps) => {
                 // When in doubt it is there: then an unmount that fails tells.
                 let mounted = |path: &Path| mountinfo::is_mount_point(path).unwrap_or(true);
-                Attachment::recover(steps, &self.places, mounted)?
+                Attachment::recover(steps, &self.places, mounted, &self.bulkhead, &self.log)?
             }
             None => {
                 let is_mounted = mountinfo::is_mount_point(point.as_path()).unwrap_or(false);

@@ -23,6 +23,13 @@ pub(super) async fn blocking<T: Send + 'static>(
     joined.map_err(|error| StorageError::CutShort { mount_point, reason: error.to_string() })
 }
 
+/// What a mount may hang at: its source, or its lowest layer.
+fn touched(request: &StorageRequest, source: &str) -> PathBuf {
+    let layers = request.split_options().find_map(|option| option.strip_prefix("lowerdir="));
+    let lowest = layers.and_then(|layers| layers.rsplit(':').next());
+    PathBuf::from(lowest.unwrap_or(source))
+}
+
 /// What the mounting task needs.
 pub(super) struct Job {
     pub(super) serial: u64,
@@ -125,11 +132,11 @@ impl Inner {
 
     async fn run_driver(&self, job: Job) -> Result<Attachment, StorageError> {
         let source = job.driver.find_source(&job.request, &*self.lookup).await?;
-        // Never closed, so there is always a turn in the end.
-        let _turn = self.turns.acquire().await;
         let (ops, places, log) = (Arc::clone(&self.ops), self.places.clone(), self.log.clone());
+        let bulkhead = self.bulkhead.clone();
         let record = self.record_of(&job);
-        blocking(job.request.target(), move || {
+        let (mount_point, touched) = (job.request.target(), touched(&job.request, &source));
+        let done = self.bulkhead.run(&touched, move || {
             record.write(None)?;
             let mut attachment = Attachment::default();
             let mut work = Work {
@@ -139,6 +146,7 @@ impl Inner {
                 place: &job.place,
                 ops: &*ops,
                 attachment: &mut attachment,
+                bulkhead: &bulkhead,
                 log: &log,
             };
             match job.driver.attach(&mut work, &places).and_then(|()| record.write(Some(work.attachment))) {
@@ -154,8 +162,8 @@ impl Inner {
                     Err(error)
                 }
             }
-        })
-        .await?
+        });
+        done.await.map_err(|error| StorageError::CutShort { mount_point, reason: error.to_string() })?
     }
 
     /// Counts a user off. Returns what has to be taken down, if that was the last one.

@@ -65,6 +65,11 @@ impl Mirror {
         self.target.path()
     }
 
+    /// What it is made from, where it is, and where new things are made.
+    pub(super) fn places(&self) -> [PathBuf; 3] {
+        [&self.source, &self.target, &self.aside].map(Place::path)
+    }
+
     /// Looks at the source, and brings the copy up to date. Says whether there was anything to do.
     pub(in super::super) fn update(&mut self) -> Result<bool, StorageError> {
         for _ in 1..ATTEMPTS {

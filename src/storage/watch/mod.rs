@@ -12,14 +12,16 @@ mod scan;
 mod tests;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use slog::{Logger, debug, warn};
-use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::task::AbortHandle;
 
 pub(super) use self::mirror::Mirror;
 use super::StorageError;
+use crate::guest::bulkhead::Bulkhead;
 
 /// The time between two looks. virtio-fs itself may hold back a change for a second.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -32,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keeps a copy up to date, until it is dropped.
 pub(super) struct Watch {
+    /// What is followed, the copy, and where new things are made.
+    pub(super) places: [PathBuf; 3],
     turn: Arc<Turn>,
     task: AbortHandle,
 }
@@ -82,10 +86,10 @@ impl Drop for Busy {
 
 impl Watch {
     /// Follows from now on, in a task of the current runtime.
-    pub(super) fn start(mirror: Mirror, log: Logger) -> Self {
-        let turn = Arc::<Turn>::default();
-        let task = tokio::spawn(follow(mirror, Arc::clone(&turn), log)).abort_handle();
-        Self { turn, task }
+    pub(super) fn start(mirror: Mirror, bulkhead: Bulkhead, log: Logger) -> Self {
+        let (places, turn) = (mirror.places(), Arc::<Turn>::default());
+        let task = tokio::spawn(follow(mirror, Arc::clone(&turn), bulkhead, log)).abort_handle();
+        Self { places, turn, task }
     }
 }
 
@@ -100,14 +104,15 @@ impl Drop for Watch {
     }
 }
 
-async fn follow(mut mirror: Mirror, turn: Arc<Turn>, log: Logger) {
+async fn follow(mut mirror: Mirror, turn: Arc<Turn>, bulkhead: Bulkhead, log: Logger) {
+    let [source, ..] = mirror.places();
     let mut pause = PERIOD;
     let mut trouble = String::new();
     loop {
         // There is no event to wait for.
         tokio::time::sleep(pause).await;
         let turn = Arc::clone(&turn);
-        let look = spawn_blocking(move || {
+        let look = bulkhead.run(&source, move || {
             let busy = turn.begin()?;
             let begin = Instant::now();
             let outcome = mirror.update();

@@ -25,13 +25,18 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// How long it may take to end.
 const END_LIMIT: Duration = Duration::from_secs(120);
 
-/// Nothing that a service is given, such as its OOM score, may reach its containers.
+/// Nothing that a service is given, such as its OOM score, may reach its containers. As a service manager does, it
+/// starts an agent that was killed again.
 const SETUP: &str = "set -e
 echo 300 > /proc/self/oom_score_adj
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t proc proc /proc
-\"$@\" &
-wait $!";
+status=137
+while [ $status = 137 ]; do
+    \"$@\" &
+    if wait $!; then status=0; else status=$?; fi
+done
+exit $status";
 
 /// Runs a scenario with an agent of its own.
 pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {

@@ -22,6 +22,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(bad_execs_are_refused_by_name),
         scenario!(missing_calls_say_their_names),
         scenario!(the_agent_says_what_it_is),
+        scenario!(secrets_stay_out_of_the_log).host_only(),
     ]
 }
 
@@ -218,5 +219,34 @@ async fn the_agent_says_what_it_is(ctx: Ctx) -> Outcome {
         assert!(agent.storage_handlers.iter().any(|known| known == driver), "{:?}", agent.storage_handlers);
     }
     assert!(details.mem_block_size_bytes.is_power_of_two(), "{}", details.mem_block_size_bytes);
+    Ok(())
+}
+
+/// Logs are read by more people than containers.
+async fn secrets_stay_out_of_the_log(ctx: Ctx) -> Outcome {
+    const SECRET: &str = "for-the-container-alone";
+    let container = ctx.idle(|spec| spec.env("TOKEN", SECRET)).await?;
+    assert_eq!(container.sh("echo $TOKEN").await?, SECRET);
+    for args in [&["sh", "-c", "exit 3", SECRET] as &[_], &["no-such-program", SECRET]] {
+        let _ = container.exec(args.iter().copied()).await;
+    }
+    let mut lost = container.process(["true"]);
+    lost.Cwd = "/dev/null/x".to_owned();
+    assert!(container.exec_process(lost).await.is_err());
+    ctx.client().exec_process(&container.id, "cat", container.process(["cat"])).await?;
+    ctx.client().write_stdin(&container.id, "cat", SECRET.into()).await?;
+    ctx.client().signal_process(&container.id, "cat", 9).await?;
+    let failing = ctx.container(|spec| {
+        spec.env("TOKEN", SECRET).hook(HookKind::Prestart, "/bin/false", ["false", SECRET], 0)
+    })?;
+    assert!(failing.create().await.is_err());
+    // The log is written in order: what comes last is there when the rest is.
+    refused(ctx.client().remove_container("the-last-word").await, Code::NOT_FOUND, &["the-last-word"]);
+    let mut log = String::new();
+    while !log.contains("the-last-word") {
+        log = ctx.guest_sh("cat $PROC/$SUPERVISOR/fd/1").await?;
+    }
+    assert!(log.contains(&container.id) && log.contains("ExecProcess"), "{log}");
+    assert!(!log.contains(SECRET), "{log}");
     Ok(())
 }

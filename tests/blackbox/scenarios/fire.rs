@@ -9,9 +9,10 @@
 
 use std::time::Duration;
 
+use nakai_ctl::CallError;
 use nakai_ctl::sandbox::{request, shm_storage};
 use nakai_ctl::spec::HookKind;
-use nakai_protocols::agent::Storage;
+use nakai_protocols::agent::{RemoveContainerRequest, Storage};
 use ttrpc::Code;
 
 use crate::harness::expect::{refused, succeeded};
@@ -21,7 +22,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(calls_that_are_cut_off_leave_nothing),
         scenario!(servers_killed_at_any_moment_leave_nothing).ends_its_agent().host_only(),
-        scenario!(mounts_that_hang_keep_nobody_waiting).vm_only(),
+        scenario!(what_hangs_keeps_nobody_waiting).vm_only(),
+        scenario!(a_removal_that_takes_too_long_says_so_and_goes_on),
         scenario!(a_soak_ends_where_it_began),
         scenario!(an_exec_that_cannot_be_is_refused_by_its_cause),
         scenario!(a_removal_takes_those_that_got_away),
@@ -172,54 +174,126 @@ const HANG: &str = "mkdir -p /run/kata-containers/hung; exec 9<>/dev/fuse; \
      mount -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 hung /run/kata-containers/hung; \
      exec setsid sleep 1000000 > /dev/null 2>&1 &";
 
-async fn mounts_that_hang_keep_nobody_waiting(ctx: Ctx) -> Outcome {
-    // More than there are threads that may wait for mounts, and fewer than all threads.
-    const HUNG: usize = 80;
-    let other = ctx.idle(|spec| spec).await?;
-    let full = ctx.idle(|spec| spec).await?;
-    let hanging =
-        ctx.container(|spec| spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", HANG], 0))?;
-    hanging.create().await?;
-    let stuck = ctx.another_client().await?;
-    let mut creations = tokio::task::JoinSet::new();
-    for number in 0..HUNG {
-        let container = ctx.container(|spec| spec.args(["true"]))?;
-        let mut create = container.request();
-        create
-            .storages
-            .push(Storage { source: format!("/run/kata-containers/hung/{number}"), ..volume(&container) });
-        let stuck = stuck.clone();
-        creations.spawn(async move { stuck.create_container_with(&create).await });
-    }
-    // A process that reads nothing, and more than its pipe takes.
-    ctx.client().exec_process(&full.id, "full", full.process(["sleep", "1000000"])).await?;
-    let (client, id) = (ctx.another_client().await?, full.id.clone());
-    let write = tokio::spawn(async move { client.write_stdin(&id, "full", vec![0; 1 << 20]).await });
-    for _ in 0..3 {
+/// What nobody's hanging may slow down; how long it took.
+async fn others_go_on(ctx: &Ctx, other: &Container, full: &Container) -> Fallible<Duration> {
+    let begun = std::time::Instant::now();
+    for round in 0..3 {
+        let exec = format!("round{round}");
         ctx.client().check().await?;
         assert_eq!(other.sh("echo alive").await?, "alive");
         assert_eq!(ctx.output("echo another", |spec| spec).await?, "another");
         ctx.client().stats_container(&other.id).await?;
         ctx.client().stats_container(&full.id).await?;
+        ctx.client().exec_process(&other.id, &exec, other.process(["sleep", "1000000"])).await?;
+        ctx.client().signal_process(&other.id, &exec, 9).await?;
+        assert_eq!(ctx.client().wait_process(&other.id, &exec).await?, 137);
     }
+    Ok(begun.elapsed())
+}
+
+async fn what_hangs_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
+    // Storages and roots on a share that hangs: together more than there are threads.
+    const STORAGES: usize = 80;
+    const ROOTS: usize = 560;
+    let other = ctx.idle(|spec| spec).await?;
+    let full = ctx.idle(|spec| spec).await?;
+    let alone = others_go_on(&ctx, &other, &full).await?;
+
+    let hanging =
+        ctx.container(|spec| spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", HANG], 0))?;
+    hanging.create().await?;
+    let stuck = ctx.another_client().await?;
+    let mut creations = tokio::task::JoinSet::new();
+    let mut create = |request| {
+        let stuck = stuck.clone();
+        creations.spawn(async move { stuck.create_container_with(&request).await });
+    };
+    for number in 0..STORAGES {
+        let container = ctx.container(|spec| spec.args(["true"]))?;
+        let mut request = container.request();
+        let source = format!("/run/kata-containers/hung/{number}");
+        request.storages.push(Storage { source, ..volume(&container) });
+        create(request);
+    }
+    for number in 0..ROOTS {
+        let mut request = hanging.request();
+        request.container_id = format!("{}-{number}", hanging.id);
+        let root = format!("/run/kata-containers/hung/{number}");
+        request.OCI.mut_or_insert_default().Root.mut_or_insert_default().Path = root;
+        request.OCI.mut_or_insert_default().Hooks = None.into();
+        create(request);
+    }
+    // Hooks without a time-out that never end: before a start, and after one.
+    let hook =
+        |kind| ctx.container(|spec| spec.args(["true"]).hook(kind, "/bin/sleep", ["sleep", "2000000"], 0));
+    let (before, after) = (hook(HookKind::Prestart)?, hook(HookKind::Poststart)?);
+    create(before.request());
+    after.create().await?;
+    let (client, id) = (ctx.another_client().await?, after.id.clone());
+    let start = tokio::spawn(async move { client.start_container(&id).await });
+    // A process that reads nothing, and more than its pipe takes.
+    ctx.client().exec_process(&full.id, "full", full.process(["sleep", "1000000"])).await?;
+    let (client, id) = (ctx.another_client().await?, full.id.clone());
+    let write = tokio::spawn(async move { client.write_stdin(&id, "full", vec![0; 1 << 20]).await });
+
+    let beside = others_go_on(&ctx, &other, &full).await?;
+    // Beside hundreds of calls, and whatever else this machine does.
+    assert!(beside < 10 * alone + Duration::from_secs(60), "{alone:?} alone, {beside:?} beside what hangs");
+    ctx.client().stats_container(&after.id).await?;
+    assert_eq!(after.wait().await?, 0, "the process of the container whose hook hangs has run");
     ctx.client().signal_process(&full.id, "full", 9).await?;
     assert_eq!(ctx.client().wait_process(&full.id, "full").await?, 137);
     refused(write.await?.map(drop), Code::FAILED_PRECONDITION, &["stdin"]);
-    // Its owner's end is the file system's: whoever waits for it is told.
+    after.remove().await?;
+    let _ = start.await?;
+    // The caller's end is the hook's; its owner's end is the file system's: whoever waits for it is told.
     other.remove().await?;
     full.remove().await?;
     let ended = ctx.container(|spec| {
         let script = "for p in /proc/[0-9]*; do \
-             [ \"$(readlink $p/fd/9)\" != /dev/fuse ] || kill -9 ${p##*/}; done; \
+             [ \"$(readlink $p/fd/9)\" != /dev/fuse ] || kill -9 ${p##*/}; \
+             [ \"$(cat $p/cmdline | tr '\\0' ' ')\" != 'sleep 2000000 ' ] || kill -9 ${p##*/}; done; \
              umount -l /run/kata-containers/hung; rmdir /run/kata-containers/hung";
         spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", script], 0)
     })?;
     ended.create().await?;
     while let Some(created) = creations.join_next().await {
-        assert!(created?.is_err(), "a mount of nothing has succeeded");
+        assert!(created?.is_err(), "what hung has succeeded");
     }
     hanging.remove().await?;
     ended.remove().await?;
+    Ok(())
+}
+
+/// RemoveContainer with a time-out, in seconds.
+async fn remove_within(ctx: &Ctx, container: &Container, timeout: u32) -> Result<(), CallError> {
+    let request =
+        RemoveContainerRequest { container_id: container.id.clone(), timeout, ..Default::default() };
+    let answer = ctx.client().agent().remove_container(ctx.client().context(), &request).await;
+    answer.map(drop).map_err(|error| CallError::new("RemoveContainer", &container.id, error))
+}
+
+async fn a_removal_that_takes_too_long_says_so_and_goes_on(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let (host, guest) = ctx.directory(&container, "gate")?;
+    let script = format!("until [ -e {guest}/open ]; do sleep 0.1; done");
+    let container = container.edit(|spec| spec.hook(HookKind::Poststop, "/bin/sh", ["sh", "-c", &script], 0));
+    container.create().await?;
+    container.start().await?;
+    for _ in 0..2 {
+        refused(remove_within(&ctx, &container, 1).await, Code::DEADLINE_EXCEEDED, &[&container.id]);
+    }
+    // It is being removed, and nothing else can be done with it.
+    let exec = ctx.client().exec_process(&container.id, "x", container.process(["true"])).await;
+    refused(exec, Code::FAILED_PRECONDITION, &[]);
+    refused(container.create().await, Code::ALREADY_EXISTS, &[&container.id]);
+    std::fs::write(host.join("open"), "")?;
+    remove_within(&ctx, &container, 0).await?;
+    refused(container.remove().await, Code::NOT_FOUND, &[&container.id]);
+    container.create().await?;
+    container.start().await?;
+    assert_eq!(container.sh("echo again").await?, "again");
+    container.remove().await?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use ttrpc::Code;
 
+use super::recovery::crash;
 use super::update::{MEGABYTE, cpu, memory, memory_limit, update};
 use crate::harness::expect::refused;
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
@@ -80,6 +81,10 @@ async fn cpus_and_memory_that_are_plugged_in_reach_containers(ctx: Ctx) -> Outco
     assert_eq!(memory_limit(&ctx, &any).await?, (640 * MEGABYTE).to_string());
     update(&ctx, &one.id, cpu(LinuxCPU { Cpus: "1-3".into(), ..Default::default() })).await?;
     assert_eq!(cpus_of(&one).await?, "2");
+
+    // What was asked for is known to the next server, too.
+    let ctx = crash(&ctx).await?;
+    let (any, one) = (any.over(&ctx), one.over(&ctx));
 
     // Without waiting: the fourth comes online when it comes.
     ctx.client().online_cpu_mem(4, true, false).await?;

@@ -52,6 +52,7 @@ mod diagnostics;
 mod disks;
 mod errors;
 mod failures;
+mod faults;
 mod files;
 mod fire;
 mod guest;
@@ -79,6 +80,7 @@ mod tty;
 mod update;
 mod watching;
 
+pub(crate) use faults::check as faults_are_tested;
 pub(crate) use orchestrators::page_is_up_to_date;
 
 use crate::harness::Scenario;

@@ -1,10 +1,14 @@
 //! The server dies at any moment: the containers notice nothing, and the next server knows them.
 
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nakai_ctl::sandbox::{request, shm_storage};
 use nakai_ctl::spec::HookKind;
+use nakai_ctl::vm::VmConfig;
 use nakai_protocols::agent::Storage;
+use tokio::time::Instant;
 use ttrpc::Code;
 
 use super::pause::{pause, resume};
@@ -16,7 +20,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(the_server_dies_and_the_containers_go_on).ends_its_agent(),
         scenario!(an_end_without_a_server_is_not_lost).ends_its_agent().host_only(),
         scenario!(a_server_that_dies_again_and_again_comes_back).ends_its_agent().host_only(),
+        scenario!(a_crash_loop_backs_off_and_says_so).machine(with_console_in_a_file),
+        scenario!(an_exec_that_hangs_without_its_server_is_ended).ends_its_agent().host_only(),
         scenario!(an_agent_that_is_asked_to_stop_leaves_nothing).ends_its_agent().host_only(),
+        scenario!(what_a_killed_supervisor_had_is_given_back).ends_its_agent().host_only(),
+        scenario!(what_a_killed_agent_had_is_given_back_by_the_next).ends_its_agent().host_only(),
     ]
 }
 
@@ -25,7 +33,7 @@ const KILL_SERVER: &str = "for p in /proc/[0-9]*; do \
      [ \"$(cat $p/comm 2> /dev/null)\" != nakai-server ] || kill -9 ${p##*/}; done";
 
 /// Kills the server in the middle of a creation, by a hook of that container, and connects to the next one.
-async fn crash(ctx: &Ctx) -> Fallible<Ctx> {
+pub(super) async fn crash(ctx: &Ctx) -> Fallible<Ctx> {
     let victim = ctx.container(|spec| spec.args(["true"]))?;
     // It still has a lot to do when its server is gone.
     let script = format!("{KILL_SERVER}; sleep 1000000");
@@ -233,4 +241,181 @@ async fn an_agent_that_is_asked_to_stop_leaves_nothing(ctx: Ctx) -> Outcome {
     // Whoever waits for the container hears of its end, or that the agent is gone.
     let _ = waited.await?;
     Ok(())
+}
+
+/// Longer than anything here takes, on however busy a machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Pauses between looks at something that comes to be.
+struct Looks(Instant);
+
+impl Looks {
+    fn begin() -> Self {
+        Self(Instant::now() + LIMIT)
+    }
+
+    async fn pause(&self, what: &str) -> Outcome {
+        if Instant::now() > self.0 {
+            return Err(format!("not within {LIMIT:?}: {what}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Ok(())
+    }
+}
+
+const CONSOLE: &str = "console";
+
+fn with_console_in_a_file(config: &mut VmConfig, directory: &Path) -> Outcome {
+    config.console = Some(directory.join(CONSOLE));
+    Ok(())
+}
+
+/// Ends five servers, each as soon as it is there. It outlives the hook that it is.
+const KILL_FIVE: &str = r#"setsid sh -c 'n=0; last=
+while [ $n -lt 5 ]; do
+    for p in /proc/[0-9]*; do
+        if [ "$(cat $p/comm 2> /dev/null)" = nakai-server ] && [ $p != "$last" ]; then
+            last=$p
+            n=$((n + 1))
+            kill -9 ${p##*/}
+        fi
+    done
+done' > /dev/null 2>&1 < /dev/null & sleep 1000000"#;
+
+async fn a_crash_loop_backs_off_and_says_so(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("recovery", "pod", true)).await?;
+    let idle = ctx.idle(|spec| spec).await?;
+    let doomed = ctx.container(|spec| {
+        spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", KILL_FIVE], 0)
+    })?;
+    assert!(doomed.create().await.is_err(), "the server survived");
+    let console = ctx.files()?.join(CONSOLE);
+    let looks = Looks::begin();
+    while !fs::read_to_string(&console)?.contains("5 in a row") {
+        looks.pause("five deaths").await?;
+    }
+    let text = fs::read_to_string(&console)?;
+    let mut rest = text.as_str();
+    for (deaths, pause) in [(1, 0), (2, 100), (3, 200), (4, 400), (5, 800)] {
+        let line = format!("{deaths} in a row; containers run on, another starts in {pause} ms");
+        let (_, after) = rest.split_once(&line).ok_or_else(|| format!("no {line:?} in order: {text}"))?;
+        rest = after;
+    }
+    let ctx = ctx.reconnected().await?;
+    assert_eq!(idle.over(&ctx).sh("echo alive").await?, "alive");
+    Ok(())
+}
+
+/// Stops all processes of a container behind the agent's back, or lets them go on.
+fn freeze(id: &str, freeze: bool) -> String {
+    let [v1, v2] = if freeze { ["FROZEN", "1"] } else { ["THAWED", "0"] };
+    format!(
+        "for group in $(find $CGROUP -type d -name {id}); do \
+         [ ! -e $group/freezer.state ] || echo {v1} > $group/freezer.state; \
+         [ ! -e $group/cgroup.freeze ] || echo {v2} > $group/cgroup.freeze; done"
+    )
+}
+
+/// The pids of the supervisor's children, as this host sees them.
+async fn children(ctx: &Ctx) -> Fallible<Vec<String>> {
+    let text = ctx.guest_sh("cat $PROC/$SUPERVISOR/task/*/children").await?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+async fn an_exec_that_hangs_without_its_server_is_ended(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("recovery", "pod", false)).await?;
+    ctx.run(|spec| spec.args(["true"])).await?;
+    let idle = ctx.idle(|spec| spec).await?;
+    assert_eq!(idle.sh("echo warm").await?, "warm");
+    let before = ctx.inventory().await?;
+    let usual = children(&ctx).await?;
+    ctx.guest_sh(&freeze(&idle.id, true)).await?;
+    let (other, id, process) = (ctx.another_client().await?, idle.id.clone(), idle.process(["true"]));
+    let hung = tokio::spawn(async move { other.exec_process(&id, "hung", process).await });
+    let looks = Looks::begin();
+    let worker = loop {
+        if let Some(worker) = children(&ctx).await?.into_iter().find(|child| !usual.contains(child)) {
+            break Path::new("/proc").join(worker);
+        }
+        looks.pause("a worker").await?;
+    };
+    ctx.guest_sh("kill -9 $SERVER").await?;
+    assert!(hung.await?.is_err(), "the server survived");
+    let ctx = ctx.reconnected().await?;
+    ctx.client().check().await?;
+    // Nobody waits for it any more, and what it waits for does not come.
+    let looks = Looks::begin();
+    while worker.exists() {
+        looks.pause("the worker's end").await?;
+    }
+    ctx.guest_sh(&freeze(&idle.id, false)).await?;
+    let idle = idle.over(&ctx);
+    ctx.client().exec_process(&idle.id, "hung", idle.process(["true"])).await?;
+    assert_eq!(ctx.client().wait_process(&idle.id, "hung").await?, 0);
+    assert_eq!(idle.sh("echo alive").await?, "alive");
+    ctx.returns_to(&before).await?;
+    idle.remove().await?;
+    ctx.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+/// Where a container's processes are, and which, as this host sees it.
+async fn traces(ctx: &Ctx, container: &Container) -> Fallible<Vec<PathBuf>> {
+    let script = format!(
+        "for group in $(find $CGROUP -type d -name {id}); do echo $group; \
+         sed s,^,/proc/, $group/cgroup.procs; done",
+        id = container.id
+    );
+    let text = ctx.guest_sh(&script).await?;
+    Ok(text.lines().map(PathBuf::from).collect())
+}
+
+/// Kills a part of an agent that has a container with processes, streams and a volume. Whatever serves then has
+/// nothing of it, and room for the same again.
+async fn killed(ctx: Ctx, victims: &str) -> Outcome {
+    let wanted = || {
+        let mut wanted = request("recovery", "pod", false);
+        wanted.sandbox_pidns = true;
+        wanted
+    };
+    ctx.client().create_sandbox(&wanted()).await?;
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let volume = format!("/run/kata-containers/{}-volume", container.id);
+    let mut create = container.request();
+    create.storages.push(Storage { driver: "ephemeral".into(), mount_point: volume, ..shm_storage() });
+    ctx.client().create_container_with(&create).await?;
+    container.start().await?;
+    ctx.client().exec_process(&container.id, "x", container.process(["sleep", "1000000"])).await?;
+    let traces = traces(&ctx, &container).await?;
+    assert!(traces.len() > 2, "{traces:?}");
+
+    ctx.guest_sh(&format!("kill -9 {victims}")).await?;
+    let looks = Looks::begin();
+    let ctx = loop {
+        if let Ok(ctx) = ctx.reconnected().await
+            // The one that is ending has a sandbox still.
+            && ctx.client().create_sandbox(&wanted()).await.is_ok()
+        {
+            break ctx;
+        }
+        looks.pause("another agent without a sandbox").await?;
+    };
+    while traces.iter().any(|trace| trace.exists()) {
+        looks.pause("the end of all that there was").await?;
+    }
+    let container = container.over(&ctx);
+    ctx.client().create_container_with(&create).await?;
+    container.start().await?;
+    assert_eq!(container.sh("echo alive").await?, "alive");
+    container.remove().await?;
+    ctx.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+async fn what_a_killed_supervisor_had_is_given_back(ctx: Ctx) -> Outcome {
+    killed(ctx, "$SUPERVISOR").await
+}
+
+async fn what_a_killed_agent_had_is_given_back_by_the_next(ctx: Ctx) -> Outcome {
+    killed(ctx, "$SUPERVISOR $SERVER").await
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use nakai_ctl::sandbox::{self, GUEST_SHARE};
 use nakai_protocols::agent::Storage;
 
+use super::recovery::crash;
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -83,6 +84,12 @@ async fn a_watched_volume_follows_the_host(ctx: Ctx) -> Outcome {
         assert_eq!(container.sh(&look).await?, format!("{version}{version}"));
     }
     container.sh_until("echo $(ls -A /map)", "..data ..v4 a b c").await?;
+
+    // The next server goes on with it.
+    let ctx = crash(&ctx).await?;
+    let container = container.over(&ctx);
+    publish(&map, 5, &["a", "b"])?;
+    assert_eq!(container.sh("until [ \"$(cat /map/a)\" = 5 ]; do sleep 0.1; done; cat /map/b").await?, "5");
 
     fs::write(plain.join("file"), "another")?;
     fs::create_dir_all(plain.join("new/deep"))?;
