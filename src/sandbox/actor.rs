@@ -84,6 +84,8 @@ impl Actor {
                 },
             }
         }
+        // Whoever asks for something else is refused at once, and does not wait for the removal.
+        drop(commands);
         self.remove().await;
     }
 

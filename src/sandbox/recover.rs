@@ -207,7 +207,9 @@ impl Sandbox {
             Ok((started, told, watched.is_frozen().unwrap_or(false), asked))
         })
         .await?;
-        made.asked = asked.unwrap_or(made.asked);
+        if let Some(asked) = asked {
+            made.asked = asked;
+        }
         let reported = Ok(record.killed_before.saturating_add(told));
         let oom = OomWatch::new(&id, &cgroup, reported, &environment.oom_events, logger).await;
         let state = record.state_root.join(id.as_str());

@@ -273,11 +273,11 @@ fn with_console_in_a_file(config: &mut VmConfig, directory: &Path) -> Outcome {
 /// Ends five servers, each as soon as it is there. It outlives the hook that it is.
 const KILL_FIVE: &str = r#"setsid sh -c 'n=0; last=
 while [ $n -lt 5 ]; do
-    for p in /proc/[0-9]*; do
-        if [ "$(cat $p/comm 2> /dev/null)" = nakai-server ] && [ $p != "$last" ]; then
+    for p in $(cat /proc/1/task/1/children); do
+        if [ "$(cat /proc/$p/comm 2> /dev/null)" = nakai-server ] && [ $p != "$last" ]; then
             last=$p
             n=$((n + 1))
-            kill -9 ${p##*/}
+            kill -9 $p
         fi
     done
 done' > /dev/null 2>&1 < /dev/null & sleep 1000000"#;
@@ -306,13 +306,12 @@ async fn a_crash_loop_backs_off_and_says_so(ctx: Ctx) -> Outcome {
     Ok(())
 }
 
-/// Stops all processes of a container behind the agent's back, or lets them go on.
-fn freeze(id: &str, freeze: bool) -> String {
-    let [v1, v2] = if freeze { ["FROZEN", "1"] } else { ["THAWED", "0"] };
+/// Stops all processes of a container behind the agent's back.
+fn freeze(id: &str) -> String {
     format!(
         "for group in $(find $CGROUP -type d -name {id}); do \
-         [ ! -e $group/freezer.state ] || echo {v1} > $group/freezer.state; \
-         [ ! -e $group/cgroup.freeze ] || echo {v2} > $group/cgroup.freeze; done"
+         [ ! -e $group/freezer.state ] || echo FROZEN > $group/freezer.state; \
+         [ ! -e $group/cgroup.freeze ] || echo 1 > $group/cgroup.freeze; done"
     )
 }
 
@@ -329,7 +328,7 @@ async fn an_exec_that_hangs_without_its_server_is_ended(ctx: Ctx) -> Outcome {
     assert_eq!(idle.sh("echo warm").await?, "warm");
     let before = ctx.inventory().await?;
     let usual = children(&ctx).await?;
-    ctx.guest_sh(&freeze(&idle.id, true)).await?;
+    ctx.guest_sh(&freeze(&idle.id)).await?;
     let (other, id, process) = (ctx.another_client().await?, idle.id.clone(), idle.process(["true"]));
     let hung = tokio::spawn(async move { other.exec_process(&id, "hung", process).await });
     let looks = Looks::begin();
@@ -348,7 +347,8 @@ async fn an_exec_that_hangs_without_its_server_is_ended(ctx: Ctx) -> Outcome {
     while worker.exists() {
         looks.pause("the worker's end").await?;
     }
-    ctx.guest_sh(&freeze(&idle.id, false)).await?;
+    // To the next server it was paused.
+    resume(&ctx, &idle.id).await?;
     let idle = idle.over(&ctx);
     ctx.client().exec_process(&idle.id, "hung", idle.process(["true"])).await?;
     assert_eq!(ctx.client().wait_process(&idle.id, "hung").await?, 0);
