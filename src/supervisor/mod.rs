@@ -33,6 +33,7 @@ mod holds;
 mod reaper;
 mod restarts;
 mod run;
+mod text;
 
 pub(crate) use fds::own;
 pub use fork::{Forked, fork};

@@ -137,6 +137,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
     /// # Errors
     /// When the kernel has no descriptors left.
     pub fn new(main: F, open_files: Option<OpenFiles>) -> Result<Self, SupervisorError> {
+        super::text::share_with_forks();
         let mask = watched_signals();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None).map_err(SupervisorError::Signals)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
