@@ -19,7 +19,15 @@ pub(super) enum Why {
     Removed,
 }
 
-type Step = Box<dyn FnOnce(Why) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send>;
+type Async = Box<dyn FnOnce(Why) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send>;
+type Blocking = Box<dyn FnOnce() -> Result<(), String> + Send>;
+
+type Name = Cow<'static, str>;
+
+enum Step {
+    Async(Async),
+    Blocking(Blocking),
+}
 
 /// Ways back, the newest on top.
 #[derive(Default)]
@@ -34,30 +42,51 @@ impl Undo {
         F: FnOnce(Why) -> Fut + Send + 'static,
         Fut: Future<Output = Result<(), String>> + Send + 'static,
     {
-        self.steps.push((name.into(), Box::new(|why| Box::pin(back(why)))));
+        self.steps.push((name.into(), Step::Async(Box::new(|why| Box::pin(back(why))))));
     }
 
-    /// Pushes a way back that blocks; it will run on the blocking pool.
+    /// Pushes a way back that blocks; it will run on the blocking pool, in one go with its neighbours that block, too.
     pub(super) fn push_blocking(
         &mut self,
         name: impl Into<Cow<'static, str>>,
         back: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) {
-        self.push(name, |_| async {
-            tokio::task::spawn_blocking(back).await.unwrap_or_else(|error| Err(error.to_string()))
-        });
+        self.steps.push((name.into(), Step::Blocking(Box::new(back))));
     }
 
     /// Runs all ways back, the newest first. What could not be taken back is logged and returned.
     pub(super) async fn run(mut self, why: Why, logger: &Logger) -> Vec<String> {
         let mut leftovers = Vec::new();
         while let Some((name, step)) = self.steps.pop() {
-            if let Err(error) = step(why).await {
-                warn!(logger, "not undone"; "step" => &*name, "error" => &error);
-                leftovers.push(format!("{name}: {error}"));
+            let results = match step {
+                Step::Async(back) => vec![(name, back(why).await)],
+                Step::Blocking(back) => self.run_blocking(name, back).await,
+            };
+            for (name, result) in results {
+                if let Err(error) = result {
+                    warn!(logger, "not undone"; "step" => &*name, "error" => &error);
+                    leftovers.push(format!("{name}: {error}"));
+                }
             }
         }
         leftovers
+    }
+
+    /// Runs a step that blocks, and those below it that do.
+    async fn run_blocking(&mut self, name: Name, back: Blocking) -> Vec<(Name, Result<(), String>)> {
+        let mut steps = vec![(name.clone(), back)];
+        while let Some((name, step)) = self.steps.pop() {
+            match step {
+                Step::Blocking(back) => steps.push((name, back)),
+                other => {
+                    self.steps.push((name, other));
+                    break;
+                }
+            }
+        }
+        let run = move || steps.into_iter().map(|(name, back)| (name, back())).collect();
+        let joined = tokio::task::spawn_blocking(run).await;
+        joined.unwrap_or_else(|error| vec![(name, Err(error.to_string()))])
     }
 }
 
@@ -76,15 +105,22 @@ mod tests {
     async fn steps_run_newest_first_and_a_failing_one_stops_nobody() {
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut undo = Undo::default();
-        for (name, result) in [("a", Ok(())), ("b", Err("stuck".to_owned())), ("c", Ok(()))] {
+        for (name, result) in
+            [("a", Ok(())), ("b", Err("stuck".to_owned())), ("async", Ok(())), ("c", Ok(()))]
+        {
             let order = order.clone();
-            undo.push_blocking(name, move || {
+            let step = move || {
                 order.lock().unwrap().push(name);
                 result
-            });
+            };
+            if name == "async" {
+                undo.push(name, |_| async { step() });
+            } else {
+                undo.push_blocking(name, step);
+            }
         }
         let logger = Logger::root(slog::Discard, slog::o!());
         assert_eq!(undo.run(Why::Removed, &logger).await, ["b: stuck"]);
-        assert_eq!(*order.lock().unwrap(), ["c", "b", "a"]);
+        assert_eq!(*order.lock().unwrap(), ["c", "async", "b", "a"]);
     }
 }
