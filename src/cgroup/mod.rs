@@ -1,7 +1,7 @@
 //! The cgroup of a container: where it is, what it used, and how to freeze, kill and remove it.
 //!
-//! libcontainer creates the cgroup and applies the limits when it creates the container. From then on it
-//! is ours: this room finds it in whichever hierarchy the guest has (v1, v2, or v1 with an idle v2
+//! libcontainer creates the cgroup and applies the limits when it creates the container, or, on v1, a worker
+//! creates it (`worker::cgroups`) and the limits are written here. From then on it is ours: this room finds it in whichever hierarchy the guest has (v1, v2, or v1 with an idle v2
 //! beside it), on the same paths, and needs nothing but the path to do so, hence any server can.
 //!
 //! **The files are read directly**, not through a crate. libcgroups gives no statistics at all if one file
@@ -232,6 +232,11 @@ impl Cgroup {
     /// The hierarchy that the path is in.
     pub fn hierarchy(&self) -> &Arc<Hierarchy> {
         &self.hierarchy
+    }
+
+    /// Where the trees are mounted that it is in, each once.
+    pub fn roots(&self) -> Vec<PathBuf> {
+        self.hierarchy.mount_points().into_iter().map(Path::to_owned).collect()
     }
 
     fn open_at(&self, mount_point: &Path) -> Result<Option<Dir>, CgroupError> {

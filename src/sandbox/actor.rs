@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::container::{Container, Slot, Status};
-use super::create::blocking;
+use super::create::{blocking, trees};
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
 use super::oom::OomWatch;
@@ -258,6 +258,11 @@ async fn exec(
         state_root: container.description.state_root.clone(),
         process: prepared.process,
         sub_cgroup: sub_cgroup(container).await?,
+        cgroups: container
+            .description
+            .exec
+            .own_cgroups
+            .then(|| trees(container.cgroup(), &container.description.state_root, container.id())),
         io: wiring.io.clone(),
         late: prepared.late,
         filter_flags: wiring.filter_flags,
@@ -270,6 +275,9 @@ async fn exec(
 
 /// Where an exec'd process goes if the container itself has divided its cgroup: to its init.
 async fn sub_cgroup(container: &Container) -> Result<Option<String>, SandboxError> {
+    if !container.cgroup().hierarchy().is_v2() {
+        return Ok(None);
+    }
     let (cgroup, id, init) = (container.cgroup().clone(), container.id().clone(), container.init.pid());
     let place = tokio::task::spawn_blocking(move || cgroup.place_beside(init)).await;
     let place = place.map_err(|_| SandboxError::TaskEnded("a look at the cgroup"))?;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
 use slog::{Logger, info, o, warn};
 use tokio::sync::mpsc;
@@ -12,20 +13,24 @@ use super::container::{Container, Description};
 use super::error::SandboxError;
 use super::hotplug::Asked;
 use super::launch::{self, Wiring};
-use super::oom::{self, OomWatch};
+use super::oom::OomWatch;
 use super::records::{ContainerRecord, MadeRecord, forget_container};
 use super::undo::{Undo, Why};
 use super::{
     CreateContainer, Environment, Gone, Running, SharedMount, cdi, diagnostics, facts, pins, pumps,
     shared_mounts, sysctl,
 };
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::device::FoundDevices;
 use crate::ids::ContainerId;
-use crate::spec::{self, PidNamespace, Prepared};
+use crate::spec::{self, NamespaceId, PidNamespace, Prepared};
 use crate::stdio::ports::{self, StreamConnections};
 use crate::storage::StorageHandle;
-use crate::worker::job::{CreateJob, Job};
+use crate::worker::job::{CgroupTrees, CreateJob, Failure, Job};
+use crate::worker::stand_in;
+
+/// Where libcontainer keeps its state, in the agent's directory.
+pub(super) const CONTAINERS: &str = "containers";
 
 /// Makes the container of `request`. On failure everything is taken back before this returns.
 pub(super) async fn create(
@@ -77,7 +82,7 @@ async fn steps(
 ) -> Result<Made, SandboxError> {
     let id = request.id;
     let bundle = environment.config.kata_dir.join(id.as_str());
-    let state_root = environment.config.state_dir.join("containers");
+    let state_root = environment.config.state_dir.join(CONTAINERS);
     let connections = ports::take(environment.ports.as_deref(), request.ports);
     let connections = gone.unless(async { Ok(connections.await?) }).await?;
     let record = ContainerRecord {
@@ -90,41 +95,47 @@ async fn steps(
         made: None,
     };
     push_forget(environment, &id, undo);
-    let mut record = make_bundle(environment, record, undo).await?;
+    let record = make_bundle(environment, record, undo).await?;
     let devices = gone.unless(async { Ok(environment.devices.find_all(&request.devices).await?) }).await?;
     let spec = gone.unless(cdi::inject(environment, request.spec)).await?;
     gone.unless(attach_storages(environment, &id, request.storages, undo)).await?;
-    let root = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
-    let rootfs = gone.unless(find_rootfs(environment, root)).await?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     let termination_log = diagnostics::termination_log(&spec);
     let asked = Asked::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
-    let mut prepared =
-        prepare(environment, running, &id, spec, rootfs.clone(), devices, request.sandbox_pidns).await?;
+    let prepare = prepare(environment, running, &id, spec, devices, request.sandbox_pidns);
+    let (mut prepared, rootfs) = gone.unless(prepare).await?;
     for warning in &prepared.warnings {
         warn!(logger, "specification"; "warning" => warning);
     }
     sysctl::write(&prepared.sandbox_sysctls).await?;
-    write_config(&bundle, &prepared.spec, undo).await?;
     let own_network = diagnostics::has_own_network(&prepared.spec);
-    let device_rules = take_device_rules(&mut prepared.spec);
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
-    let killed_before = oom::killed_before(&cgroup).await;
-    record.killed_before = *killed_before.as_ref().unwrap_or(&0);
-    let record = take_cgroup(environment, &id, &cgroup, record).await?;
-    running.note_parents(&cgroup, &environment.records).await?;
+    let config = write_config(&bundle, &prepared.spec, undo)?;
+    clear(&mut prepared.spec);
+    let trees = prepared.own_cgroups.is_some().then(|| trees(&cgroup, &state_root, &id));
+    let stand_in = trees.as_ref().map(|trees| trees.stand_in.clone());
+    push_stand_in_undo(&id, &state_root, undo);
+    let (record, killed_before, parents) = take_cgroup(environment, &id, &cgroup, record, move || {
+        config()?;
+        stand_in.map_or(Ok(()), |path| stand_in::make(&path).map_err(SandboxError::file("make", &path)))
+    })
+    .await?;
     push_launch_undo(&id, &state_root, &cgroup, undo);
-    let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared);
+    running.note_parents(parents, &environment.records).await?;
+    let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared, trees);
     let init = gone.unless(launch).await?;
-    enforce_devices(&id, &cgroup, device_rules).await?;
-    set_limits(&id, &cgroup, prepared.limits).await?;
+    let is_own = prepared.own_cgroups.is_some();
+    let rules = (environment.hierarchy.is_v2() || is_own).then_some(prepared.device_rules);
+    let pins = confine(&id, &cgroup, rules, prepared.limits, init.pid())
+        .await
+        .map_err(|error| if is_own { as_of_the_launch(&id, error) } else { error })?;
     gone.unless(shared_mounts::share(environment, &id, &init, shared)).await?;
     running.publish_pid_namespace(&init);
     let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
     let made = Box::new(MadeRecord {
         init: init.record(""),
-        exec: prepared.exec.within(pins::of(init.pid()).await?),
+        exec: prepared.exec.within(pins),
         poststart: prepared.poststart,
         poststop: prepared.poststop,
         annotations,
@@ -137,21 +148,28 @@ async fn steps(
 }
 
 /// A container's cgroup is killed with it: one with others' processes in it can't be a container's. From here on the
-/// record says that it is ours.
+/// record says that it is ours. `prepare` is done before. Comes back with the count of OOM kills until now, too, and
+/// with the cgroups above.
 async fn take_cgroup(
     environment: &Environment,
     id: &ContainerId,
     cgroup: &Cgroup,
     mut record: ContainerRecord,
-) -> Result<ContainerRecord, SandboxError> {
+    prepare: impl FnOnce() -> Result<(), SandboxError> + Send + 'static,
+) -> Result<(ContainerRecord, Result<u64, CgroupError>, Vec<PathBuf>), SandboxError> {
     let (id, cgroup, records) = (id.clone(), cgroup.clone(), environment.records.clone());
     blocking(move || {
+        prepare()?;
+        // The kills before the container's time, in a cgroup that an earlier one left behind.
+        let killed_before = cgroup.oom_kills();
+        record.killed_before = *killed_before.as_ref().unwrap_or(&0);
         if cgroup.is_populated().unwrap_or(false) {
             return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
         }
         record.cgroup = Some(cgroup.path().to_owned());
         record.write(&records)?;
-        Ok(record)
+        let parents = cgroup.make_ancestors();
+        Ok((record, killed_before, parents))
     })
     .await
 }
@@ -249,16 +267,7 @@ pub(super) fn push_release(handle: StorageHandle, undo: &mut Undo) {
     });
 }
 
-/// The container's root, absolute and without links. It may be on a share that hangs.
-async fn find_rootfs(environment: &Environment, path: PathBuf) -> Result<PathBuf, SandboxError> {
-    if path.as_os_str().is_empty() {
-        return Err(spec::SpecError::Missing { field: "root" }.into());
-    }
-    let found = environment.bulkhead.run(&path.clone(), move || check_rootfs(&path)).await;
-    found.unwrap_or(Err(SandboxError::TaskEnded("a look at the root filesystem")))
-}
-
-/// The guest's own root is never one.
+/// The container's root, absolute and without links. The guest's own root is never one.
 fn check_rootfs(path: &Path) -> Result<PathBuf, SandboxError> {
     let root = std::fs::canonicalize(path).map_err(SandboxError::file("find the root filesystem", path))?;
     let metadata = std::fs::metadata(&root).map_err(SandboxError::file("look at", &root))?;
@@ -277,32 +286,43 @@ fn check_rootfs(path: &Path) -> Result<PathBuf, SandboxError> {
     Ok(root)
 }
 
+/// Looks at the root filesystem, which may be on a share that hangs, and edits the specification.
 async fn prepare(
     environment: &Arc<Environment>,
     running: &Running,
     id: &ContainerId,
     spec: Box<Spec>,
-    rootfs: PathBuf,
     devices: FoundDevices,
     sandbox_pidns: bool,
-) -> Result<Box<Prepared>, SandboxError> {
+) -> Result<(Box<Prepared>, PathBuf), SandboxError> {
+    let root = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
+    if root.as_os_str().is_empty() {
+        return Err(spec::SpecError::Missing { field: "root" }.into());
+    }
     let pid = if sandbox_pidns { running.pid_namespace() } else { None };
     let mut shared = running.shared_namespaces();
     shared.pid = pid.map_or(PidNamespace::Own, PidNamespace::Join);
-    let (environment, id, hooks) = (environment.clone(), id.clone(), running.hooks.clone());
-    blocking(move || {
-        let facts = facts::gather(&environment, id, rootfs, shared, devices, hooks)?;
-        Ok(Box::new(spec::prepare(*spec, &facts)?))
-    })
-    .await
+    let (bulkhead, environment) = (environment.bulkhead.clone(), environment.clone());
+    let (id, hooks, path) = (id.clone(), running.hooks.clone(), root.clone());
+    let prepared = bulkhead.run(&path, move || {
+        let rootfs = check_rootfs(&root)?;
+        let facts = facts::gather(&environment, id, rootfs.clone(), shared, devices, hooks)?;
+        Ok((Box::new(spec::prepare(*spec, &facts)?), rootfs))
+    });
+    prepared.await.unwrap_or(Err(SandboxError::TaskEnded("preparing the specification")))
 }
 
-async fn write_config(bundle: &Path, spec: &Spec, undo: &mut Undo) -> Result<(), SandboxError> {
+/// Encodes the bundle's configuration. What comes back writes it; it blocks.
+fn write_config(
+    bundle: &Path,
+    spec: &Spec,
+    undo: &mut Undo,
+) -> Result<impl FnOnce() -> Result<(), SandboxError> + use<>, SandboxError> {
     let path = bundle.join("config.json");
     let json = serde_json::to_vec(spec)
         .map_err(|error| SandboxError::file("encode", &path)(std::io::Error::from(error)))?;
     push_config_undo(&path, undo);
-    blocking(move || std::fs::write(&path, json).map_err(SandboxError::file("write", &path))).await
+    Ok(move || std::fs::write(&path, json).map_err(SandboxError::file("write", &path)))
 }
 
 pub(super) fn push_config_undo(path: &Path, undo: &mut Undo) {
@@ -312,6 +332,13 @@ pub(super) fn push_config_undo(path: &Path, undo: &mut Undo) {
             Err(format!("{}: {error}", path.display()))
         }
         _ => Ok(()),
+    });
+}
+
+pub(super) fn push_stand_in_undo(id: &ContainerId, state_root: &Path, undo: &mut Undo) {
+    let stand_in = stand_in::path(state_root, id);
+    undo.push_blocking("remove the cgroup's stand-in", move || {
+        stand_in::remove(&stand_in).map_err(|error| format!("{}: {error}", stand_in.display()))
     });
 }
 
@@ -337,6 +364,7 @@ async fn launch_init(
     state_root: &Path,
     rootfs: PathBuf,
     prepared: &Prepared,
+    trees: Option<CgroupTrees>,
 ) -> Result<super::process::Process, SandboxError> {
     let what = || format!("create container {id}");
     let late = &prepared.late;
@@ -345,45 +373,53 @@ async fn launch_init(
         id: id.to_string(),
         state_root: state_root.to_owned(),
         bundle: bundle.to_owned(),
+        spec_for_execs: prepared.spec_for_execs.clone(),
         rootfs,
         cwd: prepared.create_cwd.clone(),
         io: wiring.io.clone(),
         late: prepared.late.clone(),
         filter_flags: wiring.filter_flags,
+        cgroups: trees.zip(prepared.own_cgroups.as_ref().map(|own| own.mount.clone())),
         copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
     }));
     launch::start_process(environment, &job, wiring, what).await
 }
 
-/// On v2 only now: libcontainer makes the device nodes from inside the cgroup. The init waits, so that nothing of
-/// the image has run yet.
-async fn enforce_devices(
-    id: &ContainerId,
-    cgroup: &Cgroup,
-    rules: Vec<LinuxDeviceCgroup>,
-) -> Result<(), SandboxError> {
-    let (id, cgroup) = (id.clone(), cgroup.clone());
-    blocking(move || cgroup.enforce_devices(&rules).map_err(|source| SandboxError::Cgroup { id, source }))
-        .await
-}
-
-/// All that is needed of a specification once it is written down. What takes memory goes: many containers may be
+/// Nothing is needed of a specification once it is written down. What takes memory goes: many containers may be
 /// launched at once, and what stays of each would be left among the holes.
-fn take_device_rules(spec: &mut Spec) -> Vec<LinuxDeviceCgroup> {
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let rules = resources.and_then(|resources| resources.devices().clone()).unwrap_or_default();
+fn clear(spec: &mut Spec) {
     spec.set_process(None).set_mounts(None).set_hooks(None).set_annotations(None).set_linux(None);
-    rules
 }
 
-/// Those that libcontainer gets wrong.
-async fn set_limits(
+/// What the worker makes and enters, if it makes the container's cgroups.
+pub(super) fn trees(cgroup: &Cgroup, state_root: &Path, id: &ContainerId) -> CgroupTrees {
+    let (roots, path) = (cgroup.roots(), cgroup.path().to_owned());
+    CgroupTrees { roots, path, stand_in: stand_in::path(state_root, id) }
+}
+
+/// What the kernel refuses of the limits is told alike, whoever has written them.
+fn as_of_the_launch(id: &ContainerId, error: SandboxError) -> SandboxError {
+    let failure = Failure::internal(crate::worker::chain(&error));
+    SandboxError::Launch { what: format!("create container {id}"), source: failure.into() }
+}
+
+/// The device rules, if libcontainer has not written them, and the limits that it gets wrong; then the namespaces of
+/// init. Only now: libcontainer makes the device nodes from inside the cgroup. The init waits, so that nothing of the
+/// image has run yet.
+async fn confine(
     id: &ContainerId,
     cgroup: &Cgroup,
+    rules: Option<Vec<LinuxDeviceCgroup>>,
     limits: Option<LinuxResources>,
-) -> Result<(), SandboxError> {
-    let Some(limits) = limits else { return Ok(()) };
+    init: Pid,
+) -> Result<Vec<NamespaceId>, SandboxError> {
     let (id, cgroup) = (id.clone(), cgroup.clone());
-    blocking(move || cgroup.update(&limits).map_err(|source| SandboxError::Cgroup { id, source })).await
+    blocking(move || {
+        let enforced = rules.map_or(Ok(()), |rules| cgroup.enforce_devices(&rules));
+        let limited = enforced.and_then(|()| limits.map_or(Ok(()), |limits| cgroup.update(&limits)));
+        limited.map_err(|source| SandboxError::Cgroup { id, source })?;
+        pins::of(init)
+    })
+    .await
 }

@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use oci_spec::runtime::Hooks;
 
 use super::Environment;
+use super::create::CONTAINERS;
 use super::error::SandboxError;
 use crate::cgroup::Hierarchy;
 use crate::device::{DeviceKind as FoundKind, FoundDevice, FoundDevices};
@@ -15,6 +17,7 @@ use crate::ids::ContainerId;
 use crate::spec::{
     AddedDevice, CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, SharedNamespaces,
 };
+use crate::worker::stand_in;
 
 /// Gathers everything; blocks for a handful of file reads.
 pub(super) fn gather(
@@ -26,11 +29,15 @@ pub(super) fn gather(
     hooks: Option<Hooks>,
 ) -> Result<Facts, SandboxError> {
     let (online_cpus, online_mems) = online()?;
+    let state_root = environment.config.state_dir.join(CONTAINERS);
+    let stand_in =
+        can_make_cgroups(&environment.hierarchy).then(|| stand_in::path(&state_root, &container_id));
     Ok(Facts {
         container_id,
         rootfs,
         shared,
         cgroup_version: if environment.hierarchy.is_v2() { CgroupVersion::V2 } else { CgroupVersion::V1 },
+        stand_in,
         swap_accounting: has_swap_accounting(&environment.hierarchy),
         online_cpus,
         online_mems,
@@ -42,6 +49,20 @@ pub(super) fn gather(
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         apparmor_profiles: apparmor_profiles(),
     })
+}
+
+/// Whether the worker can make cgroups without libcontainer: on v1, where the trees are mounted as usual and the kernel
+/// has v2 to cover them with.
+fn can_make_cgroups(hierarchy: &Hierarchy) -> bool {
+    const USUAL: &str = "/sys/fs/cgroup";
+    let Hierarchy::V1 { controllers } = hierarchy else { return false };
+    let has_v2 = || {
+        let text = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        text.lines().any(|line| line.ends_with("\tcgroup2"))
+    };
+    controllers.values().all(|root| root.parent() == Some(Path::new(USUAL)))
+        && statfs(USUAL).is_ok_and(|root| root.filesystem_type() == TMPFS_MAGIC)
+        && has_v2()
 }
 
 /// The names of the loaded profiles: each line is `name (mode)`. Whoever loads one needs securityfs for it, so that

@@ -93,12 +93,6 @@ impl OomEvents {
     }
 }
 
-/// The kills before a container's time, in a cgroup that an earlier one left behind.
-pub(super) async fn killed_before(cgroup: &Cgroup) -> Result<u64, CgroupError> {
-    let cgroup = cgroup.clone();
-    tokio::task::spawn_blocking(move || cgroup.oom_kills()).await.unwrap_or(Ok(0))
-}
-
 /// Watches one container.
 #[derive(Debug)]
 pub(super) struct OomWatch {

@@ -8,19 +8,18 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::unistd::Pid;
 
-use super::create::blocking;
 use super::error::SandboxError;
 use crate::spec::NamespaceId;
 
 /// Those that a process can move between by itself. (The one for clocks is for children only.)
 const KINDS: [&str; 6] = ["mnt", "pid", "ipc", "uts", "net", "cgroup"];
 
-/// The namespaces of `init`, which waits for its start.
-pub(super) async fn of(init: Pid) -> Result<Vec<NamespaceId>, SandboxError> {
+/// The namespaces of `init`, which waits for its start; blocks.
+pub(super) fn of(init: Pid) -> Result<Vec<NamespaceId>, SandboxError> {
     let note = move |kind: &str| {
         let path = std::path::PathBuf::from(format!("/proc/{init}/ns/{kind}"));
         let file = std::fs::metadata(&path).map_err(SandboxError::file("look at", &path))?;
         Ok(NamespaceId { kind: kind.to_owned(), device: file.dev(), inode: file.ino() })
     };
-    blocking(move || KINDS.into_iter().map(note).collect()).await
+    KINDS.into_iter().map(note).collect()
 }

@@ -20,6 +20,7 @@ use super::actor::{self, release_init};
 use super::container::{Container, Slot, Status};
 use super::create::{
     blocking, push_bundle_undo, push_config_undo, push_forget, push_launch_undo, push_release,
+    push_stand_in_undo,
 };
 use super::error::SandboxError;
 use super::lifecycle::{push_dns_undo, push_unpin, take_pause};
@@ -181,6 +182,7 @@ impl Sandbox {
         push_bundle_undo(&record.bundle, &mut undo);
         self.take_storages(&record.storages, &mut undo);
         push_config_undo(&record.bundle.join("config.json"), &mut undo);
+        push_stand_in_undo(id, &record.state_root, &mut undo);
         if let Some(cgroup) = cgroup {
             push_launch_undo(id, &record.state_root, cgroup, &mut undo);
         }

@@ -9,13 +9,11 @@ use oci_spec::runtime::Hooks;
 
 use tokio::sync::watch;
 
-use super::create::blocking;
 use super::error::SandboxError;
 use super::lock;
 use super::process::Process;
 use super::records::SandboxRecord;
 use super::undo::Undo;
-use crate::cgroup::Cgroup;
 use crate::records::Records;
 use crate::spec::SharedNamespaces;
 use crate::supervisor::ExitStatus;
@@ -51,16 +49,14 @@ impl Running {
     /// Adds the cgroups above a container's that are still to be made to those that go with the sandbox.
     pub(super) async fn note_parents(
         &self,
-        cgroup: &Cgroup,
+        parents: Vec<PathBuf>,
         records: &Arc<Records>,
     ) -> Result<(), SandboxError> {
-        let below = cgroup.clone();
-        let missing = blocking(move || Ok(below.make_ancestors())).await?;
         let is_new = {
-            let mut parents = lock(&self.cgroup_parents);
-            let before = parents.len();
-            parents.extend(missing);
-            parents.len() > before
+            let mut noted = lock(&self.cgroup_parents);
+            let before = noted.len();
+            noted.extend(parents);
+            noted.len() > before
         };
         if is_new { SandboxRecord::of(self).write(records).await } else { Ok(()) }
     }

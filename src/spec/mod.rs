@@ -22,12 +22,14 @@ mod device_rules;
 mod devices;
 mod error;
 mod facts;
+mod for_execs;
 mod hooks;
 mod labels;
 mod late_limits;
 mod memory;
 mod mounts;
 mod namespaces;
+mod own_cgroups;
 mod pci_env;
 mod prepared;
 mod process;
@@ -43,7 +45,7 @@ mod tests;
 use std::path::Path;
 
 use libcontainer::validator::Validator;
-use oci_spec::runtime::{Linux, Process, Root, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceCgroup, Process, Root, Spec};
 
 pub use cdi::{CdiEdits, CdiNode};
 pub use cpuset::{CpuSet, CpuSetError, narrow_to_online};
@@ -51,6 +53,7 @@ pub use device_rules::default_rules;
 pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate};
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
+pub use own_cgroups::{CgroupMount, OwnCgroups};
 pub use prepared::{ConsoleSize, ExecFacts, LateProcess, NamespaceId, Prepared, PreparedExec};
 pub use process::set_home;
 pub use propagation::{MountPropagation, Propagation};
@@ -79,7 +82,8 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     devices::apply(&mut linux, facts)?;
     cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
     memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting)?;
-    let limits = late_limits::take(&mut linux);
+    let mut limits = late_limits::take(&mut linux);
+    let device_rules = device_rules_of(&linux);
     let copy_up = mounts::take_copy_up(&mut spec)?;
     let propagation = mounts::apply(&mut spec, &mut linux, &mut warnings)?;
     labels::mount_label(&mut linux, facts.selinux, &mut warnings);
@@ -87,6 +91,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let (poststart, poststop) = hooks::apply(&mut hooks, facts.hooks.as_ref())?;
     spec.set_hooks(hooks::or_none(hooks));
 
+    let own_cgroups = own_cgroups::take(&mut spec, &mut linux, facts.stand_in.as_deref(), &mut limits);
     let seccomp = seccomp::take(&mut linux)?;
     let inherited = ExecFacts::of_guest(facts, seccomp);
     let edited = process::prepare(process, &inherited, &mut warnings)?;
@@ -94,12 +99,18 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     Validator::validate_spec(&spec).map_err(|source| SpecError::Validator { source: Box::new(source) })?;
     Ok(Prepared {
         create_cwd: edited.cwd,
-        exec: inherited.with_container(&edited.late, edited.capabilities, spec.process().as_ref()),
+        exec: ExecFacts {
+            own_cgroups: own_cgroups.is_some(),
+            ..inherited.with_container(&edited.late, edited.capabilities, spec.process().as_ref())
+        },
+        spec_for_execs: for_execs::reduce(&spec),
         spec,
         late: edited.late,
         sandbox_sysctls,
         cgroup_path,
+        device_rules,
         limits,
+        own_cgroups,
         terminal: edited.terminal,
         console_size: edited.console_size,
         copy_up,
@@ -129,6 +140,10 @@ pub fn prepare_exec(process: Process, container: &ExecFacts) -> Result<PreparedE
         console_size: edited.console_size,
         warnings,
     })
+}
+
+fn device_rules_of(linux: &Linux) -> Vec<LinuxDeviceCgroup> {
+    linux.resources().as_ref().and_then(|resources| resources.devices().clone()).unwrap_or_default()
 }
 
 /// The root is where the agent assembled it, not where the host thought.

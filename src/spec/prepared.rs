@@ -3,24 +3,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Hook, LinuxCapabilities, LinuxResources, LinuxSeccomp, PosixRlimit, Process, Spec};
+use oci_spec::runtime::{
+    Hook, LinuxCapabilities, LinuxDeviceCgroup, LinuxResources, LinuxSeccomp, PosixRlimit, Process, Spec,
+};
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, MountPropagation, Sysctl};
+use super::{Facts, MountPropagation, OwnCgroups, Sysctl};
 
 /// A container ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    /// To be written as the bundle's `config.json`, and kept unchanged while processes may be exec'd.
+    /// To be written as the bundle's `config.json`.
     pub spec: Spec,
+    /// What libcontainer is given in its place for further processes.
+    pub spec_for_execs: Spec,
     /// What the worker's executor does between libcontainer and execve(2).
     pub late: LateProcess,
     /// `net.*` sysctls: to be written in the sandbox's network namespace before the container starts.
     pub sandbox_sysctls: Vec<Sysctl>,
-    /// The container's path in the cgroup hierarchy (in each one on v1), absolute; the same as in the spec.
+    /// The container's path in the cgroup hierarchy (in each one on v1), absolute.
     pub cgroup_path: PathBuf,
-    /// Limits that libcontainer gets wrong: to be written to the cgroup between create and start.
+    /// The device rules, complete: to be enforced between create and start where libcontainer does not.
+    pub device_rules: Vec<LinuxDeviceCgroup>,
+    /// Limits that libcontainer gets wrong, or all, if the cgroups are our own: to be written to the cgroup between
+    /// create and start.
     pub limits: Option<LinuxResources>,
+    /// On v1: what the worker does for the cgroups, if it and not libcontainer makes them. The path in `spec` is a
+    /// stand-in then.
+    pub own_cgroups: Option<OwnCgroups>,
     /// Whether the process gets a terminal; libcontainer then wants a console socket.
     pub terminal: bool,
     /// The terminal's first size, which libcontainer ignores.
@@ -126,6 +136,9 @@ pub struct ExecFacts {
     pub(super) apparmor_profiles: BTreeSet<String>,
     pub(super) pci_map: BTreeMap<String, String>,
     pub(super) namespaces: Vec<NamespaceId>,
+    /// Whether the container's cgroups were made by a worker and not by libcontainer.
+    #[serde(default)]
+    pub own_cgroups: bool,
 }
 
 impl ExecFacts {
@@ -144,6 +157,7 @@ impl ExecFacts {
             apparmor_profiles: facts.apparmor_profiles.clone(),
             pci_map: facts.pci_map.clone(),
             namespaces: Vec::new(),
+            own_cgroups: false,
         }
     }
 

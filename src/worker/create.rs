@@ -10,6 +10,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Pid;
 
+use super::cgroups::{self, Stay, Way};
 use super::console::Console;
 use super::executor::{ContainerExecutor, OnFailure};
 use super::filter::Filter;
@@ -32,7 +33,11 @@ struct Wiring {
 }
 
 /// Makes the container and leaves its init waiting before exec.
-pub(super) fn create(job: CreateJob, mut stdio: Vec<OwnedFd>, report: &Report) -> Result<Started, Failure> {
+pub(super) fn create(
+    mut job: CreateJob,
+    mut stdio: Vec<OwnedFd>,
+    report: &Report,
+) -> Result<Started, Failure> {
     make_working_directory(&job.rootfs, &job.cwd)?;
     let filter = take_filter(&mut stdio, job.filter_flags)?;
     let state = job.state_root.join(&job.id);
@@ -44,9 +49,18 @@ pub(super) fn create(job: CreateJob, mut stdio: Vec<OwnedFd>, report: &Report) -
         stdio,
         job.late,
         filter,
+        None,
         report,
         OnFailure::Exit,
     )?;
+    let cgroups = job.cgroups.take();
+    let mut stay = match &cgroups {
+        Some((trees, mount)) => {
+            report.on_failure_remove(&trees.stand_in);
+            Some((Stay::begin(trees, mount.as_ref())?, mount))
+        }
+        None => None,
+    };
     let mut container = wiring
         .builder
         .as_init(&job.bundle)
@@ -57,13 +71,20 @@ pub(super) fn create(job: CreateJob, mut stdio: Vec<OwnedFd>, report: &Report) -
     // libcontainer has a nix of its own version.
     let pid = container.pid().map(|pid| Pid::from_raw(pid.as_raw()));
     let pid = pid.ok_or_else(|| Failure::internal("libcontainer names no pid"))?;
-    // The server owns the container's state. libcontainer only has to let execs in, once the server does.
-    container
-        .set_status(ContainerStatus::Running)
-        .save()
-        .map_err(|error| Failure::internal(format!("write {}: {}", state.display(), chain(&error))))?;
+    // The server owns the container's state. libcontainer only has to let execs in, once the server does, and then
+    // looks for the specification in the bundle.
+    let failed = |cause: &str| Failure::internal(format!("write {}: {cause}", state.display()));
+    let spec = serde_json::to_vec(&job.spec_for_execs).map_err(|error| failed(&error.to_string()))?;
+    std::fs::write(state.join("config.json"), spec).map_err(|error| failed(&error.to_string()))?;
+    container.state.bundle.clone_from(&state);
+    container.set_status(ContainerStatus::Running).save().map_err(|error| failed(&chain(&error)))?;
     let started = started(pid, wiring.console)?;
     copy_up::apply(pid, &job.rootfs, &job.copy_up)?;
+    // From here on paths may be the container's.
+    if let (Some((stay, Some(mount))), Some(init)) = (&mut stay, started.fds.first()) {
+        stay.show(pid, init, mount)?;
+    }
+    drop(stay);
     if let Some(init) = started.fds.first() {
         propagation::apply(init, &job.propagation)?;
     }
@@ -76,8 +97,22 @@ pub(super) fn exec(job: ExecJob, mut stdio: Vec<OwnedFd>, report: &Report) -> Re
     let process = process_file(&job.process)?;
     let notify_socket = predict_notify_socket(&state);
     let filter = take_filter(&mut stdio, job.filter_flags)?;
-    let wiring =
-        wire(&job.id, &job.state_root, &state, &job.io, stdio, job.late, filter, report, OnFailure::Report)?;
+    let way = job.cgroups.as_ref().map(Way::open).transpose()?;
+    if way.is_some() {
+        cgroups::hide()?;
+    }
+    let wiring = wire(
+        &job.id,
+        &job.state_root,
+        &state,
+        &job.io,
+        stdio,
+        job.late,
+        filter,
+        way,
+        report,
+        OnFailure::Report,
+    )?;
     let result = wiring
         .builder
         .as_tenant()
@@ -103,6 +138,7 @@ fn wire(
     stdio: Vec<OwnedFd>,
     late: LateProcess,
     filter: Option<Filter>,
+    way: Option<Way>,
     report: &Report,
     on_failure: OnFailure,
 ) -> Result<Wiring, Failure> {
@@ -111,7 +147,7 @@ fn wire(
     let copy = |e: std::io::Error| Failure::internal(format!("copy a descriptor: {e}"));
     let ready = console.as_ref().map(|console| console.ready.try_clone()).transpose().map_err(copy)?;
     let executor =
-        ContainerExecutor::new(late, filter, report.try_clone().map_err(copy)?, ready, on_failure)?;
+        ContainerExecutor::new(late, filter, way, report.try_clone().map_err(copy)?, ready, on_failure)?;
     let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
         .with_root_path(state_root)
         .map_err(|error| Failure::internal(chain(&error)))?

@@ -21,6 +21,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::AccessFlags;
 use oci_spec::runtime::{PosixRlimit, Process, Spec};
 
+use super::cgroups::Way;
 use super::filter::Filter;
 use super::job::{Failure, FailureKind};
 use super::{limits, passwd, report, sys};
@@ -43,6 +44,8 @@ pub(super) enum OnFailure {
 pub(super) struct ContainerExecutor {
     late: LateProcess,
     filter: Option<Filter>,
+    /// Into the container's cgroups, if libcontainer has not put the process there.
+    cgroups: Option<Rc<Way>>,
     report: Rc<OwnedFd>,
     terminal_ready: Option<Rc<OwnedFd>>,
     on_failure: OnFailure,
@@ -54,6 +57,7 @@ impl ContainerExecutor {
     pub(super) fn new(
         late: LateProcess,
         filter: Option<Filter>,
+        cgroups: Option<Way>,
         report: OwnedFd,
         terminal_ready: Option<OwnedFd>,
         on_failure: OnFailure,
@@ -62,7 +66,8 @@ impl ContainerExecutor {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let proc = nix::fcntl::open("/proc", flags, Mode::empty())
             .map_err(|errno| Failure::internal(format!("open /proc: {errno}")))?;
-        Ok(Self { late, filter, report: Rc::new(report), terminal_ready, on_failure, proc: Rc::new(proc) })
+        let (cgroups, report, proc) = (cgroups.map(Rc::new), Rc::new(report), Rc::new(proc));
+        Ok(Self { late, filter, cgroups, report, terminal_ready, on_failure, proc })
     }
 
     /// Whether this process is where the container's init was made.
@@ -169,6 +174,11 @@ impl Executor for ContainerExecutor {
         if self.on_failure == OnFailure::Report {
             // Until it is the program it is of no use without the worker, who would have told it to go on.
             let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+        }
+        if let Some(way) = &self.cgroups
+            && let Err(failure) = way.take()
+        {
+            return refuse(failure);
         }
         if let Err(failure) = self.check_namespaces() {
             return refuse(failure);

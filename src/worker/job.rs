@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{LateProcess, MountPropagation};
+use crate::spec::{CgroupMount, LateProcess, MountPropagation};
 
 /// One piece of work that needs a single-threaded process of its own.
 #[derive(Debug, Serialize, Deserialize)]
@@ -54,6 +54,8 @@ pub struct CreateJob {
     pub state_root: PathBuf,
     /// Holds `config.json`; the working directory of hooks.
     pub bundle: PathBuf,
+    /// What libcontainer shall find in the place of `config.json` when a further process comes.
+    pub spec_for_execs: oci_spec::runtime::Spec,
     /// The container's root in the guest, in which the working directory is made if it is missing.
     pub rootfs: PathBuf,
     /// The working directory of the container's init.
@@ -64,10 +66,23 @@ pub struct CreateJob {
     pub late: LateProcess,
     /// Flags for seccomp(2), if the last descriptor is a compiled filter.
     pub filter_flags: Option<u32>,
+    /// Its cgroups on v1, if the worker makes them, and where the container sees them. Else libcontainer makes them.
+    pub cgroups: Option<(CgroupTrees, Option<CgroupMount>)>,
     /// Memory filesystems to fill with what they hide of the image.
     pub copy_up: Vec<PathBuf>,
     /// Propagation of mounts, set in the container before it starts.
     pub propagation: Vec<MountPropagation>,
+}
+
+/// A cgroup on the same path in each v1 tree.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CgroupTrees {
+    /// Where the trees are mounted.
+    pub roots: Vec<PathBuf>,
+    /// Below them.
+    pub path: PathBuf,
+    /// What libcontainer takes for it, see [`super::stand_in`].
+    pub stand_in: PathBuf,
 }
 
 /// Start a process in the running container `id`.
@@ -81,6 +96,8 @@ pub struct ExecJob {
     pub process: oci_spec::runtime::Process,
     /// The sub-cgroup that it has to be in, if the container has divided its cgroup.
     pub sub_cgroup: Option<String>,
+    /// The container's cgroups on v1, if a worker made them.
+    pub cgroups: Option<CgroupTrees>,
     /// How the process is connected.
     pub io: ProcessIo,
     /// What is done to the process after libcontainer has finished with it.

@@ -8,6 +8,7 @@
 //! Failure behaviour: every failure comes back as one [`job::Failure`] that names the true cause, which
 //! libcontainer's forks only log (`report`).
 
+mod cgroups;
 mod compact;
 mod console;
 mod copy_up;
@@ -24,6 +25,7 @@ mod propagation;
 mod report;
 mod shared_mounts;
 mod shell;
+pub mod stand_in;
 mod sys;
 
 use std::io::Read;

@@ -7,6 +7,8 @@
 
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tracing_core::field::{Field, Visit};
@@ -26,6 +28,7 @@ const MAX_DETAIL: usize = 600;
 #[derive(Debug)]
 pub(super) struct Report {
     file: OwnedFd,
+    stand_in: Arc<OnceLock<PathBuf>>,
 }
 
 impl Report {
@@ -37,13 +40,21 @@ impl Report {
         let append = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_APPEND);
         let _ = nix::fcntl::fcntl(&file, append);
         let sink = file.try_clone().map_err(|e| Failure::internal(format!("copy the report file: {e}")))?;
-        let _ = tracing_core::dispatcher::set_global_default(tracing_core::Dispatch::new(ErrorLog { sink }));
-        Ok(Self { file })
+        let stand_in = Arc::new(OnceLock::new());
+        let log = ErrorLog { sink, worker: std::process::id(), stand_in: stand_in.clone() };
+        let _ = tracing_core::dispatcher::set_global_default(tracing_core::Dispatch::new(log));
+        Ok(Self { file, stand_in })
     }
 
     /// Another descriptor for the same file.
     pub(super) fn try_clone(&self) -> std::io::Result<OwnedFd> {
         self.file.try_clone()
+    }
+
+    /// Says what stands in for the container's cgroup. When its work fails, libcontainer logs that and then removes the
+    /// cgroup: it shall find none, as it would try for a tenth of a second.
+    pub(super) fn on_failure_remove(&self, stand_in: &Path) {
+        let _ = self.stand_in.set(stand_in.to_owned());
     }
 
     /// The failure that the executor left, or one made of `message` and the first error that was logged.
@@ -82,6 +93,9 @@ pub(super) fn leave(file: &OwnedFd, failure: &Failure) {
 /// A subscriber that keeps errors only, a line each.
 struct ErrorLog {
     sink: OwnedFd,
+    /// The process in which libcontainer cleans up.
+    worker: u32,
+    stand_in: Arc<OnceLock<PathBuf>>,
 }
 
 impl Subscriber for ErrorLog {
@@ -110,6 +124,11 @@ impl Subscriber for ErrorLog {
         event.record(&mut line);
         let text = format!("{}{}\n", line.message, line.fields);
         let _ = nix::unistd::write(self.sink.as_fd(), text.as_bytes());
+        if let Some(stand_in) = self.stand_in.get()
+            && self.worker == std::process::id()
+        {
+            let _ = super::stand_in::remove(stand_in);
+        }
     }
 
     fn enter(&self, _: &Id) {}

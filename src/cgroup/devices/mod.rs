@@ -1,7 +1,8 @@
 //! The device rules of cgroup v2: a program that the kernel asks about each device.
 //!
-//! On v1 libcontainer writes the rules into the files of the devices controller. v2 has no such files
-//! (cgroup-v2.rst, "Device controller"); libcontainer, as it is built here, does nothing there.
+//! On v1 the rules are written into the files of the devices controller, by libcontainer unless the agent makes the
+//! cgroups. v2 has no such files (cgroup-v2.rst, "Device controller"); libcontainer, as it is built here, does nothing
+//! there.
 //!
 //! Invariants
 //! - Rules that can't be enforced are an error, never left out.
@@ -22,7 +23,7 @@ use oci_spec::runtime::LinuxDeviceCgroup;
 
 impl Cgroup {
     /// Enforces device rules, complete and in order: the last one that matches decides, and what none
-    /// matches is denied. On v1 there is nothing left to do. Devices that are open stay open.
+    /// matches is denied. Devices that are open stay open.
     ///
     /// The rules add to those that were enforced here before; they do not replace them.
     ///
@@ -30,7 +31,7 @@ impl Cgroup {
     /// [`CgroupError::NotFound`], [`CgroupError::DeviceRules`] if they can't be said in a program,
     /// [`CgroupError::DeviceProgram`] if the kernel does not take that.
     pub fn enforce_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<(), CgroupError> {
-        let Hierarchy::V2 { mount_point } = &*self.hierarchy else { return Ok(()) };
+        let Hierarchy::V2 { mount_point } = &*self.hierarchy else { return self.write_rules(rules) };
         let path = || self.path.clone();
         let program =
             program::compile(rules).map_err(|source| CgroupError::DeviceRules { path: path(), source })?;
@@ -38,5 +39,17 @@ impl Cgroup {
         attach::load(&program)
             .and_then(|program| attach::attach(&program, dir.fd()))
             .map_err(|source| CgroupError::DeviceProgram { path: path(), source })
+    }
+
+    /// On v1 each rule is a line in the words of the specification.
+    fn write_rules(&self, rules: &[LinuxDeviceCgroup]) -> Result<(), CgroupError> {
+        let dir = self.open_v1("devices")?.ok_or(CgroupError::NoController { controller: "devices" })?;
+        for rule in rules {
+            let file = if rule.allow() { "devices.allow" } else { "devices.deny" };
+            if !dir.write(file, &rule.to_string())? {
+                return Err(self.not_found());
+            }
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,214 @@
+//! The cgroups of a container on v1, made without libcontainer: see `spec::own_cgroups` for why.
+//!
+//! For a creation the worker makes them, enters them, and leaves them when the container's init, which was born in
+//! them, is there. A further process enters them by itself, last of all, through descriptors that the worker has
+//! opened: so the worker, which is no part of the container, never counts as one of its processes. Who writes `0` into
+//! the file `tasks` moves itself alone, for which the kernel takes no lock that waits for an RCU grace period
+//! (kernel/cgroup/cgroup.c, `cgroup_procs_write_start`).
+//!
+//! libcontainer meanwhile sees another tree at `/sys/fs/cgroup`, in a mount namespace of the worker's own: an empty v2,
+//! with which it has next to nothing to do.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::Pid;
+
+use super::job::{CgroupTrees, Failure, FailureKind};
+use super::sys;
+use crate::guest::beneath::Root;
+use crate::spec::CgroupMount;
+
+/// Where libcontainer looks for cgroups.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// The worker in the container's cgroups; dropped, it is out of them again.
+#[derive(Debug)]
+pub(super) struct Stay {
+    /// The `tasks` of the trees' roots.
+    back: Vec<File>,
+    /// The container's own part of each tree, by the name of the tree, not mounted anywhere yet.
+    parts: Vec<(String, OwnedFd)>,
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        for tasks in &self.back {
+            let _ = enter(tasks);
+        }
+    }
+}
+
+impl Stay {
+    /// Makes the cgroups and enters them; if they are to be seen in the container (`mount`), gets hold of them for that.
+    /// Then hides the guest's from this process and its children.
+    pub(super) fn begin(trees: &CgroupTrees, mount: Option<&CgroupMount>) -> Result<Self, Failure> {
+        let mut stay = Self { back: Vec::new(), parts: Vec::new() };
+        for root in &trees.roots {
+            let directory = root.join(&trees.path);
+            let failed = |source: io::Error| {
+                Failure::internal(format!("make and enter the cgroup {}: {source}", directory.display()))
+            };
+            fs::create_dir_all(&directory).map_err(failed)?;
+            inherit_cpuset(root, &trees.path).map_err(failed)?;
+            stay.back.push(open_tasks(root).map_err(failed)?);
+            open_tasks(&directory).and_then(|tasks| enter(&tasks)).map_err(failed)?;
+            if let (Some(mount), Some(name)) = (mount, root.file_name()) {
+                let part = sys::open_tree(&directory).and_then(|part| {
+                    sys::restrict_mount(&part, mount.readonly)?;
+                    Ok(part)
+                });
+                let part = part.map_err(|errno| failed(errno.into()))?;
+                stay.parts.push((name.to_string_lossy().into_owned(), part));
+            }
+        }
+        hide()?;
+        Ok(stay)
+    }
+
+    /// Mounts the container's part of each tree in the container of `init`, whose mount namespace the worker enters for
+    /// good.
+    pub(super) fn show(&mut self, init: Pid, pidfd: &OwnedFd, mount: &CgroupMount) -> Result<(), Failure> {
+        let failed = |cause: &dyn std::fmt::Display| {
+            Failure::internal(format!("mount the cgroups on {}: {cause}", mount.destination.display()))
+        };
+        let root = Root::open(Path::new(&format!("/proc/{init}/root"))).map_err(|error| failed(&error))?;
+        let directory = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+        let place = root.open_path(&mount.destination, directory, nix::sys::stat::Mode::empty());
+        let place = place.map_err(|error| failed(&error))?;
+        setns(pidfd, CloneFlags::CLONE_NEWNS).map_err(|errno| failed(&errno))?;
+        nix::unistd::fchdir(&place).map_err(|errno| failed(&errno))?;
+        for (name, part) in self.parts.drain(..) {
+            fs::create_dir(&name).map_err(|error| failed(&error))?;
+            sys::move_mount(&part, Path::new(&name)).map_err(|errno| failed(&errno))?;
+            for alias in name.split(',').filter(|alias| *alias != name) {
+                std::os::unix::fs::symlink(&name, alias).map_err(|error| failed(&error))?;
+            }
+        }
+        if mount.readonly {
+            sys::restrict_mount(&place, true).map_err(|errno| failed(&errno))?;
+        }
+        nix::unistd::chdir("/").map_err(|errno| failed(&errno))
+    }
+}
+
+/// A mount namespace of the worker's own, in which an empty tree of v2 covers the guest's.
+pub(super) fn hide() -> Result<(), Failure> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)
+        // Or the mount would be seen by those that have a copy of this one.
+        .and_then(|()| mount(none, CGROUP_ROOT, none, MsFlags::MS_PRIVATE, none))
+        .and_then(|()| mount(Some("cgroup2"), CGROUP_ROOT, Some("cgroup2"), flags, none))
+        .map_err(|errno| Failure::internal(format!("cover {CGROUP_ROOT}: {errno}")))
+}
+
+/// The way of a further process into its container's cgroups.
+#[derive(Debug)]
+pub(super) struct Way {
+    tasks: Vec<File>,
+    /// How many processes there are, and may be.
+    pids: Option<(File, File)>,
+}
+
+impl Way {
+    pub(super) fn open(trees: &CgroupTrees) -> Result<Self, Failure> {
+        let mut way = Self { tasks: Vec::new(), pids: None };
+        for root in &trees.roots {
+            let directory = root.join(&trees.path);
+            let tasks = open_tasks(&directory).map_err(|error| {
+                Failure::internal(format!("open the cgroup {}: {error}", directory.display()))
+            })?;
+            way.tasks.push(tasks);
+            let pids = (File::open(directory.join("pids.current")), File::open(directory.join("pids.max")));
+            if let (Ok(current), Ok(max)) = pids {
+                way.pids = Some((current, max));
+            }
+        }
+        Ok(way)
+    }
+
+    /// Enters, unless there are as many processes already as may be.
+    pub(super) fn take(&self) -> Result<(), Failure> {
+        for tasks in &self.tasks {
+            enter(tasks)
+                .map_err(|error| Failure::internal(format!("enter the container's cgroup: {error}")))?;
+        }
+        // The kernel limits forks, not who comes from elsewhere.
+        if let Some((current, max)) = &self.pids
+            && let (Some(current), Some(max)) = (number(current), number(max))
+            && current > max
+        {
+            let message = format!("no more processes are allowed (pids limit): the container may have {max}");
+            return Err(Failure { kind: FailureKind::ProcessLimit, message });
+        }
+        Ok(())
+    }
+}
+
+/// A number, or nothing for `max`.
+fn number(file: &File) -> Option<u64> {
+    let mut bytes = [0; 32];
+    let len = file.read_at(&mut bytes, 0).ok()?;
+    std::str::from_utf8(bytes.get(..len)?).ok()?.trim().parse().ok()
+}
+
+fn open_tasks(directory: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).open(directory.join("tasks"))
+}
+
+fn enter(mut tasks: &File) -> io::Result<()> {
+    tasks.write_all(b"0")
+}
+
+/// A cgroup with a cpuset takes nobody in before it has CPUs and memory nodes: those of the one above.
+fn inherit_cpuset(root: &Path, path: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let mut directory = root.to_owned();
+        let mut above = match fs::read_to_string(directory.join(file)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        for name in path {
+            directory.push(name);
+            let own = directory.join(file);
+            let text = fs::read_to_string(&own)?;
+            if text.trim().is_empty() {
+                fs::write(&own, above.trim())?;
+            } else {
+                above = text;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_come_from_above_where_there_are_none() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("cpuset.cpus", "0-3\n");
+        write("a/cpuset.cpus", "1-2\n");
+        write("a/b/cpuset.cpus", "\n");
+        for mems in ["cpuset.mems", "a/cpuset.mems", "a/b/cpuset.mems"] {
+            write(mems, "0\n");
+        }
+        inherit_cpuset(root.path(), Path::new("a/b")).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("a/b/cpuset.cpus")).unwrap(), "1-2");
+        let none = tempfile::tempdir().unwrap();
+        inherit_cpuset(none.path(), Path::new("a")).unwrap();
+    }
+}
