@@ -123,8 +123,11 @@ fn start(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()
         .map_err(io_error("start the runtime"))?;
-    let result = runtime.block_on(serve(channel, config, mode, generation, logger, &log));
+    let mut ours = None;
+    let result = runtime.block_on(serve(channel, config, mode, generation, logger, &log, &mut ours));
     runtime.shutdown_background();
+    // Only now are the sockets closed, on which another agent may listen next.
+    drop(ours);
     log.flush(LAST_WORDS);
     result
 }
@@ -156,16 +159,16 @@ async fn serve(
     generation: u32,
     logger: Logger,
     log: &log::Log,
+    ours: &mut Option<StateLock>,
 ) -> Result<(), StartError> {
     let boot_logger = logger.new(o!("subsystem" => "boot"));
     let (booted, sandbox) = watch::channel(None);
     let destroyed = Arc::new(Notify::new());
     let agent = Agent::new(sandbox, destroyed.clone(), logger.new(o!("subsystem" => "rpc")));
     // A service may not be the only one.
-    let _ours = match mode {
-        Mode::Service => Some(StateLock::take(&config.state_dir).await?),
-        Mode::Init => None,
-    };
+    if mode == Mode::Service {
+        *ours = Some(StateLock::take(&config.state_dir).await?);
+    }
     let settings = settings(&config, generation)?;
     let agent = behind_policy(agent, &config, &settings)?;
     let launcher = Launcher::start(channel, generation, logger.new(o!("subsystem" => "supervisor")))

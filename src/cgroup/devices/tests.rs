@@ -198,10 +198,10 @@ fn a_program_has_a_bound() {
 }
 
 #[test]
-fn v1_has_nothing_to_enforce_and_v2_needs_the_cgroup() {
+fn v1_needs_its_controller_and_v2_the_cgroup() {
     let at = |hierarchy| Cgroup::new(Arc::new(hierarchy), PathBuf::from("pod/one")).unwrap();
     let v1 = at(Hierarchy::V1 { controllers: Default::default() });
-    assert!(v1.enforce_devices(&[allow(Type::C, 1, 3, "x")]).is_ok());
+    assert!(matches!(v1.enforce_devices(&[deny_all()]), Err(CgroupError::NoController { .. })));
     let v2 = at(Hierarchy::V2 { mount_point: "/nowhere".into() });
     assert!(matches!(v2.enforce_devices(&[deny_all()]), Err(CgroupError::NotFound { .. })));
     let error = v2.enforce_devices(&[allow(Type::C, 1, 3, "x")]).unwrap_err();

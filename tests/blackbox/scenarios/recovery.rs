@@ -324,9 +324,9 @@ async fn children(ctx: &Ctx) -> Fallible<Vec<String>> {
 async fn an_exec_that_hangs_without_its_server_is_ended(ctx: Ctx) -> Outcome {
     ctx.client().create_sandbox(&request("recovery", "pod", false)).await?;
     ctx.run(|spec| spec.args(["true"])).await?;
+    let before = ctx.inventory().await?;
     let idle = ctx.idle(|spec| spec).await?;
     assert_eq!(idle.sh("echo warm").await?, "warm");
-    let before = ctx.inventory().await?;
     let usual = children(&ctx).await?;
     ctx.guest_sh(&freeze(&idle.id)).await?;
     let (other, id, process) = (ctx.another_client().await?, idle.id.clone(), idle.process(["true"]));
@@ -353,8 +353,9 @@ async fn an_exec_that_hangs_without_its_server_is_ended(ctx: Ctx) -> Outcome {
     ctx.client().exec_process(&idle.id, "hung", idle.process(["true"])).await?;
     assert_eq!(ctx.client().wait_process(&idle.id, "hung").await?, 0);
     assert_eq!(idle.sh("echo alive").await?, "alive");
-    ctx.returns_to(&before).await?;
     idle.remove().await?;
+    // What the worker has left in the container's state goes with the container.
+    ctx.returns_to(&before).await?;
     ctx.client().destroy_sandbox().await?;
     Ok(())
 }
