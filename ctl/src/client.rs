@@ -13,9 +13,9 @@ use std::time::Duration;
 use nakai_protocols::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
     ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest, GuestDetailsResponse,
-    ReadStreamRequest, RemoveContainerRequest, RemoveStaleVirtiofsShareMountsRequest, SignalProcessRequest,
-    StartContainerRequest, StatsContainerRequest, StatsContainerResponse, TtyWinResizeRequest,
-    WaitProcessRequest, WriteStreamRequest,
+    PauseContainerRequest, ReadStreamRequest, RemoveContainerRequest, RemoveStaleVirtiofsShareMountsRequest,
+    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
+    StatsContainerResponse, TtyWinResizeRequest, WaitProcessRequest, WriteStreamRequest,
 };
 use nakai_protocols::agent_ttrpc::AgentServiceClient;
 use nakai_protocols::health::{CheckRequest, VersionCheckResponse};
@@ -265,6 +265,28 @@ impl Client {
         let request = RemoveContainerRequest { container_id: id.to_owned(), ..Default::default() };
         let answer = self.agent.remove_container(self.context(), &request).await;
         answer.map(drop).map_err(|e| CallError::new("RemoveContainer", id, e))
+    }
+
+    /// `PauseContainer`: freezes its processes.
+    ///
+    /// # Errors
+    ///
+    /// The call's own.
+    pub async fn pause_container(&self, id: &str) -> Result<()> {
+        let request = PauseContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        let answer = self.agent.pause_container(self.context(), &request).await;
+        answer.map(drop).map_err(|e| CallError::new("PauseContainer", id, e))
+    }
+
+    /// `ResumeContainer`: thaws them.
+    ///
+    /// # Errors
+    ///
+    /// The call's own.
+    pub async fn resume_container(&self, id: &str) -> Result<()> {
+        let request = ResumeContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        let answer = self.agent.resume_container(self.context(), &request).await;
+        answer.map(drop).map_err(|e| CallError::new("ResumeContainer", id, e))
     }
 
     /// `RemoveStaleVirtiofsShareMounts`: the guest lets go of what the host no longer shares.

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nakai_protocols::agent::Storage;
 use serde::{Deserialize, Serialize};
@@ -40,14 +40,35 @@ pub enum DiskError {
     },
 }
 
+/// Whose an image is, and what the guest may do with it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// The container's own, to write to; it goes with the disk.
+    #[default]
+    Own,
+    /// The container's own, to read; it goes with the disk.
+    OwnReadOnly,
+    /// Another may have it plugged in too: it is only read, and stays.
+    Shared,
+}
+
 /// A plugged disk. It is not a guard: who has plugged it may end before it is pulled, and writes this down.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct RootDisk {
     file: PathBuf,
     qmp: PathBuf,
     device: String,
     /// Where the agent finds it.
     pci_path: String,
+    #[serde(default)]
+    access: Access,
+    #[serde(default)]
+    mount_point: String,
+    #[serde(default)]
+    fstype: String,
+    #[serde(default)]
+    options: Vec<String>,
 }
 
 impl RootDisk {
@@ -55,28 +76,37 @@ impl RootDisk {
     ///
     /// # Errors
     ///
-    /// See [`DiskError`]. The image is removed then.
-    pub async fn plug(qmp: PathBuf, file: PathBuf) -> Result<Self, DiskError> {
-        let plugged = find_port(&qmp, &file).await;
-        if plugged.is_err() {
+    /// See [`DiskError`]. An image of the container's own is removed then.
+    pub async fn plug(qmp: &Path, file: PathBuf, access: Access) -> Result<Self, DiskError> {
+        let plugged = find_port(qmp, &file, access != Access::Own).await;
+        if plugged.is_err() && access != Access::Shared {
             let _ = fs::remove_file(&file);
         }
         let (device, pci_path) = plugged?;
-        Ok(Self { file, qmp, device, pci_path })
+        let qmp = qmp.to_owned();
+        Ok(Self { file, qmp, device, pci_path, access, ..Self::default() })
     }
 
-    /// The storage that mounts it, at a place for `container`.
-    pub fn storage(&self, container: &str) -> Storage {
+    /// With what the agent is to do with it: mount it there, or make it a part of what is mounted there.
+    #[must_use]
+    pub fn mounted(self, mount_point: &str, fstype: &str, options: &[&str]) -> Self {
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        Self { mount_point: mount_point.to_owned(), fstype: fstype.to_owned(), options, ..self }
+    }
+
+    /// The storage for the agent.
+    pub fn storage(&self) -> Storage {
         Storage {
             driver: "blk".to_owned(),
             source: self.pci_path.clone(),
-            fstype: "ext4".to_owned(),
-            mount_point: format!("/run/kata-containers/sandbox/storage/{container}-root"),
+            fstype: self.fstype.clone(),
+            options: self.options.clone(),
+            mount_point: self.mount_point.clone(),
             ..Default::default()
         }
     }
 
-    /// Pulls it, when the guest has unmounted it, and removes the image.
+    /// Pulls it, when the guest has unmounted it, and removes the image if nobody else has it.
     ///
     /// # Errors
     ///
@@ -85,12 +115,20 @@ impl RootDisk {
         let failed = |source| DiskError::Qmp { file: self.file.clone(), source };
         let mut qmp = Qmp::connect(&self.qmp).await.map_err(failed)?;
         qmp.unplug_disk(&self.device).await.map_err(failed)?;
-        fs::remove_file(&self.file).map_err(|source| DiskError::Remove { file: self.file.clone(), source })
+        if self.access == Access::Shared {
+            return Ok(());
+        }
+        match fs::remove_file(&self.file) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(DiskError::Remove { file: self.file.clone(), source })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// The device's name and its PCI path: the slot of the port, and the only one behind it.
-async fn find_port(qmp: &std::path::Path, file: &std::path::Path) -> Result<(String, String), DiskError> {
+async fn find_port(qmp: &Path, file: &Path, read_only: bool) -> Result<(String, String), DiskError> {
     let failed = |source| DiskError::Qmp { file: file.to_owned(), source };
     let mut qmp = Qmp::connect(qmp).await.map_err(failed)?;
     for port in 0..u8::MAX {
@@ -99,7 +137,7 @@ async fn find_port(qmp: &std::path::Path, file: &std::path::Path) -> Result<(Str
             return Err(DiskError::NoPort { file: file.to_owned(), ports: port });
         };
         let device = format!("root{port}");
-        match qmp.plug_disk(&device, file, "virtio-blk-pci", json!({ "bus": bus })).await {
+        match qmp.plug_image(&device, file, read_only, "virtio-blk-pci", json!({ "bus": bus })).await {
             Ok(()) => return Ok((device, format!("{slot:02x}/00"))),
             // Another client's disk has the port, and the name of its image.
             Err(QmpError::Refused { description, .. }) if description.contains("Duplicate") => {}

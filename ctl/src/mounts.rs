@@ -11,6 +11,17 @@ pub(crate) fn below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(points.filter(|point| point != directory && point.starts_with(directory)).collect())
 }
 
+/// The lower directories of all overlays.
+pub(crate) fn overlay_lowers() -> Vec<PathBuf> {
+    lowers_in(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+fn lowers_in(table: &str) -> Vec<PathBuf> {
+    let overlays = table.lines().filter_map(|line| line.split_once(" - overlay ")?.1.split(' ').nth(1));
+    let lowers = overlays.filter_map(|options| options.split(',').find_map(|o| o.strip_prefix("lowerdir=")));
+    lowers.flat_map(|paths| paths.split(':')).map(unescaped).collect()
+}
+
 /// The upper directory of the overlay that is mounted at `point` and on top there.
 pub(crate) fn overlay_upper(point: &Path) -> Option<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -43,5 +54,9 @@ mod tests {
         assert_eq!(upper_in(&table, Path::new("/a b")), Some("/x y/u".into()));
         assert_eq!(upper_in(&table, Path::new("/")), None);
         assert_eq!(upper_in(&table, Path::new("/c")), None);
+        assert_eq!(
+            lowers_in(&table.replace("lowerdir=/l", "lowerdir=/l:/m")),
+            ["/l", "/m"].map(PathBuf::from)
+        );
     }
 }

@@ -115,9 +115,26 @@ impl Qmp {
         driver: &str,
         place: Value,
     ) -> Result<(), QmpError> {
+        self.plug_image(id, image, false, driver, place).await
+    }
+
+    /// The same with an image that may be `read_only`: then it can be plugged in more than once.
+    ///
+    /// # Errors
+    ///
+    /// QEMU refuses one of the two.
+    pub async fn plug_image(
+        &mut self,
+        id: &str,
+        image: &Path,
+        read_only: bool,
+        driver: &str,
+        place: Value,
+    ) -> Result<(), QmpError> {
         let node = format!("node-{id}");
-        let file = json!({ "driver": "file", "filename": image });
-        self.execute("blockdev-add", json!({ "driver": "raw", "node-name": node, "file": file })).await?;
+        let file = json!({ "driver": "file", "filename": image, "read-only": read_only });
+        let raw = json!({ "driver": "raw", "node-name": node, "file": file, "read-only": read_only });
+        self.execute("blockdev-add", raw).await?;
         self.plug(id, driver, with(place, "drive", json!(node))).await
     }
 

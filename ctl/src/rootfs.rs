@@ -156,10 +156,11 @@ impl Drop for SharedRootfs {
             let _ = umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
             // Not recursive: if the mount is still there, this refuses.
             let _ = fs::remove_dir(&rootfs);
-            let _ = fs::remove_dir(&self.directory);
         } else {
-            let _ = fs::remove_dir_all(&self.directory);
+            let _ = fs::remove_dir_all(&rootfs);
         }
+        // Nor is this: beside the root there may be mounts of the host's directories.
+        let _ = fs::remove_dir(&self.directory);
         if let Some(writable) = &self.writable {
             let _ = fs::remove_dir_all(writable);
         }
@@ -301,6 +302,18 @@ mod tests {
         assert_eq!(fs::read_dir(share.path()).unwrap().count(), 0);
         assert!(writable.is_none_or(|writable| !writable.exists()));
         assert!(original.path().join("bin/sh").exists() && top.path().join("bin").exists());
+    }
+
+    #[test]
+    fn what_lies_beside_a_root_is_not_removed_with_it() {
+        let (original, share) = (original(), tempfile::tempdir().unwrap());
+        let image = Image { config: Default::default(), layers: vec![original.path().to_owned()], id: None };
+        let shared = SharedRootfs::copy_image(&image, share.path(), "web").unwrap();
+        let beside = share.path().join("web/mounts/0");
+        fs::create_dir_all(&beside).unwrap();
+        fs::write(beside.join("precious"), "x").unwrap();
+        drop(shared);
+        assert!(beside.join("precious").exists() && !share.path().join("web/rootfs").exists());
     }
 
     #[test]

@@ -131,7 +131,7 @@ async fn of_two_that_take_a_name_one_gets_it() {
     let (one, two) = tokio::join!(ctl(dir.path(), line, ""), ctl(dir.path(), line, ""));
     let (won, lost) = if one.0 == 0 { (one, two) } else { (two, one) };
     assert_eq!((won.0, lost.0), (0, 125), "{won:?} {lost:?}");
-    assert!(lost.2.starts_with("nakai-ctl: container box is there already: running"), "{}", lost.2);
+    assert!(lost.2.starts_with("nakai-ctl: container box is there already: "), "{}", lost.2);
     let calls = agent.calls.lock().unwrap();
     assert_eq!(calls.iter().filter(|call| call.starts_with("create box")).count(), 1);
 }
@@ -141,9 +141,9 @@ async fn events_tell_each_step_as_it_happens() {
     let (agent, dir, _server) = setup().await;
     let mut follower = command(dir.path(), "events --all").spawn().unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
-    ctl(dir.path(), "run -d --id box --rootfs @ sleep 9", "").await;
+    ctl(dir.path(), "run -d -i --id box --rootfs @ sleep 9", "").await;
     ctl(dir.path(), "exec box true", "").await;
-    // Its end is told by the monitor.
+    // Its end is told by the attendant.
     agent.close();
     let mut seen = Vec::new();
     while seen.last().is_none_or(|last: &String| !last.starts_with("die")) {

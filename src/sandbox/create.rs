@@ -17,8 +17,8 @@ use super::oom::OomWatch;
 use super::records::{ContainerRecord, MadeRecord, forget_container};
 use super::undo::{Undo, Why};
 use super::{
-    CreateContainer, Environment, Gone, Running, SharedMount, cdi, diagnostics, facts, pins, pumps,
-    shared_mounts, sysctl,
+    CreateContainer, Environment, Gone, Running, SharedMount, cdi, diagnostics, facts, guest_devices, pins,
+    pumps, shared_mounts, sysctl,
 };
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::device::FoundDevices;
@@ -291,7 +291,7 @@ async fn prepare(
     environment: &Arc<Environment>,
     running: &Running,
     id: &ContainerId,
-    spec: Box<Spec>,
+    mut spec: Box<Spec>,
     devices: FoundDevices,
     sandbox_pidns: bool,
 ) -> Result<(Box<Prepared>, PathBuf), SandboxError> {
@@ -306,6 +306,7 @@ async fn prepare(
     let (id, hooks, path) = (id.clone(), running.hooks.clone(), root.clone());
     let prepared = bulkhead.run(&path, move || {
         let rootfs = check_rootfs(&root)?;
+        guest_devices::add(&mut spec);
         let facts = facts::gather(&environment, id, rootfs.clone(), shared, devices, hooks)?;
         Ok((Box::new(spec::prepare(*spec, &facts)?), rootfs))
     });

@@ -125,7 +125,7 @@ fn device_update(found: FoundDevice) -> DeviceUpdate {
 }
 
 /// The disk that holds the guest's root, and the whole disk when that is a partition. An initramfs has none.
-fn root_devices() -> Vec<DeviceNumber> {
+pub(super) fn root_devices() -> Vec<DeviceNumber> {
     use std::os::unix::fs::MetadataExt;
     let Ok(root) = std::fs::metadata("/") else { return Vec::new() };
     let (major, minor) = (nix::sys::stat::major(root.dev()), nix::sys::stat::minor(root.dev()));

@@ -27,6 +27,7 @@ pub mod dns;
 mod error;
 mod facts;
 mod filters;
+mod guest_devices;
 pub mod hooks;
 mod hotplug;
 mod launch;

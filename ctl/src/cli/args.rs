@@ -5,10 +5,11 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use nakai_ctl::Address;
+use nakai_ctl::docker::Flags;
 use nix::sys::signal::Signal;
 
 use super::cri::CriCommand;
-use super::docker::DockerCommand;
+use super::images::ImagesCommand;
 use super::zun::ZunCommand;
 
 /// Talks to a nakai guest agent: runs containers in it, or boots the VM that it lives in.
@@ -32,8 +33,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: VmCommand,
     },
-    /// Run a container and exit with its status
-    Run(RunOptions),
+    /// Run a container and exit with its status, with the flags of `docker run`
+    Run(Box<RunOptions>),
     /// Run a further process in a container and exit with its status
     Exec(ExecOptions),
     /// Containers by Kubernetes' CRI: the JSON that crictl reads
@@ -41,7 +42,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: CriCommand,
     },
-    /// Containers by Docker's flags
+    /// `docker run` is `run`, but the container stays when it has ended
     Docker {
         #[command(subcommand)]
         command: DockerCommand,
@@ -51,7 +52,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ZunCommand,
     },
-    /// List the containers that this client has started at the address
+    /// Layers of images on this host
+    Images {
+        #[command(subcommand)]
+        command: ImagesCommand,
+    },
+    /// List the containers that clients of this host have made at the address
     Ps,
     /// Follow what happens to containers, a JSON object a line
     Events {
@@ -59,14 +65,50 @@ pub(crate) enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// Watch a detached container to its end; `run --detach` starts this
+    /// Stay with a detached container to its end; `run --detach` and `start` leave this behind
     #[command(hide = true)]
-    Monitor {
+    Attend {
         /// The container
         id: String,
     },
     /// Show what a container uses
     Stats {
+        /// The container
+        id: String,
+    },
+    /// Start a created container and leave it running
+    Start {
+        /// The container
+        id: String,
+    },
+    /// Ask a container to end, and kill it when it does not; it is not started again
+    Stop {
+        /// How long it may take, in seconds
+        #[arg(short, long, default_value_t = 10)]
+        timeout: u64,
+        /// The container
+        id: String,
+    },
+    /// Freeze all processes of a container
+    Pause {
+        /// The container
+        id: String,
+    },
+    /// Let them go on
+    Resume {
+        /// The container
+        id: String,
+    },
+    /// Print the output of a container that runs detached, or is kept
+    Logs {
+        /// Go on until the container has ended
+        #[arg(short, long)]
+        follow: bool,
+        /// The container
+        id: String,
+    },
+    /// Print all that is known of a container, as JSON
+    Inspect {
         /// The container
         id: String,
     },
@@ -94,6 +136,12 @@ pub(crate) enum Command {
     Details,
     /// Boot a VM, run two containers in it and say what happens
     Demo(DemoOptions),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DockerCommand {
+    /// Run a container; it stays when it has ended, unless --rm says otherwise
+    Run(Box<RunOptions>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -134,6 +182,9 @@ pub(crate) struct VmOptions {
     /// CPUs
     #[arg(long, default_value_t = 1)]
     pub(crate) cpus: u32,
+    /// Ports to plug disks into, one each
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(..=24))]
+    pub(crate) ports: u8,
     /// The directory that is shared with the guest [default: one that goes with the VM]
     #[arg(long)]
     pub(crate) share: Option<PathBuf>,
@@ -145,35 +196,15 @@ pub(crate) struct VmOptions {
     pub(crate) append: Vec<String>,
 }
 
-/// How a process runs, the same for a container's first and any further one.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct ProcessOptions {
-    /// Give it standard input
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
-    /// Give it a terminal
-    #[arg(short, long)]
-    pub(crate) tty: bool,
-    /// A variable of its environment; without a value, this client's
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-    /// Its working directory [default: the image's, or /]
-    #[arg(short, long)]
-    pub(crate) workdir: Option<String>,
-    /// Its user and group [default: the image's, or 0:0]
-    #[arg(short, long, value_name = "UID[:GID]")]
-    pub(crate) user: Option<User>,
-}
-
 #[derive(Args, Debug)]
 pub(crate) struct RunOptions {
     #[command(flatten)]
-    pub(crate) process: ProcessOptions,
+    pub(crate) flags: Flags,
     /// The root filesystem: a directory (what the container writes is written there) or a tar file
-    #[arg(long, value_name = "DIR|TAR", required_unless_present = "image")]
+    #[arg(long, value_name = "DIR|TAR")]
     pub(crate) rootfs: Option<PathBuf>,
     /// The image: an OCI image layout (a directory or a tar), what docker save writes, a tar or a directory of a root
-    /// filesystem. What the container writes is its own
+    /// filesystem. What the container writes is its own [default: the first word that is no option]
     #[arg(long, value_name = "PATH[:NAME]", conflicts_with = "rootfs")]
     pub(crate) image: Option<String>,
     /// Give it the image as a disk of this size (with a suffix K, M or G), or as large as needed and some room
@@ -184,54 +215,58 @@ pub(crate) struct RunOptions {
         require_equals = true,
         default_missing_value = "fit",
         value_parser = parse_disk,
-        requires = "image"
+        conflicts_with_all = ["rootfs", "root_layers"]
     )]
     pub(crate) root_disk: Option<DiskSize>,
-    /// The container's name [default: one made up]
-    #[arg(long)]
-    pub(crate) id: Option<String>,
-    /// Its host name
-    #[arg(long)]
-    pub(crate) hostname: Option<String>,
-    /// Its memory limit in bytes, or with a suffix K, M or G
-    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
-    pub(crate) memory: Option<i64>,
-    /// Its CPU limit, such as 0.5
-    #[arg(long, value_parser = parse_cpus)]
-    pub(crate) cpus: Option<f64>,
-    /// Its limit of processes
-    #[arg(long)]
-    pub(crate) pids: Option<i64>,
-    /// Make its root filesystem read-only
-    #[arg(long)]
-    pub(crate) read_only: bool,
-    /// Remove it when it has ended; this is the default
-    #[arg(long, overrides_with = "keep")]
-    pub(crate) rm: bool,
+    /// Give it each layer of the image as a read-only disk (EROFS); what it writes is in the guest's memory, or on a disk
+    /// of --storage-opt size=
+    #[arg(long, conflicts_with = "rootfs")]
+    pub(crate) root_layers: bool,
     /// Don't remove it when it has ended
-    #[arg(long)]
+    #[arg(long, conflicts_with = "auto_remove")]
     pub(crate) keep: bool,
-    /// Start it, print its name and leave it running
-    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    /// Start it, print its name and leave it running; `logs` shows its output
+    #[arg(short, long)]
     pub(crate) detach: bool,
     /// The host's side of the directory shared with the guest [default: what `vm start` noted]
     #[arg(long)]
     pub(crate) share: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) vm: OwnVm,
+    /// The image, unless an option names it; the program and its arguments [default: the image's]; behind an entry point
+    /// of the image's, arguments only
+    #[arg(value_name = "[IMAGE] PROGRAM", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
+}
+
+/// A VM that ends with the command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct OwnVm {
     /// The kernel of a VM of its own
     #[arg(long, env = "NAKAI_KERNEL", requires = "initrd")]
     pub(crate) kernel: Option<PathBuf>,
     /// The initramfs of a VM of its own
     #[arg(long, env = "NAKAI_INITRD", requires = "kernel")]
     pub(crate) initrd: Option<PathBuf>,
-    /// The program and its arguments [default: the image's]; behind an entry point of the image's, arguments only
-    #[arg(required_unless_present = "image", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) args: Vec<String>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ExecOptions {
-    #[command(flatten)]
-    pub(crate) process: ProcessOptions,
+    /// Give it standard input
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// A variable of its environment, beside the container's; without a value, this client's
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Its working directory [default: the container's]
+    #[arg(short, long)]
+    pub(crate) workdir: Option<String>,
+    /// Its user and group [default: the container's]
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub(crate) user: Option<User>,
     /// The container
     pub(crate) id: String,
     /// The program and its arguments
@@ -299,26 +334,11 @@ pub(crate) enum DiskSize {
 fn parse_disk(text: &str) -> Result<DiskSize, String> {
     match text {
         "fit" => Ok(DiskSize::Fit),
-        other => parse_bytes(other).map(|bytes| DiskSize::Bytes(bytes.unsigned_abs())),
+        other => nakai_ctl::docker::parse::bytes(other)
+            .filter(|&bytes| bytes > 0)
+            .map(DiskSize::Bytes)
+            .ok_or_else(|| "not a number of bytes".to_owned()),
     }
-}
-
-/// A positive number of bytes with an optional suffix of powers of 1024.
-fn parse_bytes(text: &str) -> Result<i64, String> {
-    let shift = match text.chars().last().map(|last| last.to_ascii_uppercase()) {
-        Some('K') => 10,
-        Some('M') => 20,
-        Some('G') => 30,
-        _ => 0,
-    };
-    let digits = if shift > 0 { text.get(..text.len().saturating_sub(1)).unwrap_or_default() } else { text };
-    let number = digits.parse::<i64>().ok().filter(|&number| number > 0);
-    number.and_then(|number| number.checked_mul(1 << shift)).ok_or_else(|| "not a number of bytes".to_owned())
-}
-
-fn parse_cpus(text: &str) -> Result<f64, String> {
-    let cpus = text.parse::<f64>().ok().filter(|cpus| cpus.is_finite() && *cpus > 0.0);
-    cpus.ok_or_else(|| "not a positive number".to_owned())
 }
 
 #[cfg(test)]
@@ -341,9 +361,8 @@ mod tests {
                     --rootfs /r sh -c true --rm";
         let Ok(Command::Run(run)) = parse(line) else { panic!("{:?}", parse(line)) };
         assert_eq!(run.args, ["sh", "-c", "true", "--rm"]);
-        assert!(run.process.interactive && run.process.tty && !run.rm && !run.keep);
-        assert_eq!(run.process.user, Some(User { uid: 7, gid: 8 }));
-        assert_eq!((run.memory, run.cpus), (Some(64 << 20), Some(0.5)));
+        assert!(run.flags.interactive && run.flags.tty && !run.flags.auto_remove && !run.keep);
+        assert_eq!((run.flags.memory, run.flags.cpus), (Some(64 << 20), Some(0.5)));
     }
 
     #[test]
@@ -358,12 +377,8 @@ mod tests {
     fn nonsense_is_refused() {
         let table = [
             "nakai-ctl",
-            "nakai-ctl run --rootfs /r",
-            "nakai-ctl run sh",
-            "nakai-ctl run --rootfs /r --image /i sh",
-            "nakai-ctl run -d -t --rootfs /r sh",
-            "nakai-ctl run --rootfs /r --memory -1 sh",
-            "nakai-ctl run --rootfs /r --cpus 0 sh",
+            "nakai-ctl run --rm --keep --rootfs /r sh",
+            "nakai-ctl run --root-disk=none /i",
             "nakai-ctl exec web",
             "nakai-ctl exec -u root web sh",
             "nakai-ctl kill web NOPE",
@@ -381,8 +396,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!((signal("TERM"), signal("sigkill"), signal("64")), (15, 9, 64));
-        assert_eq!(parse_bytes("3k"), Ok(3072));
-        assert_eq!(parse_bytes("12"), Ok(12));
-        assert!(parse_bytes("9999999999G").is_err() && parse_bytes("M").is_err() && parse_bytes("").is_err());
+        assert_eq!((parse_disk("3k"), parse_disk("fit")), (Ok(DiskSize::Bytes(3072)), Ok(DiskSize::Fit)));
+        assert!(parse_disk("9999999999G").is_err() && parse_disk("M").is_err() && parse_disk("").is_err());
     }
 }

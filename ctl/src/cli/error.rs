@@ -3,7 +3,6 @@
 use nakai_ctl::CallError;
 use nakai_ctl::connect::ConnectError;
 use nakai_ctl::cri::CriError;
-use nakai_ctl::disk::DiskError;
 use nakai_ctl::image::ImageError;
 use nakai_ctl::rootfs::RootfsError;
 use nakai_ctl::stdio::StdioError;
@@ -25,16 +24,10 @@ pub(crate) enum CliError {
     Rootfs(#[from] RootfsError),
     #[error(transparent)]
     Image(#[from] ImageError),
-    #[error("image {image}: its user {user:?} is a name: give --user with numbers")]
-    ImageUser { image: String, user: String },
-    #[error("image {image}: it names no program: give one")]
-    NoProgram { image: String },
+    #[error("no image: give --rootfs, --image, or a path in front of the program")]
+    NoImage,
     #[error(transparent)]
     Cri(#[from] CriError),
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    #[error("--root-disk: the agent at {address} is in no VM that this client knows the machine of")]
-    NoMachine { address: String },
     #[error(transparent)]
     Vms(#[from] VmsError),
     #[error("VM {name}: {problem}")]
@@ -47,8 +40,6 @@ pub(crate) enum CliError {
     NeedsAddress { what: &'static str },
     #[error("{path}: the agent at {address} shares no known directory: give --share")]
     NoShare { path: String, address: String },
-    #[error("container {id} is there already: {state}; nakai-ctl rm {id} removes it")]
-    Taken { id: String, state: String },
     #[error("kill --all {signal}: the protocol can only kill all processes with SIGKILL")]
     SignalAll { signal: i32 },
     #[error("-t: standard input is no terminal")]

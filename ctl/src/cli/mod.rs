@@ -1,12 +1,13 @@
 //! The commands: what they take, and which function does each.
 
 mod args;
+mod attend;
+mod containers;
 mod cri;
 mod demo;
-mod docker;
 mod error;
 mod events;
-mod monitor;
+mod images;
 mod process;
 mod query;
 mod run;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use nakai_ctl::vms::Registry;
 
-use args::{Cli, Command, VmCommand};
+use args::{Cli, Command, DockerCommand, VmCommand};
 use error::CliError;
 
 /// The exit status of a failure that is not the container's.
@@ -55,8 +56,8 @@ fn own_failure(error: &dyn std::error::Error) -> ExitCode {
 
 /// The VM whose agent is meant, if one is named. An address is nearer than the environment's name.
 fn named(cli: &Cli) -> Option<String> {
-    // These are about VMs, not about what is in one.
-    if matches!(cli.command, Command::Vm { .. } | Command::Demo(_)) {
+    // These are not about what is in a VM.
+    if matches!(cli.command, Command::Vm { .. } | Command::Images { .. } | Command::Demo(_)) {
         return None;
     }
     let environment = || std::env::var("NAKAI_SANDBOX").ok().filter(|name| !name.is_empty());
@@ -74,17 +75,28 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Vm { command: VmCommand::Ls } => vm::ls(),
         Command::Vm { command: VmCommand::Stop { names, all } } => vm::stop(&names, all).await,
         Command::Run(options) => run::run(address, &options).await,
+        Command::Docker { command: DockerCommand::Run(mut options) } => {
+            // Docker's containers stay, unless they are to go.
+            options.keep = !options.flags.auto_remove && address.is_some();
+            run::run(address, &options).await
+        }
         Command::Exec(options) => run::exec(address, &options).await,
         Command::Cri { command } => cri::dispatch(address, command).await,
-        Command::Docker { command } => docker::dispatch(address, command).await,
         Command::Zun { command } => zun::dispatch(address, command).await,
         Command::Demo(options) => demo::demo(&options).await,
+        Command::Images { command } => images::dispatch(&command),
         Command::Ps => query::ps(address).await,
         Command::Events { all } => events::follow(address, all).await,
-        Command::Monitor { id } => monitor::run(address, &id).await,
+        Command::Attend { id } => attend::run(address, &id).await,
         Command::Stats { id } => query::stats(address, &id).await,
-        Command::Kill { id, signal, all } => query::kill(address, &id, signal, all).await,
-        Command::Rm { id } => query::rm(address, &id).await,
+        Command::Start { id } => containers::start(address, &id).await,
+        Command::Stop { timeout, id } => containers::stop(address, &id, timeout).await,
+        Command::Pause { id } => containers::pause(address, &id).await,
+        Command::Resume { id } => containers::resume(address, &id).await,
+        Command::Kill { id, signal, all } => containers::kill(address, &id, signal, all).await,
+        Command::Rm { id } => containers::rm(address, &id).await,
+        Command::Logs { follow, id } => containers::logs(address, &id, follow).await,
+        Command::Inspect { id } => containers::inspect(address, &id).await,
         Command::Check => query::check(address).await,
         Command::Version => query::version(address).await,
         Command::Details => query::details(address).await,

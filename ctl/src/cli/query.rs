@@ -1,21 +1,28 @@
-//! The commands that ask or tell one thing: ps, stats, kill, rm, check, version, details.
+//! The commands that ask one thing: ps, stats, check, version, details.
 
-use nakai_ctl::state::{Action, ContainerState, Event};
-use nakai_ctl::{Address, Client, rootfs};
+use nakai_ctl::state::ContainerState;
+use nakai_ctl::{Address, Client};
 use nakai_protocols::agent::StatsContainerResponse;
 use ttrpc::Code;
 
 use super::error::CliError;
-use super::target::{client, known, lock};
+use super::target::{client, engine};
 
 /// `ps`
 pub(crate) async fn ps(address: Option<&Address>) -> Result<u8, CliError> {
-    let (client, state) = known(address).await?;
-    println!("{:<24} {:<24} {:<12} {:<12} COMMAND", "CONTAINER", "STATE", "PROCESSES", "MEMORY");
-    for container in state.containers() {
-        let (told, processes, memory) = usage(&client, &container.id, &container.state).await;
-        let command = container.args.join(" ");
-        println!("{:<24} {told:<24} {processes:<12} {memory:<12} {command}", container.id);
+    let engine = engine(address).await?;
+    println!(
+        "{:<24} {:<24} {:<10} {:<10} {:<10} {:<9} COMMAND",
+        "CONTAINER", "STATE", "PROCESSES", "MEMORY", "HEALTH", "RESTARTS"
+    );
+    for container in engine.state().containers() {
+        let (told, processes, memory) = usage(engine.client(), &container.id, &container.state).await;
+        let health = container.health.map_or_else(|| "-".to_owned(), |health| health.to_string());
+        let (restarts, command) = (container.restarts, container.args.join(" "));
+        println!(
+            "{:<24} {told:<24} {processes:<10} {memory:<10} {health:<10} {restarts:<9} {command}",
+            container.id
+        );
     }
     Ok(0)
 }
@@ -80,60 +87,13 @@ fn unlimited(count: u64) -> String {
 }
 
 /// A size for people.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     match units.into_iter().find(|(shift, _)| bytes >> shift > 0) {
         #[expect(clippy::cast_precision_loss, reason = "one decimal is printed")]
         Some((shift, unit)) => format!("{:.1} {unit}", bytes as f64 / (1_u64 << shift) as f64),
         None => format!("{bytes} B"),
     }
-}
-
-/// `kill`
-pub(crate) async fn kill(
-    address: Option<&Address>,
-    id: &str,
-    signal: i32,
-    all: bool,
-) -> Result<u8, CliError> {
-    // SIGTERM is what no signal on the command line means; all are killed with SIGKILL only.
-    let default = signal == libc::SIGTERM;
-    if all && signal != libc::SIGKILL && !default {
-        return Err(CliError::SignalAll { signal });
-    }
-    let (client, state) = known(address).await?;
-    let (exec, signal) = if all { ("", libc::SIGKILL) } else { (id, signal) };
-    client.signal_process(id, exec, signal.unsigned_abs()).await?;
-    state.journal().note(&Event::new(id, Action::Kill).detail(format!("signal {signal}")));
-    Ok(0)
-}
-
-/// `rm`
-pub(crate) async fn rm(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
-    let (client, state) = known(address).await?;
-    let lock = lock(&state, id).await?;
-    let record = state.container(id);
-    let remove = async {
-        match client.remove_container(id).await {
-            // What could not be made is only on record.
-            Err(error) if is_gone(error.code) && record.is_some() => Ok(()),
-            result => result,
-        }
-    };
-    let result = state.journal().step(id, Action::Remove, remove).await;
-    if result.as_ref().map_or_else(|error| is_gone(error.code), |()| true) {
-        let (share, disk) = record.map_or((None, None), |container| (container.share, container.disk));
-        if let Some(share) = share {
-            rootfs::unshare(&share, id);
-        }
-        if let Some(disk) = disk {
-            disk.unplug().await?;
-        }
-        state.forget_container(id);
-    }
-    state.unlock(id, lock);
-    result?;
-    Ok(0)
 }
 
 /// The codes by which agents of this protocol say that they don't know a container.

@@ -1,28 +1,95 @@
-//! `run` and `exec`.
+//! `run` and `exec`: all front ends' containers are run here, once they are an order.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nakai_ctl::image::{Image, ImageConfig, Store};
-use nakai_ctl::state::{Action, ContainerRecord, ContainerState, Lock, State};
+use nakai_ctl::Address;
+use nakai_ctl::cri::extras::RootKind;
+use nakai_ctl::cri::supervise::{Console, supervise};
+use nakai_ctl::cri::{CriError, Engine, Order};
+use nakai_ctl::state::ContainerRecord;
 use nakai_ctl::vm::VmConfig;
-use nakai_ctl::{Address, SpecBuilder};
 
-use nakai_protocols::agent::CreateContainerRequest;
-
-use super::args::{DiskSize, ExecOptions, ProcessOptions, RunOptions, User};
+use super::args::{DiskSize, ExecOptions, OwnVm, RunOptions, User};
+use super::attend;
 use super::error::CliError;
-use super::monitor;
-use super::process::{attend, unless_interrupted};
-use super::target::{self, Rootfs, Target};
+use super::process::{self, exit_code, unless_interrupted};
+use super::target::{self, Target};
 
-/// Runs a container; its status is ours.
+/// What becomes of a container that is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    pub(crate) detach: bool,
+    pub(crate) keep: bool,
+    pub(crate) interactive: bool,
+    /// Its host name was asked for.
+    pub(crate) named: bool,
+}
+
+impl How {
+    /// It outlives the command.
+    fn stays(self) -> bool {
+        self.detach || self.keep
+    }
+}
+
+/// `run`
 pub(crate) async fn run(address: Option<&Address>, options: &RunOptions) -> Result<u8, CliError> {
-    check_terminal(options.process.interactive, options.process.tty)?;
-    let target = unless_interrupted(find_target(address, options)).await?;
-    let id = options.id.clone().unwrap_or_else(|| made_up("c"));
-    let result = run_at(&target, &id, options).await;
-    if let (Err(CliError::Call(error)), Some(tail)) = (&result, target.console_tail())
+    let (interactive, tty) = (options.flags.interactive, options.flags.tty);
+    if !options.detach {
+        check_terminal(interactive, tty)?;
+    }
+    let order = order(options, &made_up("c"))?;
+    let named = options.flags.hostname.is_some();
+    let how = How { detach: options.detach, keep: options.keep, interactive, named };
+    run_order(address, options.share.clone(), &options.vm, order, how).await
+}
+
+/// What the options ask for: a container that is called `id` where they don't name it.
+pub(crate) fn order(options: &RunOptions, id: &str) -> Result<Order, CliError> {
+    let (root, image, args) = match (&options.rootfs, &options.image, options.args.split_first()) {
+        (Some(path), ..) => (RootKind::Itself, path.display().to_string(), options.args.as_slice()),
+        (None, Some(image), _) => (RootKind::Image, image.clone(), options.args.as_slice()),
+        // As Docker has it.
+        (None, None, Some((image, args))) => (RootKind::Image, image.clone(), args),
+        (None, None, None) => return Err(CliError::NoImage),
+    };
+    let mut order = options.flags.order(&image, args, id)?;
+    order.extras.root = match options.root_disk {
+        Some(DiskSize::Fit) => RootKind::Disk(None),
+        Some(DiskSize::Bytes(size)) => RootKind::Disk(Some(size)),
+        None if options.root_layers => RootKind::Layers,
+        None => root,
+    };
+    // Somebody may attach to a detached one later, and more than once.
+    order.config.stdin_once = order.config.stdin && !options.detach;
+    Ok(order)
+}
+
+/// Creates a container, starts it and stays with it, or leaves it running; its status is ours.
+pub(crate) async fn run_order(
+    address: Option<&Address>,
+    share: Option<PathBuf>,
+    vm: &OwnVm,
+    mut order: Order,
+    how: How,
+) -> Result<u8, CliError> {
+    let target = match (address, &vm.kernel, &vm.initrd) {
+        (Some(address), ..) => Target::at(address, share).await?,
+        (None, Some(_), Some(_)) if how.stays() => {
+            return Err(CliError::NeedsAddress { what: if how.detach { "--detach" } else { "--keep" } });
+        }
+        (None, Some(kernel), Some(initrd)) => {
+            let config = VmConfig { share, ..VmConfig::new(kernel, initrd) };
+            unless_interrupted(Target::boot(&config)).await?
+        }
+        _ => return Err(CliError::NoTarget),
+    };
+    if how.stays() {
+        keep_log(&target.engine, &mut order);
+    }
+    let result = run_at(&target, &order, how).await;
+    if let (Err(CliError::Cri(CriError::Call(error))), Some(tail)) = (&result, target.console_tail())
         && error.connection_lost
     {
         eprintln!("nakai-ctl: last lines of the VM's console:\n{tail}");
@@ -30,267 +97,102 @@ pub(crate) async fn run(address: Option<&Address>, options: &RunOptions) -> Resu
     result
 }
 
-async fn find_target(address: Option<&Address>, options: &RunOptions) -> Result<Target, CliError> {
-    match (address, &options.kernel, &options.initrd) {
-        (Some(address), ..) => Target::at(address, options.share.clone()).await,
-        (None, Some(_), Some(_)) if options.detach || options.keep => {
-            Err(CliError::NeedsAddress { what: if options.detach { "--detach" } else { "--keep" } })
-        }
-        (None, Some(kernel), Some(initrd)) => {
-            let config = VmConfig { share: options.share.clone(), ..VmConfig::new(kernel, initrd) };
-            Target::boot(&config).await
-        }
-        _ => Err(CliError::NoTarget),
+/// Has the output of a container that outlives this command kept, where the order does not say where: nobody else
+/// would read it, and the container would wait for that when the pipe is full.
+pub(crate) fn keep_log(engine: &Engine, order: &mut Order) {
+    if let (true, Some(id)) = (order.pod.log_directory.is_empty(), &order.id) {
+        order.pod.log_directory = engine.state().place("logs", id).display().to_string();
     }
 }
 
-/// One container from its creation to its end, on record all the while.
-async fn run_at(target: &Target, id: &str, options: &RunOptions) -> Result<u8, CliError> {
-    let book = Book { state: target.state.as_ref(), id };
-    let lock = unless_interrupted(book.reserve(options)).await?;
-    let rootfs = match book.step(Action::Create, create(target, id, options)).await {
-        Ok(rootfs) => rootfs,
-        Err(error) => {
-            book.failed(&error, options, lock)?;
-            return Err(error);
-        }
-    };
-    // From here on there is a container to remove, whatever happens.
-    let start = async { Ok(target.client.start_container(id).await?) };
-    if let Err(error) = book.step(Action::Start, start).await {
-        // Why it did not start tells more than why it can't be removed.
-        let _ = target.client.remove_container(id).await;
-        rootfs.release().await;
-        book.failed(&error, options, lock)?;
-        return Err(error);
+/// Creates a container, in a sandbox that is made if there is none.
+pub(crate) async fn create(engine: &Engine, order: &Order, stays: bool) -> Result<ContainerRecord, CliError> {
+    engine.need_sandbox(&order.pod).await?;
+    let created = if stays { engine.create_on_record(order).await } else { engine.create(order).await };
+    let (record, warnings) = created?;
+    for warning in warnings {
+        eprintln!("nakai-ctl: {warning}");
     }
-    book.note(|record| {
-        record.run();
-        record.share.clone_from(&rootfs.directory);
-        record.disk.clone_from(&rootfs.disk);
-    })?;
-    if options.detach {
-        keep(rootfs);
-        monitor::start(&target.address, id)?;
-        println!("{id}");
-        return Ok(0);
+    Ok(record)
+}
+
+async fn run_at(target: &Target, order: &Order, how: How) -> Result<u8, CliError> {
+    let engine = &target.engine;
+    target.need_share(order)?;
+    if how.named {
+        engine.need_hostname(&order.pod).await?;
     }
-    drop(lock);
-    let result = attend(&target.client, id, id, options.process.interactive, options.process.tty).await;
-    if let Ok(status) = result {
-        book.died(i32::from(status)).await?;
-    }
-    if options.keep && result.is_ok() {
-        keep(rootfs);
+    let record = unless_interrupted(create(engine, order, how.stays())).await?;
+    let id = record.id.as_str();
+    let result = live(target, &record, how).await;
+    let stays = if result.is_ok() { how.stays() } else { how.stays() && has_failed(engine, id) };
+    // A VM of its own takes the container with it; an auto-removed one is gone already.
+    if stays || engine.record(id).is_err() || (target.ends() && result.is_ok()) {
         return result;
     }
-    let lock = book.lock().await?;
-    let removed = book.step(Action::Remove, async { Ok(target.client.remove_container(id).await?) }).await;
-    rootfs.release().await;
-    book.forget(lock);
+    let removed = engine.remove(id).await;
     // Why it did not run tells more than why it can't be removed.
     let status = result?;
     removed?;
     Ok(status)
 }
 
-async fn create(target: &Target, id: &str, options: &RunOptions) -> Result<Rootfs, CliError> {
-    let made = unless_interrupted(async {
-        target.need_sandbox(id).await?;
-        let Some(reference) = &options.image else {
-            let path = options.rootfs.as_deref().unwrap_or(Path::new(""));
-            return Ok((target.rootfs(path, id).await?, ImageConfig::default()));
-        };
-        let image = open_image(target, id, reference.clone()).await?;
-        let config = image.config.clone();
-        let rootfs = match options.root_disk {
-            None => target.image_rootfs(image, id).await?,
-            Some(DiskSize::Fit) => target.image_disk(image, id, None).await?,
-            Some(DiskSize::Bytes(size)) => target.image_disk(image, id, Some(size)).await?,
-        };
-        Ok((rootfs, config))
-    });
-    let (rootfs, config) = made.await?;
-    let create = async {
-        let spec = spec(id, &rootfs.path, options, &config)?.build();
-        let storages = rootfs.disk.iter().map(|disk| disk.storage(id)).collect();
-        let request = CreateContainerRequest {
-            container_id: id.to_owned(),
-            exec_id: id.to_owned(),
-            OCI: Some(spec).into(),
-            storages,
-            ..Default::default()
-        };
-        Ok(target.client.create_container_with(&request).await?)
-    };
-    match create.await {
-        Ok(()) => Ok(rootfs),
+/// What was to stay stays as a failure, for a person to see.
+fn has_failed(engine: &Engine, id: &str) -> bool {
+    engine.record(id).is_ok_and(|record| record.state.word() == "error")
+}
+
+async fn live(target: &Target, record: &ContainerRecord, how: How) -> Result<u8, CliError> {
+    let (engine, id) = (&target.engine, record.id.as_str());
+    engine.start(id).await?;
+    if how.detach {
+        attend::leave(&target.address, id)?;
+        println!("{id}");
+        return Ok(0);
+    }
+    let tty = record.order.config.tty;
+    let stdin = how.interactive.then(|| Box::new(tokio::io::stdin()) as _);
+    let work = async { noted(engine, id, supervise(engine, id, Console { stdin, echo: true }).await).await };
+    process::beside(engine.client(), id, id, how.interactive, tty, work).await
+}
+
+/// The end of a container that was stayed with. Why that did not work is on record.
+pub(crate) async fn noted(engine: &Engine, id: &str, ended: Result<i32, CriError>) -> Result<u8, CliError> {
+    match ended {
+        Ok(status) => Ok(exit_code(status)),
+        // It may be gone with the machine, and all notes with it.
+        Err(error) if engine.record(id).is_err() => Err(error.into()),
         Err(error) => {
-            rootfs.release().await;
-            Err(error)
+            engine.change(id, |record| record.fail(&error)).await?;
+            Err(error.into())
         }
     }
-}
-
-/// Reads and unpacks an image, which is a step that is told.
-async fn open_image(target: &Target, id: &str, reference: String) -> Result<Image, CliError> {
-    let opening = tokio::task::spawn_blocking(move || Image::open(&reference, &Store::of_user()));
-    let opening = async { Ok(opening.await.map_err(|error| CliError::io("image")(error.into()))??) };
-    match &target.state {
-        Some(state) => state.journal().step(id, Action::Image, opening).await,
-        None => opening.await,
-    }
-}
-
-/// Leaves a root filesystem shared beyond this command.
-fn keep(rootfs: Rootfs) {
-    if let Some(shared) = rootfs.shared {
-        shared.keep();
-    }
-}
-
-/// The record of the container of this command; in a VM of its own there is none.
-struct Book<'a> {
-    state: Option<&'a State>,
-    id: &'a str,
-}
-
-impl Book<'_> {
-    async fn lock(&self) -> Result<Option<Lock>, CliError> {
-        match self.state {
-            Some(state) => Ok(Some(target::lock(state, self.id).await?)),
-            None => Ok(None),
-        }
-    }
-
-    /// Takes the container's name. A failed one may be tried again.
-    async fn reserve(&self, options: &RunOptions) -> Result<Option<Lock>, CliError> {
-        let lock = self.lock().await?;
-        let Some(state) = self.state else { return Ok(lock) };
-        match state.container(self.id).map(|record| record.state) {
-            None | Some(ContainerState::Error { .. }) => {}
-            Some(taken) => {
-                return Err(CliError::Taken { id: self.id.to_owned(), state: taken.to_string() });
-            }
-        }
-        let image = options.image.as_ref().map(PathBuf::from);
-        let (args, rootfs) = (options.args.clone(), options.rootfs.clone().or(image).unwrap_or_default());
-        let record = ContainerRecord { args, rootfs, ..ContainerRecord::new(self.id) };
-        state.note_container(&record).map_err(self.unnoted())?;
-        Ok(lock)
-    }
-
-    async fn step<T>(
-        &self,
-        action: Action,
-        step: impl Future<Output = Result<T, CliError>>,
-    ) -> Result<T, CliError> {
-        match self.state {
-            Some(state) => state.journal().step(self.id, action, step).await,
-            None => step.await,
-        }
-    }
-
-    fn note(&self, change: impl FnOnce(&mut ContainerRecord)) -> Result<(), CliError> {
-        let noted = self.state.map_or(Ok(()), |state| state.change_container(self.id, change));
-        noted.map_err(self.unnoted())
-    }
-
-    /// What was to stay stays as a failure, for a person to see; another's container leaves no trace.
-    fn failed(&self, error: &CliError, options: &RunOptions, lock: Option<Lock>) -> Result<(), CliError> {
-        let another = matches!(error, CliError::Call(error) if error.code == ttrpc::Code::ALREADY_EXISTS);
-        if (options.detach || options.keep) && !another {
-            return self.note(|record| record.fail(error));
-        }
-        self.forget(lock);
-        Ok(())
-    }
-
-    async fn died(&self, code: i32) -> Result<(), CliError> {
-        match self.state {
-            Some(state) => monitor::died(state, self.id, code).await,
-            None => Ok(()),
-        }
-    }
-
-    fn forget(&self, lock: Option<Lock>) {
-        if let Some(state) = self.state {
-            state.forget_container(self.id);
-        }
-        if let Some(lock) = lock {
-            lock.remove();
-        }
-    }
-
-    fn unnoted(&self) -> impl FnOnce(std::io::Error) -> CliError {
-        CliError::io(format!("note of container {}", self.id))
-    }
-}
-
-/// The container that the options ask for, above what its image says.
-fn spec(id: &str, root: &str, options: &RunOptions, image: &ImageConfig) -> Result<SpecBuilder, CliError> {
-    let hostname = options.hostname.as_deref().unwrap_or(id);
-    let reference = || options.image.clone().unwrap_or_default();
-    let rest = if options.args.is_empty() { &image.cmd } else { &options.args };
-    let args: Vec<String> = image.entrypoint.iter().chain(rest).cloned().collect();
-    if args.is_empty() {
-        return Err(CliError::NoProgram { image: reference() });
-    }
-    let mut spec = SpecBuilder::new(id, root);
-    for (name, value) in image.env.iter().filter_map(|entry| entry.split_once('=')) {
-        spec = spec.env(name, value);
-    }
-    if !image.working_dir.is_empty() {
-        spec = spec.cwd(&image.working_dir);
-    }
-    if options.process.user.is_none() && !image.user.is_empty() {
-        let user = image.user.parse::<User>();
-        let user = user.map_err(|_| CliError::ImageUser { image: reference(), user: image.user.clone() })?;
-        spec = spec.user(user.uid, user.gid, []);
-    }
-    let mut spec =
-        process_spec(spec, &options.process, &args).hostname(hostname).readonly_rootfs(options.read_only);
-    if let Some(bytes) = options.memory {
-        spec = spec.memory_limit(bytes);
-    }
-    if let Some(cpus) = options.cpus {
-        spec = spec.cpus(cpus);
-    }
-    if let Some(pids) = options.pids {
-        spec = spec.pids_limit(pids);
-    }
-    Ok(spec)
-}
-
-fn process_spec(spec: SpecBuilder, options: &ProcessOptions, args: &[String]) -> SpecBuilder {
-    let mut spec = spec.args(args);
-    if let Some(directory) = &options.workdir {
-        spec = spec.cwd(directory);
-    }
-    if let Some(User { uid, gid }) = options.user {
-        spec = spec.user(uid, gid, []);
-    }
-    options.env.iter().fold(spec.terminal(options.tty), |spec, entry| match entry.split_once('=') {
-        Some((name, value)) => spec.env(name, value),
-        None => match std::env::var(entry) {
-            Ok(value) => spec.env(entry, &value),
-            Err(_) => spec,
-        },
-    })
 }
 
 /// Runs a further process in a container; its status is ours.
 pub(crate) async fn exec(address: Option<&Address>, options: &ExecOptions) -> Result<u8, CliError> {
-    check_terminal(options.process.interactive, options.process.tty)?;
-    let (client, state) = target::known(address).await?;
-    let exec = made_up("exec");
-    let process = process_spec(SpecBuilder::new(&options.id, ""), &options.process, &options.args).process();
-    let lock = target::lock(&state, &options.id).await?;
-    let start = client.exec_process(&options.id, &exec, process);
-    let started = state.journal().step(&options.id, Action::Exec, start).await;
-    state.unlock(&options.id, lock);
-    started?;
-    attend(&client, &options.id, &exec, options.process.interactive, options.process.tty).await
+    check_terminal(options.interactive, options.tty)?;
+    let engine = target::engine(address).await?;
+    let (id, exec) = (options.id.as_str(), made_up("exec"));
+    let mut process = engine.process(id, &options.args, options.tty);
+    if let Some(User { uid, gid }) = options.user {
+        let user = process.User.mut_or_insert_default();
+        (user.UID, user.GID, user.AdditionalGids) = (uid, gid, Vec::new());
+    }
+    if let Some(directory) = &options.workdir {
+        process.Cwd.clone_from(directory);
+    }
+    for entry in &options.env {
+        let own = || std::env::var(entry).ok().map(|value| (entry.clone(), value));
+        let given = entry.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        if let Some((name, value)) = given.or_else(own) {
+            let prefix = format!("{name}=");
+            process.Env.retain(|entry| !entry.starts_with(&prefix));
+            process.Env.push(prefix + &value);
+        }
+    }
+    engine.exec(id, &exec, process).await?;
+    process::attend(engine.client(), id, &exec, options.interactive, options.tty).await
 }
 
 /// A terminal that nobody types at would wait for keys for ever.
@@ -312,56 +214,55 @@ mod tests {
     use super::*;
     use clap::Parser as _;
 
-    #[test]
-    fn options_reach_the_specification() {
-        let line = "nakai-ctl run -t -e A=1 -e PATH=/x -u 7 -w /srv --rootfs /r --hostname h --memory 64M \
-                    --cpus 2 --pids 9 --read-only echo hi";
-        let Command::Run(options) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
-            panic!()
-        };
-        let spec = spec("web", "/guest", &options, &ImageConfig::default()).unwrap().build();
-        assert_eq!(spec.Process.Args, ["echo", "hi"]);
-        assert_eq!(spec.Process.Env, ["TERM=xterm", "A=1", "PATH=/x"]);
-        assert_eq!((spec.Process.User.UID, &*spec.Process.Cwd), (7, "/srv"));
-        assert_eq!((&*spec.Hostname, &*spec.Root.Path, spec.Root.Readonly), ("h", "/guest", true));
-        let resources = &spec.Linux.Resources;
-        assert_eq!((resources.Memory.Limit, resources.CPU.Quota), (64 << 20, 200_000));
-        assert_eq!(resources.Pids.Limit, 9);
-        assert!(spec.Process.Terminal);
+    fn of(line: &str) -> Result<Order, String> {
+        let words = format!("nakai-ctl run {line}");
+        let cli = Cli::try_parse_from(words.split_whitespace()).map_err(|error| error.to_string())?;
+        let Command::Run(options) = cli.command else { panic!("{line}") };
+        order(&options, "made-up").map_err(|error| error.to_string())
     }
 
     #[test]
-    fn an_image_says_what_the_options_don_t() {
-        let image = ImageConfig {
-            entrypoint: vec!["/init".to_owned()],
-            cmd: vec!["serve".to_owned()],
-            env: vec!["A=image".to_owned(), "B=image".to_owned()],
-            user: "7:8".to_owned(),
-            working_dir: "/srv".to_owned(),
-            ..ImageConfig::default()
-        };
-        let spec = |line: &str, image: &ImageConfig| {
-            let line = format!("nakai-ctl run --image i {line}");
-            let Command::Run(options) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
-                panic!()
-            };
-            Ok::<_, String>(
-                spec("web", "/g", &options, image)
-                    .map_err(|error| error.to_string())?
-                    .build()
-                    .Process
-                    .unwrap(),
-            )
-        };
-        let process = spec("-e A=1", &image).unwrap();
-        assert_eq!(process.Args, ["/init", "serve"]);
-        assert!(process.Env.contains(&"A=1".to_owned()) && process.Env.contains(&"B=image".to_owned()));
-        assert_eq!((process.User.UID, process.User.GID, &*process.Cwd), (7, 8, "/srv"));
-        let process = spec("-u 9 -w / run", &image).unwrap();
-        assert_eq!((process.Args.join(" "), process.User.UID, &*process.Cwd), ("/init run".into(), 9, "/"));
-        let error = spec("", &ImageConfig::default()).unwrap_err();
-        assert_eq!(error, "image i: it names no program: give one");
-        let named = ImageConfig { user: "web".to_owned(), ..image };
-        assert!(spec("", &named).unwrap_err().contains(r#"its user "web" is a name"#));
+    fn options_reach_the_order() {
+        let order =
+            of("-t -e A=1 -u 7 -w /srv --rootfs /r --hostname h --memory 64M --cpus 2 --pids 9 --read-only \
+                        --id box echo hi")
+            .unwrap();
+        let config = &order.config;
+        assert_eq!((config.args.join(" "), &*config.working_dir), ("echo hi".to_owned(), "/srv"));
+        assert_eq!((&*config.image.image, order.extras.root), ("/r", RootKind::Itself));
+        assert_eq!((order.id.as_deref(), &*order.pod.hostname), (Some("box"), "h"));
+        let resources = &config.linux.resources;
+        assert_eq!((resources.memory_limit_in_bytes, resources.cpu_quota), (64 << 20, 200_000));
+        assert_eq!((order.extras.pids_limit, order.extras.user.as_deref()), (Some(9), Some("7")));
+        assert!(config.tty && config.linux.security_context.readonly_rootfs && order.extras.image_health);
+    }
+
+    #[test]
+    fn a_root_comes_by_three_words() {
+        let words = |order: &Order| (order.config.image.image.clone(), order.config.args.join(" "));
+        let image = of("--image /i -it run --rm").unwrap();
+        assert_eq!(words(&image), ("/i".to_owned(), "run --rm".to_owned()));
+        assert!(image.config.stdin && image.config.stdin_once && !image.extras.auto_remove);
+        let docker = of("-d -i --rm --privileged /i sh").unwrap();
+        assert_eq!(words(&docker), ("/i".to_owned(), "sh".to_owned()));
+        assert!(docker.config.stdin && !docker.config.stdin_once && docker.extras.auto_remove);
+        let root = |line: &str| of(line).unwrap().extras.root;
+        assert_eq!(root("--image /i --root-disk=64M"), RootKind::Disk(Some(64 << 20)));
+        assert_eq!(
+            (root("--root-disk /i"), root("--root-layers /i")),
+            (RootKind::Disk(None), RootKind::Layers)
+        );
+        for (line, message) in [
+            ("", "no image"),
+            ("--rootfs /r --image /i sh", "cannot be used with"),
+            ("--rootfs /r --root-disk sh", "cannot be used with"),
+            ("--root-disk --root-layers /i", "cannot be used with"),
+            ("--rm --restart always /i", "--rm"),
+            ("--rootfs /r --memory -1 sh", "--memory"),
+            ("--rootfs /r --cpus 0 sh", "--cpus"),
+        ] {
+            let error = of(line).unwrap_err();
+            assert!(error.contains(message), "{line}: {error}");
+        }
     }
 }

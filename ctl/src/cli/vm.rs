@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::process::Stdio;
+use std::time::Duration;
 
 use nakai_ctl::state::{State, VmRecord};
 use nakai_ctl::time;
@@ -14,6 +15,9 @@ use super::args::VmOptions;
 use super::error::CliError;
 use super::process::{interrupted, unless_interrupted};
 use super::target::seconds;
+
+/// How long a guest may take to end by itself.
+const DESTROY_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a keeper tells the command that started it, a line each.
 #[derive(Debug, Deserialize, Serialize)]
@@ -40,6 +44,9 @@ async fn foreground(options: &VmOptions) -> Result<u8, CliError> {
     eprintln!("nakai-ctl: shared directory {}", vm.share().display());
     println!("{}", vm.address());
     let end = until_its_end(&vm).await;
+    if end.is_ok() {
+        destroy_sandbox(&vm).await;
+    }
     state.forget();
     end
 }
@@ -48,6 +55,7 @@ async fn boot(options: &VmOptions, progress: impl Fn(&str)) -> Result<(Vm, State
     let config = VmConfig {
         memory: options.memory,
         cpus: options.cpus,
+        hotplug_ports: options.ports,
         share: options.share.clone(),
         console: options.console.clone(),
         cmdline: options.append.clone(),
@@ -144,9 +152,25 @@ async fn keep_reserved(
     // The directory that it was started in is not its business.
     let _ = std::env::set_current_dir("/");
     let end = until_its_end(&vm).await;
+    if end.is_ok() {
+        destroy_sandbox(&vm).await;
+    }
     vm.stop();
     state.forget();
     end
+}
+
+/// Lets the guest end by itself: containers are killed and unmounted, disks are written, the machine powers off. One
+/// that does not is ended all the same.
+async fn destroy_sandbox(vm: &Vm) {
+    let destroy = async {
+        let client = vm.client().await.ok()?;
+        // Without a sandbox it refuses, and nothing is lost.
+        client.within(DESTROY_LIMIT).destroy_sandbox().await.ok()?;
+        vm.ended().await;
+        Some(())
+    };
+    let _ = tokio::time::timeout(DESTROY_LIMIT, destroy).await;
 }
 
 /// `vm ls`

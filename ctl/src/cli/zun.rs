@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use nakai_ctl::Address;
-use nakai_ctl::cri::CriError;
-use nakai_ctl::state::State;
 use nakai_ctl::zun::{Host, Request, VOLUME_SECONDS};
 
-use super::cri;
+use super::attend;
 use super::error::CliError;
-use super::run::made_up;
+use super::run::{self, made_up};
+use super::target::Target;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ZunCommand {
@@ -46,19 +45,17 @@ pub(crate) async fn dispatch(address: Option<&Address>, command: ZunCommand) -> 
     let host =
         Host { images: options.images, volumes: options.volumes, volume_seconds: options.volume_timeout };
     let mut order = request.order(&made_up("zun"), &host)?;
-    let logs = State::of(address).front_ends().join("logs").join(order.id.as_deref().unwrap_or_default());
-    order.pod.log_directory = logs.display().to_string();
-    let (target, engine) = cri::at(Some(address), options.share).await?;
-    target.need_share(&order.config.image.image)?;
-    let created = engine.need_sandbox(&order.pod).await?;
-    if !created && request.has_hostname() {
-        let reason = "the sandbox is there already, and all its containers have its host name";
-        return Err(CriError::field("hostname", reason).into());
+    let target = Target::at(address, options.share).await?;
+    let engine = &target.engine;
+    run::keep_log(engine, &mut order);
+    target.need_share(&order)?;
+    if request.has_hostname() {
+        engine.need_hostname(&order.pod).await?;
     }
-    let record = cri::create(&engine, &order).await?;
+    let record = run::create(engine, &order, true).await?;
     if request.runs() {
         engine.start(&record.id).await?;
-        cri::leave(address, &record.id)?;
+        attend::leave(address, &record.id)?;
     }
     println!("{}", record.id);
     Ok(0)

@@ -1,47 +1,46 @@
-//! Containers' lives: made, started, stopped and removed through the agent, with what the host adds to them.
+//! Containers' lives: started, stopped, paused and removed through the agent, and noted for all clients.
 //!
-//! Each step takes back what it has done when a later one fails. [`super::supervise`] stays with a running container.
+//! `create.rs` makes them, [`super::supervise`] stays with a running one. Whoever changes a container holds its
+//! lock, so its steps come one after the other while other containers go on; each step is in the journal with its begin
+//! and its end. Signals and questions don't wait.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nakai_protocols::agent::{CreateContainerRequest, CreateSandboxRequest};
+use nakai_protocols::agent::CreateSandboxRequest;
 use nakai_protocols::oci;
 use ttrpc::Code;
 
+use super::CriError;
 use super::config::{NamespaceMode, PodSandboxConfig};
 use super::image::signal;
 use super::mounts::Places;
-use super::spec::{Request, file_name, plan, resolv_conf, sandbox_id};
-use super::store::{Health, Order, Record, State, Store};
-use super::users::Accounts;
-use super::volumes::{Lent, wait_for};
-use super::{CriError, ImageConfig};
-use crate::image::{self, Image};
-use crate::rootfs::{self, SharedRootfs};
-use crate::{CallError, Client, sandbox, time};
+use super::spec::{resolv_conf, sandbox_id};
+use crate::state::{Action, ContainerRecord, ContainerState, Event, Lock, State};
+use crate::{CallError, Client, SpecBuilder, sandbox};
 
 /// An agent, and where this client keeps what it needs to know.
 #[derive(Clone, Debug)]
 pub struct Engine {
     client: Client,
     places: Places,
-    store: Store,
+    state: State,
+    machine: Option<Machine>,
 }
 
-/// A root filesystem that the agent can see, until it is kept or dropped.
-struct Root {
-    guest: String,
-    host: PathBuf,
-    shared: Option<SharedRootfs>,
+/// The machine that the agent is in.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// QEMU's control socket.
+    pub qmp: PathBuf,
+    /// For the images of its disks.
+    pub run: PathBuf,
 }
 
 impl Engine {
-    /// The agent behind `client`; `share` is this host's side of the directory shared with the guest, if there is
-    /// one, and `directory` is for notes.
-    pub fn new(client: Client, share: Option<PathBuf>, directory: PathBuf) -> Self {
-        let places = share.map_or_else(|| Places::Local(directory.join("lent")), Places::Shared);
-        Self { client, places, store: Store::new(directory) }
+    /// The agent behind `client`, with the notebook that its containers are noted in.
+    pub fn new(client: Client, places: Places, state: State, machine: Option<Machine>) -> Self {
+        Self { client, places, state, machine }
     }
 
     /// The connection.
@@ -49,17 +48,59 @@ impl Engine {
         &self.client
     }
 
-    /// This host's side of the directory that is shared with the guest.
-    pub fn share(&self) -> Option<&Path> {
-        match &self.places {
-            Places::Shared(share) => Some(share),
-            Places::Local(_) => None,
-        }
+    /// How the agent sees this host's files.
+    pub fn places(&self) -> &Places {
+        &self.places
     }
 
-    /// The notes.
-    pub fn store(&self) -> &Store {
-        &self.store
+    /// The notebook.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(super) fn machine(&self) -> Result<&Machine, CriError> {
+        self.machine.as_ref().ok_or_else(|| {
+            CriError::field("root", "a disk needs a machine to plug it into, and the agent's is not known")
+        })
+    }
+
+    /// A container that is on record.
+    ///
+    /// # Errors
+    ///
+    /// It is not.
+    pub fn record(&self, id: &str) -> Result<ContainerRecord, CriError> {
+        self.state.container(id).ok_or_else(|| CriError::Unknown(id.to_owned()))
+    }
+
+    pub(super) fn put(&self, record: &ContainerRecord) -> Result<(), CriError> {
+        let noted = self.state.note_container(record);
+        noted.map_err(CriError::io(format!("note of container {}", record.id)))
+    }
+
+    /// Waits for the turn to change a container; [`State::unlock`] gives it back.
+    pub(super) async fn lock(&self, id: &str) -> Result<Lock, CriError> {
+        self.state.lock_container(id).await.map_err(CriError::io(format!("lock of container {id}")))
+    }
+
+    /// Changes the note of a container; none where it is not on record (any more).
+    ///
+    /// # Errors
+    ///
+    /// The note can't be written.
+    pub async fn change(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut ContainerRecord),
+    ) -> Result<Option<ContainerRecord>, CriError> {
+        let lock = self.lock(id).await?;
+        let record = self.state.container(id).map(|mut record| {
+            change(&mut record);
+            record
+        });
+        let noted = record.as_ref().map_or(Ok(()), |record| self.put(record));
+        self.state.unlock(id, lock);
+        noted.map(|()| record)
     }
 
     /// Creates the pod's sandbox, unless the agent has one; whether it has been created now.
@@ -68,180 +109,168 @@ impl Engine {
     ///
     /// The agent refuses it.
     pub async fn need_sandbox(&self, pod: &PodSandboxConfig) -> Result<bool, CriError> {
+        let _turn = self.state.lock_sandbox().await.map_err(CriError::io("lock of the sandbox"))?;
+        if self.state.has_sandbox() {
+            return Ok(false);
+        }
         let shared = matches!(self.places, Places::Shared(_));
         let request = CreateSandboxRequest {
             dns: resolv_conf(pod),
             sandbox_pidns: pod.linux.security_context.namespace_options.pid == NamespaceMode::Pod,
             ..sandbox::request(&sandbox_id(pod), &pod.hostname, shared)
         };
-        match self.client.create_sandbox(&request).await {
-            // It is there already: another container's.
-            Err(error) if matches!(error.code, Code::ALREADY_EXISTS | Code::FAILED_PRECONDITION) => Ok(false),
-            other => Ok(other.map(|()| true)?),
-        }
+        let hostname = match self.client.create_sandbox(&request).await {
+            Ok(()) => Some(&*pod.hostname),
+            // It is there already: another client's.
+            Err(error) if matches!(error.code, Code::ALREADY_EXISTS | Code::FAILED_PRECONDITION) => None,
+            Err(error) => return Err(error.into()),
+        };
+        self.state.note_sandbox(hostname).map_err(CriError::io("note of the sandbox"))?;
+        Ok(hostname.is_some())
     }
 
-    /// Makes a container; the second value is warnings for the user.
+    /// The same, and it has the pod's host name: all containers of a sandbox have the sandbox's.
     ///
     /// # Errors
     ///
-    /// A field can't be carried out, a volume does not come, the agent refuses. Nothing is left then.
-    pub async fn create(&self, order: &Order) -> Result<(Record, Vec<String>), CriError> {
-        let Order { pod, config, extras, image, .. } = order;
-        let name = if config.metadata.name.is_empty() { "container" } else { &config.metadata.name };
-        let pod_id = sandbox_id(pod);
-        wait_for(&extras.volumes).await?;
-        self.check_target(order)?;
-        let attempt = self.store.next_attempt(&pod_id, name, config.metadata.attempt)?;
-        let id = match &order.id {
-            Some(id) => id.clone(),
-            None => file_name(&format!("{}-{name}-{attempt}", pod.metadata.name)),
-        };
-        let mut lent = Lent::new(&self.places, &id);
-        let (root, said) = self.root(order, &id, &mut lent)?;
-        // What the caller says of the image stands above what is in it.
-        let image = if *image == ImageConfig::default() { &said } else { image };
-        let accounts = Accounts::read(&root.host)?;
-        let plan = plan(&Request {
-            id: &id,
-            pod,
-            config,
-            extras,
-            image,
-            accounts: &accounts,
-            root: &root.guest,
-            places: &self.places,
-        })?;
-        lent.write(&plan.files)?;
-        lent.bind(&plan.binds)?;
-        let log = self.log(order, name, attempt)?;
-        let spec = nakai_protocols::spec::from_wire(&plan.spec)
-            .map_err(|error| CriError::field("specification", error.to_string()))?;
-        let record = Record {
-            id: id.clone(),
-            order: Order { image: image.clone(), ..order.clone() },
-            spec,
-            shared_pid: plan.shared_pid,
-            attempt,
-            state: State::Created,
-            restarts: 0,
-            stopped: false,
-            health: if extras.health.is_some() { Health::Starting } else { Health::None },
-            log,
-            shared: root.shared.is_some(),
-            created: time::now(),
-        };
-        self.create_at_agent(&record).await?;
-        if let Err(error) = self.store.put(&record) {
-            let _ = self.client.remove_container(&id).await;
-            return Err(error);
-        }
-        lent.keep();
-        if let Some(shared) = root.shared {
-            shared.keep();
-        }
-        Ok((record, plan.warnings))
-    }
-
-    /// Another container whose PID namespace is to be shared must be in the pod's own.
-    fn check_target(&self, order: &Order) -> Result<(), CriError> {
-        let options = &order.config.linux.security_context.namespace_options;
-        if options.pid != NamespaceMode::Target {
-            return Ok(());
-        }
-        if self.store.get(&options.target_id)?.shared_pid {
-            return Ok(());
-        }
-        let reason = format!(
-            "TARGET: container {} has a PID namespace of its own, which the agent lets nobody join",
-            options.target_id
-        );
-        Err(CriError::field("namespace_options.pid", reason))
-    }
-
-    /// Makes the image's files the container's root, and tells what the image says of its containers.
-    fn root(&self, order: &Order, id: &str, lent: &mut Lent) -> Result<(Root, ImageConfig), CriError> {
-        let reference = &order.config.image.image;
-        let image = Image::open(reference, &image::Store::of_user())?;
-        let config = ImageConfig::of(&image.config);
-        let shared = match (&self.places, order.extras.disk) {
-            (Places::Shared(_), Some(bytes)) => {
-                let host = lent.limited_root(&image.layers, self.store.place("disks", id), bytes)?;
-                return Ok((Root { guest: sandbox::guest_rootfs(id), host, shared: None }, config));
+    /// It has another, or the agent refuses it.
+    pub async fn need_hostname(&self, pod: &PodSandboxConfig) -> Result<(), CriError> {
+        self.need_sandbox(pod).await?;
+        match self.state.hostname() {
+            Some(hostname) if hostname == pod.hostname => Ok(()),
+            _ => {
+                let reason = "the sandbox is there already, and all its containers have its host name";
+                Err(CriError::field("hostname", reason))
             }
-            (Places::Shared(share), None) => SharedRootfs::share_image(&image, share, id)?,
-            (Places::Local(_), Some(_)) => {
-                return Err(CriError::field("disk", "an agent on this host gets a copy, without a limit"));
-            }
-            (Places::Local(directory), None) => {
-                let at = CriError::io(directory.display().to_string());
-                std::fs::create_dir_all(directory).map_err(at)?;
-                let shared = SharedRootfs::copy_image(&image, directory, id)?;
-                let host = shared.host_path();
-                return Ok((Root { guest: host.display().to_string(), host, shared: Some(shared) }, config));
-            }
-        };
-        let host = shared.host_path();
-        Ok((Root { guest: shared.guest_path().to_owned(), host, shared: Some(shared) }, config))
+        }
     }
 
-    /// Where the output goes: as the configuration says, else by the kubelet's layout below the pod's directory.
-    fn log(&self, order: &Order, name: &str, attempt: u32) -> Result<Option<PathBuf>, CriError> {
-        let directory = Path::new(&order.pod.log_directory);
-        let path = match (&*order.pod.log_directory, &*order.config.log_path) {
-            ("", "") => return Ok(None),
-            ("", _) => return Err(CriError::field("log_path", "the pod has no log_directory")),
-            (_, "") => directory.join(file_name(name)).join(format!("{attempt}.log")),
-            (_, path) => directory.join(path),
-        };
-        let parent = path.parent().unwrap_or(directory);
-        std::fs::create_dir_all(parent)
-            .map_err(CriError::io(format!("log directory {}", parent.display())))?;
-        Ok(Some(path))
-    }
-
-    pub(super) async fn create_at_agent(&self, record: &Record) -> Result<(), CriError> {
-        let wire = nakai_protocols::spec::to_wire(&record.spec)
-            .map_err(|error| CriError::field("specification", error.to_string()))?;
-        let request = CreateContainerRequest {
-            container_id: record.id.clone(),
-            exec_id: record.id.clone(),
-            OCI: Some(wire).into(),
-            sandbox_pidns: record.shared_pid,
-            ..Default::default()
-        };
-        Ok(self.client.create_container_with(&request).await?)
-    }
-
-    /// Lets a container's program run.
+    /// Lets a container's program run. One that can't be started is taken down, and stays on record with the reason.
     ///
     /// # Errors
     ///
     /// There is no such container, it is not waiting for its start, or the agent refuses.
-    pub async fn start(&self, id: &str) -> Result<Record, CriError> {
-        let mut record = self.store.get(id)?;
-        if record.state != State::Created {
-            return Err(CriError::State { id: id.to_owned(), state: record.state.to_string() });
+    pub async fn start(&self, id: &str) -> Result<ContainerRecord, CriError> {
+        let lock = self.lock(id).await?;
+        let started = self.start_locked(id).await;
+        self.state.unlock(id, lock);
+        started
+    }
+
+    async fn start_locked(&self, id: &str) -> Result<ContainerRecord, CriError> {
+        let mut record = self.record(id)?;
+        self.expect(&record, &[ContainerState::Created])?;
+        if let Err(error) =
+            self.state.journal().step(id, Action::Start, self.client.start_container(id)).await
+        {
+            self.take_down(&mut record).await;
+            record.fail(&error);
+            self.put(&record)?;
+            return Err(error.into());
         }
-        self.client.start_container(id).await?;
-        record.state = State::Running;
-        self.store.put(&record)?;
+        record.run();
+        self.put(&record)?;
         Ok(record)
     }
 
+    fn expect(&self, record: &ContainerRecord, states: &[ContainerState]) -> Result<(), CriError> {
+        if states.contains(&record.state) {
+            return Ok(());
+        }
+        Err(CriError::State { id: record.id.clone(), state: record.state.to_string() })
+    }
+
+    /// Undoes all that was done for a container that has failed; what can't be undone is left.
+    async fn take_down(&self, record: &mut ContainerRecord) {
+        let _ = self.client.remove_container(&record.id).await;
+        record.holdings.take_back(&record.id);
+        let _ = record.holdings.unplug().await;
+        record.holdings = super::Holdings::default();
+    }
+
     /// A further process of the container: its own with other arguments.
+    pub fn process(&self, id: &str, args: &[String], terminal: bool) -> oci::Process {
+        let record = self.state.container(id).and_then(|record| record.spec);
+        let spec = record.and_then(|spec| nakai_protocols::spec::to_wire(&spec).ok());
+        // One that another client has made gets what an ordinary one has.
+        let spec = spec.unwrap_or_else(|| SpecBuilder::new(id, "").build());
+        let mut process = SpecBuilder::of(spec).args(args).process();
+        process.Terminal = terminal;
+        if terminal && !process.Env.iter().any(|entry| entry.starts_with("TERM=")) {
+            process.Env.push("TERM=xterm".to_owned());
+        }
+        process
+    }
+
+    /// Runs a further process.
     ///
     /// # Errors
     ///
-    /// There is no such container.
-    pub fn process(&self, id: &str, args: &[String], terminal: bool) -> Result<oci::Process, CriError> {
-        let record = self.store.get(id)?;
-        let wire = nakai_protocols::spec::to_wire(&record.spec)
-            .map_err(|error| CriError::field("specification", error.to_string()))?;
-        let mut process = wire.Process.clone().unwrap_or_default();
-        process.Args = args.to_vec();
-        process.Terminal = terminal;
-        Ok(process)
+    /// The agent refuses it.
+    pub async fn exec(&self, id: &str, exec: &str, process: oci::Process) -> Result<(), CriError> {
+        let lock = self.lock(id).await?;
+        let start = self.client.exec_process(id, exec, process);
+        let started = self.state.journal().step(id, Action::Exec, start).await;
+        self.state.unlock(id, lock);
+        Ok(started?)
+    }
+
+    /// Sends a signal to a container's program, or SIGKILL to all of its processes.
+    ///
+    /// # Errors
+    ///
+    /// The agent refuses.
+    pub async fn kill(&self, id: &str, number: u32, all: bool) -> Result<(), CriError> {
+        // Who kills it does not want it started again.
+        let ends = self.state.container(id).is_some_and(|record| {
+            all || number == libc::SIGKILL.unsigned_abs()
+                || stop_signal(&record).is_ok_and(|stop| stop == number)
+        });
+        if ends {
+            self.change(id, |record| record.stopped = true).await?;
+        }
+        self.client.signal_process(id, if all { "" } else { id }, number).await?;
+        self.state.journal().note(&Event::new(id, Action::Kill).detail(format!("signal {number}")));
+        Ok(())
+    }
+
+    /// Freezes all processes of a container.
+    ///
+    /// # Errors
+    ///
+    /// It does not run, or the agent refuses.
+    pub async fn pause(&self, id: &str) -> Result<(), CriError> {
+        let step = (Action::Pause, ContainerState::Running, ContainerState::Paused);
+        self.switch(id, step, self.client.pause_container(id)).await
+    }
+
+    /// Thaws them.
+    ///
+    /// # Errors
+    ///
+    /// It is not frozen, or the agent refuses.
+    pub async fn resume(&self, id: &str) -> Result<(), CriError> {
+        let step = (Action::Resume, ContainerState::Paused, ContainerState::Running);
+        self.switch(id, step, self.client.resume_container(id)).await
+    }
+
+    async fn switch(
+        &self,
+        id: &str,
+        (action, from, to): (Action, ContainerState, ContainerState),
+        call: impl Future<Output = Result<(), CallError>>,
+    ) -> Result<(), CriError> {
+        let lock = self.lock(id).await?;
+        let switched = async {
+            let mut record = self.record(id)?;
+            self.expect(&record, &[from])?;
+            self.state.journal().step(id, action, call).await?;
+            record.state = to;
+            self.put(&record)
+        };
+        let switched = switched.await;
+        self.state.unlock(id, lock);
+        switched
     }
 
     /// Asks a container to end, and kills it after `grace`. It is not started again.
@@ -250,16 +279,23 @@ impl Engine {
     ///
     /// There is no such container, or the agent refuses.
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), CriError> {
-        let mut record = self.store.get(id)?;
-        record.stopped = true;
-        self.store.put(&record)?;
-        if matches!(record.state, State::Created | State::Error(_)) {
+        let record = self.change(id, |record| record.stopped = true).await?;
+        let record = record.ok_or_else(|| CriError::Unknown(id.to_owned()))?;
+        if !record.lives() {
             return Ok(());
         }
+        if record.state == ContainerState::Paused {
+            self.resume(id).await?;
+        }
         let signal = stop_signal(&record)?;
+        self.state
+            .journal()
+            .note(&Event::new(id, Action::Kill).detail(format!("signal {signal}, to stop it")));
         if gone(self.client.signal_process(id, id, signal).await)? {
             return Ok(());
         }
+        // To the wire, no time at all is no limit.
+        let grace = grace.max(Duration::from_millis(1));
         match self.client.within(grace).wait_process(id, id).await {
             Err(error) if error.code == Code::DEADLINE_EXCEEDED => {}
             other => return gone(other.map(drop)).map(drop),
@@ -270,32 +306,63 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes a container, killing what still runs in it, with everything that was lent to it.
+    /// Removes a container, killing what still runs in it, with everything that it has of this host.
     ///
     /// # Errors
     ///
-    /// There is no such container, or the agent refuses.
+    /// The agent refuses, a disk can't be pulled, or nobody knows of such a container.
     pub async fn remove(&self, id: &str) -> Result<(), CriError> {
-        let mut record = self.store.get(id)?;
-        record.stopped = true;
-        self.store.put(&record)?;
+        let lock = self.lock(id).await?;
+        let removed = self.state.journal().step(id, Action::Remove, self.remove_locked(id)).await;
+        self.state.unlock(id, lock);
+        removed
+    }
+
+    async fn remove_locked(&self, id: &str) -> Result<(), CriError> {
+        let Some(record) = self.state.container(id) else {
+            // Another client's.
+            return Ok(self.client.remove_container(id).await?);
+        };
+        // What could not be made is only on record.
         gone(self.client.remove_container(id).await)?;
-        drop(Lent::of(&self.places, id, self.store.place("disks", id)));
-        if record.shared {
-            let (Places::Shared(directory) | Places::Local(directory)) = &self.places;
-            rootfs::unshare(directory, id);
-        }
+        record.holdings.take_back(id);
+        record.holdings.unplug().await?;
         if matches!(self.places, Places::Shared(_)) {
             // An agent that does not know the call keeps an empty mount point for a while.
             let _ = self.client.look_at_shares().await;
         }
-        self.store.forget(id);
+        self.state.forget_container(id);
         Ok(())
+    }
+
+    /// Takes the agent's OOM events for as long as it is let: they are told once, to one client.
+    ///
+    /// # Errors
+    ///
+    /// A note can't be written.
+    pub async fn note_oom_kills(&self) -> Result<(), CriError> {
+        let _turn = self.state.lock_oom_events().await.map_err(CriError::io("lock of the OOM events"))?;
+        loop {
+            let Ok(id) = self.client.oom_event().await else {
+                // An agent that has none, or that is gone.
+                return std::future::pending().await;
+            };
+            self.state.journal().note(&Event::new(&id, Action::Oom));
+            self.change(&id, |record| record.oom_killed = true).await?;
+        }
+    }
+
+    /// This host's side of the directory that is shared with the guest.
+    pub fn share(&self) -> Option<&Path> {
+        match &self.places {
+            Places::Shared(share) => Some(share),
+            Places::Local(_) => None,
+        }
     }
 }
 
 /// The signal that asks a container's program to end.
-fn stop_signal(record: &Record) -> Result<u32, CriError> {
+fn stop_signal(record: &ContainerRecord) -> Result<u32, CriError> {
     let asked = record.order.config.stop_signal.as_deref().unwrap_or(&record.order.image.stop_signal);
     signal(asked).ok_or_else(|| CriError::field("stop_signal", format!("{asked:?} is no signal")))
 }

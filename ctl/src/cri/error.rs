@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::CallError;
+use crate::disk::DiskError;
 use crate::image::ImageError;
 use crate::rootfs::RootfsError;
 use crate::stdio::StdioError;
@@ -48,6 +49,14 @@ pub enum CriError {
     /// No container of that name is known.
     #[error("no container {0}")]
     Unknown(String),
+    /// Another container has the name.
+    #[error("container {id} is there already: {state}; nakai-ctl rm {id} removes it")]
+    Taken {
+        /// The name.
+        id: String,
+        /// What the other does.
+        state: String,
+    },
     /// The container is in a state that does not allow it.
     #[error("container {id} is {state}")]
     State {
@@ -68,6 +77,9 @@ pub enum CriError {
     /// The root filesystem.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 impl CriError {

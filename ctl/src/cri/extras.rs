@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::Healthcheck;
+
 /// All of it; the default asks for nothing.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
@@ -21,6 +23,8 @@ pub struct Extras {
     pub pids_limit: Option<i64>,
     /// How much may be written to the root filesystem, in bytes.
     pub disk: Option<u64>,
+    /// How the root filesystem comes to the agent.
+    pub root: RootKind,
     /// Size of `/dev/shm`, which is the container's own then.
     pub shm_size: Option<u64>,
     /// Volumes to be waited for.
@@ -31,8 +35,25 @@ pub struct Extras {
     pub auto_remove: bool,
     /// How it is found out whether it works.
     pub health: Option<HealthCheck>,
+    /// The image's check counts where there is none of its own: Docker's way, not Kubernetes'.
+    pub image_health: bool,
     /// Ports for the description.
     pub exposed_ports: Vec<String>,
+}
+
+/// How a root filesystem comes to the agent.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootKind {
+    /// The image's layers, with a writable one of the container's own above them.
+    #[default]
+    Image,
+    /// The directory itself: what the container writes is written there.
+    Itself,
+    /// A disk of this size in bytes, or as large as needed and some room.
+    Disk(Option<u64>),
+    /// A read-only disk for each layer.
+    Layers,
 }
 
 /// A filesystem in memory.
@@ -140,6 +161,9 @@ pub struct HealthCheck {
     pub timeout: Duration,
     /// So many failures in a row make it unhealthy.
     pub retries: u32,
+    /// Failures don't count for so long after the start, until a run has succeeded.
+    #[serde(default)]
+    pub start_period: Duration,
 }
 
 impl HealthCheck {
@@ -147,7 +171,31 @@ impl HealthCheck {
     pub fn shell(command: &str) -> Self {
         let half_a_minute = Duration::from_secs(30);
         let command = ["/bin/sh", "-c", command].map(str::to_owned).to_vec();
-        Self { command, interval: half_a_minute, timeout: half_a_minute, retries: 3 }
+        let start_period = Duration::ZERO;
+        Self { command, interval: half_a_minute, timeout: half_a_minute, retries: 3, start_period }
+    }
+
+    /// What an image says; none where it says that there is no check.
+    ///
+    /// # Errors
+    ///
+    /// The kind of its command is not known.
+    pub fn of_image(check: &Healthcheck) -> Result<Option<Self>, String> {
+        let default = match check.test.split_first() {
+            None => return Ok(None),
+            Some((kind, _)) if kind == "NONE" => return Ok(None),
+            Some((kind, command)) if kind == "CMD" => Self { command: command.to_vec(), ..Self::shell("") },
+            Some((kind, command)) if kind == "CMD-SHELL" => Self::shell(&command.join(" ")),
+            Some((kind, _)) => return Err(format!("{kind:?} is none of NONE, CMD, CMD-SHELL")),
+        };
+        let or = |given: Duration, usual: Duration| if given.is_zero() { usual } else { given };
+        Ok(Some(Self {
+            interval: or(check.interval, default.interval),
+            timeout: or(check.timeout, default.timeout),
+            retries: if check.retries == 0 { default.retries } else { check.retries },
+            start_period: check.start_period,
+            ..default
+        }))
     }
 }
 
@@ -166,6 +214,20 @@ mod tests {
         for wrong in ["sometimes", "always:3", "on-failure:x"] {
             assert!(RestartPolicy::parse(wrong).unwrap_err().contains("unless-stopped"));
         }
+    }
+
+    #[test]
+    fn an_images_check_has_dockers_defaults() {
+        let of = |test: &[&str]| {
+            let test = test.iter().map(|&word| word.to_owned()).collect();
+            HealthCheck::of_image(&Healthcheck { test, retries: 7, ..Healthcheck::default() })
+        };
+        assert_eq!((of(&[]), of(&["NONE"])), (Ok(None), Ok(None)));
+        let check = of(&["CMD-SHELL", "test -e /ok"]).unwrap().unwrap();
+        assert_eq!((check.command.join(" "), check.retries), ("/bin/sh -c test -e /ok".into(), 7));
+        assert_eq!((check.interval.as_secs(), check.timeout.as_secs()), (30, 30));
+        assert_eq!(of(&["CMD", "/probe", "-x"]).unwrap().unwrap().command, ["/probe", "-x"]);
+        assert!(of(&["EXEC", "x"]).unwrap_err().contains("CMD-SHELL"));
     }
 
     #[test]

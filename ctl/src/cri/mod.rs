@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! pod.json, container.json ─ json ─> config ┐
-//! nakai-ctl run (Docker)                    ├─ spec::plan ─> Plan ─ Engine ─> the agent's calls
-//! nakai-ctl zun create                      ┘  (pure)          (shares, files, records, logs)
+//! nakai-ctl run, with Docker's flags          ├─ spec::plan ─> Plan ─ Engine ─> the agent's calls
+//! nakai-ctl zun create                      ┘  (pure)          (roots, files, disks, the notebook, logs)
 //! ```
 //!
 //! There is one path down. What Docker and Zun have and CRI has not is in [`Extras`]. Nothing that is asked for is
@@ -11,26 +11,31 @@
 
 pub mod capabilities;
 pub mod config;
+mod create;
 mod devices;
 pub mod engine;
 mod error;
 pub mod extras;
+mod holdings;
 pub mod image;
 pub mod json;
 mod labels;
 pub mod log;
 pub mod mounts;
+mod order;
 mod resources;
+mod root;
 pub mod seccomp;
 pub mod spec;
-pub mod store;
 pub mod supervise;
 pub mod users;
 pub mod volumes;
 
 pub use config::{ContainerConfig, PodSandboxConfig};
-pub use engine::Engine;
+pub use engine::{Engine, Machine};
 pub use error::CriError;
 pub use extras::Extras;
+pub use holdings::Holdings;
 pub use image::ImageConfig;
-pub use store::{Order, Record, Store};
+pub use mounts::Places;
+pub use order::Order;

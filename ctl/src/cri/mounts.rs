@@ -47,6 +47,13 @@ impl Places {
         }
     }
 
+    /// The directory on this host in which it lies, for all containers.
+    pub fn host(&self) -> &Path {
+        match self {
+            Self::Local(directory) | Self::Shared(directory) => directory,
+        }
+    }
+
     /// How the agent sees the `number`th path of `container`, and what has to be bound for that.
     fn lend(&self, container: &str, number: usize, path: &Path, mount: &Mount) -> (String, Option<Bind>) {
         match self {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use nakai_protocols::oci;
 
 use super::config::{ContainerConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
-use super::extras::Extras;
+use super::extras::{Extras, RootKind};
 use super::image::ImageConfig;
 use super::mounts::{Bind, Places};
 use super::users::Accounts;
@@ -36,6 +36,9 @@ pub struct Request<'a> {
     /// How the agent sees the host's paths.
     pub places: &'a Places,
 }
+
+/// By this annotation the agent makes nodes of all of the guest's devices, which this host does not know.
+const GUEST_DEVICES: &str = "io.nakai.guest-devices";
 
 /// What has to be done to make it.
 #[derive(Clone, Debug)]
@@ -73,8 +76,8 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
         .args(image.arguments(config)?)
         .cwd(first([&config.working_dir, &image.working_dir, "/"]))
         .user(user.uid, user.gid, user.groups)
-        .environment(environment(request))
         .terminal(config.tty)
+        .environment(environment(request))
         .no_new_privileges(security.no_new_privs)
         .readonly_rootfs(security.readonly_rootfs)
         .hostname(&pod.hostname)
@@ -107,6 +110,9 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
     devices::apply(&mut spec, &config.devices, security.privileged)?;
     resources::apply(&mut spec, &config.linux.resources, extras)?;
     annotate(request, &mut spec);
+    if security.privileged {
+        spec.Annotations.insert(GUEST_DEVICES.to_owned(), "true".to_owned());
+    }
     Ok(Plan { spec, shared_pid, binds, files, warnings })
 }
 
@@ -128,11 +134,14 @@ fn first(texts: [&str; 3]) -> &str {
     texts.into_iter().find(|text| !text.is_empty()).unwrap_or("/")
 }
 
-/// The image's variables below the container's own; a path and the host's name below both.
+/// The image's variables below the container's own; a path, the host's name and the terminal's kind below both.
 fn environment(request: &Request<'_>) -> Vec<String> {
     let mut all = vec![format!("PATH={}", crate::spec::DEFAULT_PATH)];
     if !request.pod.hostname.is_empty() {
         all.push(format!("HOSTNAME={}", request.pod.hostname));
+    }
+    if request.config.tty {
+        all.push("TERM=xterm".to_owned());
     }
     let own = request.config.envs.iter().map(|env| format!("{}={}", env.key, env.value));
     for entry in request.image.env.iter().cloned().chain(own) {
@@ -205,7 +214,9 @@ fn pod_files(request: &Request<'_>, spec: &mut oci::Spec) -> Vec<(PathBuf, Strin
     let (host, guest) = request.places.directory(request.id);
     let pod = request.pod;
     let mut texts = Vec::new();
-    if !pod.hostname.is_empty() {
+    // A directory that is the root itself is left as it is.
+    let is_own = request.extras.root != RootKind::Itself;
+    if is_own && !pod.hostname.is_empty() {
         texts.push(("hostname", format!("{}\n", pod.hostname)));
         let localhost = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
         texts.push(("hosts", format!("{localhost}127.0.1.1\t{}\n", pod.hostname)));

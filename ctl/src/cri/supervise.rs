@@ -12,7 +12,7 @@ use super::CriError;
 use super::engine::Engine;
 use super::extras::{HealthCheck, pause};
 use super::log::LogStream;
-use super::store::{Health, Record, State};
+use crate::state::{Action, ContainerRecord, ContainerState, Event, Health};
 use crate::stdio::{Output, StdioError, finish, pump_input};
 
 /// Where output goes beside the log, and where input comes from.
@@ -39,14 +39,13 @@ pub async fn supervise(engine: &Engine, id: &str, mut console: Console) -> Resul
     let mut last_pause = None;
     loop {
         let began = Instant::now();
-        let status = once(engine, &engine.store().get(id)?, &mut console).await?;
+        let status = once(engine, &engine.record(id)?, &mut console).await?;
+        engine.state().journal().note(&Event::new(id, Action::Die).exit_code(status));
         // Another client may have removed it meanwhile.
-        let Ok(mut record) = engine.store().get(id) else { return Ok(status) };
-        record.state = State::Exited(status);
-        engine.store().put(&record)?;
-        let policy = record.order.extras.restart;
-        if !policy.again(status, record.restarts, record.stopped) {
-            if record.order.extras.auto_remove {
+        let Some(record) = engine.change(id, |record| record.stop(status)).await? else { return Ok(status) };
+        let extras = &record.order.extras;
+        if !extras.restart.again(status, record.restarts, record.stopped) {
+            if extras.auto_remove {
                 engine.remove(id).await?;
             }
             return Ok(status);
@@ -54,34 +53,41 @@ pub async fn supervise(engine: &Engine, id: &str, mut console: Console) -> Resul
         let length = pause(last_pause, began.elapsed());
         last_pause = Some(length);
         tokio::time::sleep(length).await;
-        match engine.store().get(id) {
-            Ok(record) if record.stopped => return Ok(status),
-            Err(_) => return Ok(status),
-            Ok(record) => start_again(engine, record).await?,
+        if !start_again(engine, id).await? {
+            return Ok(status);
         }
     }
 }
 
-/// Makes a container anew under its name and starts it.
-async fn start_again(engine: &Engine, mut record: Record) -> Result<(), CriError> {
-    record.restarts = record.restarts.saturating_add(1);
-    record.health = if record.order.extras.health.is_some() { Health::Starting } else { Health::None };
+/// Makes a container anew under its name and starts it, unless it has been stopped or removed meanwhile.
+async fn start_again(engine: &Engine, id: &str) -> Result<bool, CriError> {
+    let lock = engine.lock(id).await?;
     let again = async {
-        engine.client().remove_container(&record.id).await?;
-        engine.create_at_agent(&record).await?;
-        Ok::<_, CriError>(engine.client().start_container(&record.id).await?)
+        let Some(mut record) = engine.state().container(id).filter(|record| !record.stopped) else {
+            return Ok(false);
+        };
+        record.restarts = record.restarts.saturating_add(1);
+        record.health = record.order.extras.health.as_ref().map(|_| Health::Starting);
+        let again = async {
+            engine.client().remove_container(id).await?;
+            engine.create_at_agent(&record).await?;
+            Ok::<_, CriError>(engine.client().start_container(id).await?)
+        };
+        let result = engine.state().journal().step(id, Action::Restart, again).await;
+        match &result {
+            Ok(()) => record.run(),
+            Err(error) => record.fail(error),
+        }
+        engine.put(&record)?;
+        result.map(|()| true)
     };
-    let result = again.await;
-    record.state = match &result {
-        Ok(()) => State::Running,
-        Err(error) => State::Error(error.to_string()),
-    };
-    engine.store().put(&record)?;
-    result
+    let again = again.await;
+    engine.state().unlock(id, lock);
+    again
 }
 
 /// One run of the container's program.
-async fn once(engine: &Engine, record: &Record, console: &mut Console) -> Result<i32, CriError> {
+async fn once(engine: &Engine, record: &ContainerRecord, console: &mut Console) -> Result<i32, CriError> {
     let client = engine.client();
     let id = record.id.as_str();
     let log = match &record.log {
@@ -157,34 +163,54 @@ async fn pump(
 }
 
 /// Runs the check at its interval, for ever; returns only what it can't note.
-async fn health(engine: &Engine, record: &Record) -> CriError {
+async fn health(engine: &Engine, record: &ContainerRecord) -> CriError {
     let Some(check) = &record.order.extras.health else { return std::future::pending().await };
-    let mut failures = 0_u32;
+    let (began, mut failures) = (Instant::now(), 0_u32);
     for number in 0_u64.. {
         tokio::time::sleep(check.interval).await;
-        let Some(healthy) = probe(engine, &record.id, check, number).await else {
-            // The container is ending.
-            return std::future::pending().await;
-        };
-        failures = if healthy { 0 } else { failures.saturating_add(1) };
-        let Ok(mut now) = engine.store().get(&record.id) else { return std::future::pending().await };
-        now.health = match now.health {
-            _ if healthy => Health::Healthy,
-            _ if failures >= check.retries.max(1) => Health::Unhealthy,
-            before => before,
-        };
-        if let Err(error) = engine.store().put(&now) {
+        match engine.state().container(&record.id).map(|record| record.state) {
+            // Frozen, it can't answer.
+            Some(ContainerState::Paused) => continue,
+            Some(_) => {}
+            None => break,
+        }
+        // None: the container is ending.
+        let Some(healthy) = probe(engine, &record.id, check, number).await else { break };
+        if let Err(error) = note_health(engine, &record.id, check, healthy, began, &mut failures).await {
             return error;
         }
     }
     std::future::pending().await
 }
 
+async fn note_health(
+    engine: &Engine,
+    id: &str,
+    check: &HealthCheck,
+    healthy: bool,
+    began: Instant,
+    failures: &mut u32,
+) -> Result<(), CriError> {
+    let Some(before) = engine.state().container(id).and_then(|record| record.health) else { return Ok(()) };
+    let starting = before == Health::Starting && began.elapsed() < check.start_period;
+    *failures = if healthy || starting { 0 } else { failures.saturating_add(1) };
+    let now = match before {
+        _ if healthy => Health::Healthy,
+        _ if *failures >= check.retries.max(1) => Health::Unhealthy,
+        before => before,
+    };
+    if now != before {
+        engine.change(id, |record| record.health = Some(now)).await?;
+        engine.state().journal().note(&Event::new(id, Action::Health).detail(now.to_string()));
+    }
+    Ok(())
+}
+
 /// One run of the check: whether it has succeeded within its time. None: the container takes no more processes.
 async fn probe(engine: &Engine, id: &str, check: &HealthCheck, number: u64) -> Option<bool> {
     let client = engine.client();
     let exec = format!("health-{number}");
-    let process = engine.process(id, &check.command, false).ok()?;
+    let process = engine.process(id, &check.command, false);
     match client.exec_process(id, &exec, process).await {
         Ok(()) => {}
         Err(error) if error.code == Code::FAILED_PRECONDITION || error.connection_lost => return None,

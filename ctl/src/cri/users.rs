@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
@@ -45,6 +45,30 @@ impl Accounts {
     pub fn read(root: &Path) -> Result<Self, CriError> {
         let file =
             |name: &str| read_beneath(root, name).map_err(CriError::io(format!("{}/{name}", root.display())));
+        Ok(Self { passwd: file("etc/passwd")?, group: file("etc/group")? })
+    }
+
+    /// Reads the files that `layers` show, the lowest first, without laying them on each other: the topmost that has a
+    /// file, or hides it, counts. A link from one layer into another is not followed.
+    ///
+    /// # Errors
+    ///
+    /// One is there and can't be read.
+    pub fn of_layers(layers: &[PathBuf]) -> Result<Self, CriError> {
+        let file = |name: &str| {
+            let has = |layer: &&PathBuf| {
+                let there = |path: &str| layer.join(path).symlink_metadata().ok();
+                // A whiteout is a node, and so is one of the directory.
+                there(name).is_some() || there("etc").is_some_and(|etc| !etc.is_dir())
+            };
+            let Some(layer) = layers.iter().rev().find(has) else { return Ok(String::new()) };
+            match read_beneath(layer, name) {
+                Err(error) if layer.join(name).is_file() => {
+                    Err(CriError::io(format!("{}/{name}", layer.display()))(error))
+                }
+                read => Ok(read.unwrap_or_default()),
+            }
+        };
         Ok(Self { passwd: file("etc/passwd")?, group: file("etc/group")? })
     }
 
@@ -234,6 +258,22 @@ mod tests {
         ] {
             assert!(result.as_ref().is_err_and(|error| error.contains(words)), "{words}: {result:?}");
         }
+    }
+
+    #[test]
+    fn of_layers_the_topmost_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let layers: Vec<_> = ["low", "middle", "top"].map(|name| root.path().join(name)).into();
+        for layer in &layers {
+            std::fs::create_dir_all(layer.join("etc")).unwrap();
+        }
+        std::fs::write(layers[0].join("etc/passwd"), "low:x:1:1::/:").unwrap();
+        std::fs::write(layers[0].join("etc/group"), "low:x:1:").unwrap();
+        std::fs::write(layers[1].join("etc/passwd"), "middle:x:2:2::/:").unwrap();
+        // A pipe can be made by anybody, and is no file either.
+        nix::unistd::mkfifo(&layers[2].join("etc/group"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let accounts = Accounts::of_layers(&layers).unwrap();
+        assert_eq!((&*accounts.passwd, &*accounts.group), ("middle:x:2:2::/:", ""));
     }
 
     #[test]

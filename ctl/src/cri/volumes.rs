@@ -94,14 +94,19 @@ impl Lent {
         Ok(())
     }
 
-    /// Leaves everything beyond this process; [`Lent::of`] finds it again.
+    /// Leaves everything beyond this process; [`Lent::kept`] finds it again.
     pub fn keep(self) {
         std::mem::forget(self);
     }
 
-    /// What was kept for a container.
-    pub fn of(places: &Places, container: &str, disk: PathBuf) -> Self {
-        Self { directory: places.directory(container).0, disk: Some(disk).filter(|disk| disk.exists()) }
+    /// What was kept for a container in `share`, and where its limited layer is.
+    pub fn kept(share: &Path, container: &str, disk: Option<PathBuf>) -> Self {
+        Self { directory: share.join(container), disk }
+    }
+
+    /// Where the writable layer is, if it is limited.
+    pub fn disk(&self) -> Option<&Path> {
+        self.disk.as_deref()
     }
 }
 
@@ -214,7 +219,7 @@ mod tests {
         lent.write(&[(file.clone(), "localhost".into())]).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "localhost");
         lent.keep();
-        drop(Lent::of(&places, "web", dir.path().join("no-disk")));
+        drop(Lent::kept(dir.path(), "web", None));
         assert!(!dir.path().join("web").exists());
     }
 }

@@ -41,7 +41,7 @@ pub struct Flags {
     #[arg(long, value_name = "GROUP")]
     pub group_add: Vec<String>,
     /// Its name [default: one made up]
-    #[arg(long, alias = "id")]
+    #[arg(long, visible_alias = "id")]
     pub name: Option<String>,
     /// Its host name [default: its name]
     #[arg(long)]
@@ -142,10 +142,10 @@ pub struct Flags {
     /// When it is started again: no, always, unless-stopped, or `on-failure[:MAXIMUM]`
     #[arg(long, default_value = "no", value_name = "POLICY")]
     pub restart: String,
-    /// Set by --rm
-    #[arg(skip)]
+    /// Remove it when it has ended; without --detach that is the default
+    #[arg(long = "rm")]
     pub auto_remove: bool,
-    /// A command that tells whether it works
+    /// A command that tells whether it works [default: the image's]
     #[arg(long, value_name = "COMMAND")]
     pub health_cmd: Option<String>,
     /// How often [default: 30s]
@@ -157,6 +157,12 @@ pub struct Flags {
     /// How long it may take [default: 30s]
     #[arg(long, value_parser = parse::duration, value_name = "TIME")]
     pub health_timeout: Option<Duration>,
+    /// Failures don't count for so long after the start [default: 0s]
+    #[arg(long, value_parser = parse::duration, value_name = "TIME")]
+    pub health_start_period: Option<Duration>,
+    /// Don't run the image's check
+    #[arg(long, conflicts_with = "health_cmd")]
+    pub no_healthcheck: bool,
     /// The signal that asks it to end
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,

@@ -118,6 +118,7 @@ impl Flags {
             restart,
             auto_remove: self.auto_remove,
             exposed_ports: self.expose.clone(),
+            image_health: !self.no_healthcheck,
             ..Extras::default()
         };
         for option in &self.storage_opt {
@@ -140,6 +141,7 @@ impl Flags {
         check.interval = self.health_interval.unwrap_or(check.interval);
         check.timeout = self.health_timeout.unwrap_or(check.timeout);
         check.retries = self.health_retries.unwrap_or(check.retries);
+        check.start_period = self.health_start_period.unwrap_or(check.start_period);
         Some(check)
     }
 

@@ -1,4 +1,5 @@
-//! A root filesystem as a disk: an ext4 image that mkfs.ext4 fills from a directory, without mounting anything.
+//! A root filesystem as a disk: an ext4 image that mkfs.ext4 fills from a directory, or an EROFS image of one layer,
+//! without mounting anything.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::{ImageError, merge};
-use crate::vm::tools::MKFS_EXT4;
+use crate::vm::tools::{MKFS_EROFS, MKFS_EXT4, Tool};
 
 /// What a filesystem has beside its files.
 const SPARE: u64 = 32 << 20;
@@ -33,22 +34,62 @@ pub fn make_disk(layers: &[PathBuf], size: Option<u64>, disk: &Path) -> Result<(
             used.saturating_add(used / 4).saturating_add(SPARE)
         }
     };
+    let mut command = Command::new(program);
+    command.args(EXT4).arg("-d").arg(&root).arg(disk);
+    make_ext4(command, size, disk)
+}
+
+/// Writes an empty filesystem to the new file `disk`, of `size` bytes. Blocks.
+///
+/// # Errors
+///
+/// mkfs.ext4 is missing or fails. No file is left then.
+pub fn make_empty_disk(size: u64, disk: &Path) -> Result<(), ImageError> {
+    let mut command = Command::new(MKFS_EXT4.find()?);
+    command.args(EXT4).arg(disk);
+    make_ext4(command, size, disk)
+}
+
+/// Of a filesystem that ends with its container.
+const EXT4: [&str; 8] = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "root_owner=0:0"];
+
+fn make_ext4(command: Command, size: u64, disk: &Path) -> Result<(), ImageError> {
+    let failed = |source| ImageError::Store { path: disk.to_owned(), source };
     let file = File::options().write(true).create_new(true).open(disk).map_err(failed)?;
-    let made = file.set_len(size).map_err(failed).and_then(|()| {
-        let mut command = Command::new(program);
-        command.args(["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "root_owner=0:0", "-d"]);
-        let output = command.arg(&root).arg(disk).stdin(Stdio::null()).output().map_err(failed)?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let words = String::from_utf8_lossy(&output.stderr);
-        let problem = format!("{}: {}", disk.display(), words.trim().lines().last().unwrap_or_default());
-        Err(ImageError::Program { program: MKFS_EXT4.name, problem })
-    });
+    let made = file.set_len(size).map_err(failed).and_then(|()| succeed(command, MKFS_EXT4, disk));
     if made.is_err() {
         let _ = fs::remove_file(disk);
     }
     made
+}
+
+/// Writes an EROFS image of `layer`, as overlayfs reads it, to the new file `image`, whole or not at all. Blocks.
+///
+/// # Errors
+///
+/// mkfs.erofs is missing or fails.
+pub fn make_erofs(layer: &Path, image: &Path) -> Result<(), ImageError> {
+    let part = image.with_extension("erofs-part");
+    let mut command = Command::new(MKFS_EROFS.find()?);
+    command.arg(&part).arg(layer);
+    let made = succeed(command, MKFS_EROFS, image).and_then(|()| {
+        fs::rename(&part, image).map_err(|source| ImageError::Store { path: image.to_owned(), source })
+    });
+    if made.is_err() {
+        let _ = fs::remove_file(part);
+    }
+    made
+}
+
+fn succeed(mut command: Command, tool: Tool, disk: &Path) -> Result<(), ImageError> {
+    let failed = |source| ImageError::Store { path: disk.to_owned(), source };
+    let output = command.stdin(Stdio::null()).output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let problem = format!("{}: {}", disk.display(), words.trim().lines().last().unwrap_or_default());
+    Err(ImageError::Program { program: tool.name, problem })
 }
 
 /// The bytes that a tree takes in blocks of 4 KiB, and 256 for each inode.

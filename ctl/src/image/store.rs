@@ -5,18 +5,22 @@
 //!   layers/<digest>/        a layer as overlayfs reads it
 //!   layers/<digest>.part/   one that is being unpacked by the holder of its lock
 //!   layers/<digest>.lock
+//!   layers/<digest>.erofs   the same as an image, if one has been asked for
+//!   roots/<agent>/<id>/     what is lent to a container whose agent is a process of this host
+//!   used.lock               shared by whoever makes a container, alone for whoever removes layers
 //! ```
 //!
 //! The directory is closed to other users: programs with set-user-ID bits of images lie in it. A layer is there whole or
 //! not at all, and is never written to again.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use super::ImageError;
 use super::digest::Digest;
+use super::{ImageError, make_erofs};
 use crate::state::Lock;
 use crate::unpack::Limits;
 
@@ -52,6 +56,84 @@ impl Store {
         Self { limits, ..self }
     }
 
+    /// Where what is lent to the containers of an agent on this host lies: in a place that it sees, too, when it has a
+    /// `/run` of its own.
+    pub fn roots(&self, agent: &str) -> PathBuf {
+        self.directory.join("roots").join(agent)
+    }
+
+    /// Keeps layers from being removed for as long as the lock is held. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The lock's file can't be made.
+    pub fn in_use(&self) -> Result<Lock, ImageError> {
+        let path = self.directory.join("used.lock");
+        Lock::share_blocking(&path).map_err(|source| ImageError::Store { path, source })
+    }
+
+    /// Whether one of these is a layer of this store.
+    pub fn has(&self, layers: &[PathBuf]) -> bool {
+        layers.iter().any(|layer| layer.parent() == Some(&*self.directory.join("layers")))
+    }
+
+    /// The EROFS image of a layer of this store; of another directory, the new file `own`, for which the second value is
+    /// true. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// It can't be made.
+    pub fn erofs(&self, layer: &Path, own: &Path) -> Result<(PathBuf, bool), ImageError> {
+        if !self.has(&[layer.to_owned()]) {
+            make_erofs(layer, own)?;
+            return Ok((own.to_owned(), true));
+        }
+        let image = layer.with_extension("erofs");
+        let failed = |source| ImageError::Store { path: image.clone(), source };
+        let lock = Lock::take_blocking(&layer.with_extension("lock")).map_err(failed)?;
+        if !image.exists() {
+            make_erofs(layer, &image)?;
+        }
+        lock.remove();
+        Ok((image, false))
+    }
+
+    /// The layers, with the bytes that each takes. Blocks.
+    pub fn layers(&self) -> Vec<(PathBuf, u64)> {
+        let entries = fs::read_dir(self.directory.join("layers")).into_iter().flatten().flatten();
+        let layers = entries.map(|entry| entry.path()).filter(|path| path.extension().is_none());
+        let mut layers: Vec<_> =
+            layers.filter(|path| path.is_dir()).map(|path| (size(&path), path)).collect();
+        layers.sort();
+        layers.into_iter().map(|(size, path)| (path, size)).collect()
+    }
+
+    /// Removes the layers that are not among `used`; returns them with their sizes. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// One can't be removed.
+    pub fn prune(&self, used: impl FnOnce() -> BTreeSet<PathBuf>) -> Result<Vec<(PathBuf, u64)>, ImageError> {
+        let failed = |source| ImageError::Store { path: self.directory.clone(), source };
+        let _alone = Lock::take_blocking(&self.directory.join("used.lock")).map_err(failed)?;
+        let (used, mut gone) = (used(), Vec::new());
+        for (layer, size) in self.layers() {
+            if used.contains(&layer) {
+                continue;
+            }
+            let failed = |source| ImageError::Store { path: layer.clone(), source };
+            let _ = fs::remove_file(layer.with_extension("erofs"));
+            // By another name first: half a layer must not be taken for one.
+            let part = layer.with_extension("part");
+            clear(&part)
+                .and_then(|()| fs::rename(&layer, &part))
+                .and_then(|()| clear(&part))
+                .map_err(failed)?;
+            gone.push((layer, size));
+        }
+        Ok(gone)
+    }
+
     /// The layer of that digest; `fill` unpacks it into an empty directory if it is not there yet. Blocks.
     pub(super) fn layer(
         &self,
@@ -81,6 +163,16 @@ impl Store {
         lock.remove();
         Ok(layer)
     }
+}
+
+/// The bytes of the files in a directory; what can't be read counts nothing.
+fn size(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+        metadata => metadata.map_or(0, |metadata| metadata.len()),
+    });
+    sizes.sum()
 }
 
 /// Removes what another has begun and not finished.

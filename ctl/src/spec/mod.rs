@@ -42,6 +42,11 @@ impl SpecBuilder {
         Self { spec: defaults::spec(id, root) }
     }
 
+    /// Goes on from a specification.
+    pub fn of(spec: oci::Spec) -> Self {
+        Self { spec }
+    }
+
     /// The specification.
     pub fn build(&self) -> oci::Spec {
         self.spec.clone()

@@ -42,6 +42,11 @@ impl Lock {
         Self::take(path, FlockArg::LockExclusive)
     }
 
+    /// Takes the lock together with others that share it, and waits for whoever has it alone.
+    pub(crate) fn share_blocking(path: &Path) -> io::Result<Self> {
+        Self::take(path, FlockArg::LockShared)
+    }
+
     fn take(path: &Path, how: FlockArg) -> io::Result<Self> {
         if let Some(parent) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;

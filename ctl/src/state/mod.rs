@@ -5,15 +5,18 @@
 //!   <address, escaped>/
 //!     vm.json                 the shared directory, noted by `vm start`
 //!     agent                   which process answered at the address
-//!     sandbox                 empty: this client has created the sandbox
+//!     sandbox                 there is one; its host name, if it was made from here
 //!     sandbox.lock            held while the sandbox is created
 //!     oom.lock                held by whoever takes the agent's OOM events
 //!     events                  what happened, a JSON object a line
-//!     roots/                  root filesystems of images, for an agent on this host
-//!     cri/                    what the front ends remember (`crate::cri::store`)
+//!     attempts.json           the last attempt of each pod's container names
+//!     logs/<id>/...           output of containers that run detached
+//!     disks/<id>/             what a container with a limited root writes to
 //!     containers/<id>.json    one record for each container
 //!     containers/<id>.lock    held by whoever changes the container
 //! ```
+//!
+//! All front ends use the one notebook, so `ps`, `events` and `rm` know every container, whoever has made it.
 //!
 //! It is a notebook, not the truth: the agent has that. Losing it costs `ps` its list and `run` its
 //! knowledge of the shared directory. Notes about an agent that is gone are recognised by the process that
@@ -26,6 +29,7 @@ mod journal;
 mod lock;
 mod record;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -35,7 +39,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
 use crate::client::Client;
-use crate::rootfs;
+use crate::mounts;
 
 pub use journal::{Action, Event, Journal, Phase};
 pub use lock::Lock;
@@ -79,6 +83,19 @@ impl State {
         Self { directory: base.join(escape(&address.to_string())) }
     }
 
+    /// The layers of images that containers of this user's notebooks have, and those that are mounted.
+    pub fn layers_in_use() -> BTreeSet<PathBuf> {
+        let notebooks = fs::read_dir(Self::base()).into_iter().flatten().flatten();
+        let containers = notebooks.flat_map(|entry| Self::at(entry.path()).containers());
+        let noted = containers.flat_map(|container| container.holdings.layers);
+        noted.chain(mounts::overlay_lowers()).collect()
+    }
+
+    /// A notebook in a directory of its own.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+
     /// Forgets what was noted about another agent than the one that `client` talks to, which listened at the same
     /// address before. Where the address does not tell who answers (vsock), nothing is forgotten.
     pub fn settle(&self, client: &Client) {
@@ -95,8 +112,10 @@ impl State {
         }
         if known.is_some() {
             self.drop_containers();
-            // Whether it is there or not, it is not there behind this.
-            let _ = fs::remove_file(self.directory.join("sandbox"));
+            // Whether they are there or not, they are not there behind this.
+            for stale in ["sandbox", "attempts.json"] {
+                let _ = fs::remove_file(self.directory.join(stale));
+            }
         }
         // Without the note the next client settles again.
         let _ = write_json(&file, &peer);
@@ -105,29 +124,21 @@ impl State {
     /// Drops all containers' records and takes away what they share.
     fn drop_containers(&self) {
         for container in self.containers() {
-            if let Some(share) = &container.share {
-                rootfs::unshare(share, &container.id);
-            }
+            container.holdings.take_back(&container.id);
             self.forget_container(&container.id);
             let gone = Event::new(&container.id, Action::Remove).detail("the agent is gone");
             self.journal().note(&gone);
         }
     }
 
-    /// The directory for root filesystems of an agent that is a process of this host and shares none.
-    ///
-    /// # Errors
-    ///
-    /// It can't be made.
-    pub fn roots(&self) -> io::Result<PathBuf> {
-        let roots = self.directory.join("roots");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&roots)?;
-        Ok(roots)
+    /// A place of its own for something of a container's.
+    pub fn place(&self, kind: &str, id: &str) -> PathBuf {
+        self.directory.join(kind).join(escape(id))
     }
 
-    /// Where the CRI, Docker and Zun front ends keep their notes.
-    pub fn front_ends(&self) -> PathBuf {
-        self.directory.join("cri")
+    /// The name of this notebook, as one file name.
+    pub fn name(&self) -> &str {
+        self.directory.file_name().and_then(|name| name.to_str()).unwrap_or("agent")
     }
 
     /// What happens at this agent.
@@ -181,13 +192,18 @@ impl State {
         self.directory.join("sandbox").exists()
     }
 
-    /// Notes that the sandbox has been made.
+    /// The sandbox's host name, which is that of all its containers; none where another client has made it.
+    pub fn hostname(&self) -> Option<String> {
+        read_json::<Option<String>>(&self.directory.join("sandbox")).flatten()
+    }
+
+    /// Notes that the sandbox has been made, by this client if the host name is known.
     ///
     /// # Errors
     ///
     /// The note can't be written.
-    pub fn note_sandbox(&self) -> io::Result<()> {
-        write_json(&self.directory.join("sandbox"), &())
+    pub fn note_sandbox(&self, hostname: Option<&str>) -> io::Result<()> {
+        write_json(&self.directory.join("sandbox"), &hostname)
     }
 
     /// All containers, oldest first. What can't be read is left out.
@@ -232,19 +248,34 @@ impl State {
         self.note_container(&record)
     }
 
-    /// Drops a record.
+    /// The attempt that comes after the last one: 0 for a new name.
+    ///
+    /// # Errors
+    ///
+    /// The note can't be written.
+    pub async fn next_attempt(&self, pod: &str, name: &str, least: u32) -> io::Result<u32> {
+        let _turn = Lock::wait(self.directory.join("attempts.lock")).await?;
+        let file = self.directory.join("attempts.json");
+        let mut attempts: BTreeMap<String, u32> = read_json(&file).unwrap_or_default();
+        let key = format!("{pod}/{name}");
+        let next = attempts.get(&key).map_or(0, |last| last.saturating_add(1)).max(least);
+        attempts.insert(key, next);
+        write_json(&file, &attempts)?;
+        Ok(next)
+    }
+
+    /// Drops a record and the log that only this client keeps.
     pub fn forget_container(&self, id: &str) {
         // It may never have been noted.
         let _ = fs::remove_file(self.container_file(id, "json"));
+        let _ = fs::remove_dir_all(self.place("logs", id));
     }
 
     /// Forgets the address: its VM is gone.
     pub fn forget(&self) {
         // What they share may be a mount.
         for container in self.containers() {
-            if let Some(share) = &container.share {
-                rootfs::unshare(share, &container.id);
-            }
+            container.holdings.take_back(&container.id);
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
@@ -277,7 +308,8 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
     if let Some(parent) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
-    let new = path.with_extension("new");
+    // Readers take what ends in `json`; two writers don't share a file.
+    let new = path.with_extension(format!("new-{}", std::process::id()));
     fs::write(&new, serde_json::to_vec(value)?)?;
     fs::rename(new, path)
 }

@@ -1,46 +1,50 @@
-//! What is noted of one container.
+//! What is noted of one container, whichever front end it was made by.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::RootDisk;
+use crate::cri::{Holdings, Order};
 use crate::time;
 
 /// A container that this client has made.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct ContainerRecord {
     /// The agent's name for it.
     pub id: String,
+    /// What was asked for.
+    pub order: Order,
     /// The program and its arguments.
     pub args: Vec<String>,
-    /// The directory, archive or image that its root filesystem comes from.
-    pub rootfs: PathBuf,
+    /// What the agent was given; none while it is on its way.
+    pub spec: Option<Spec>,
+    /// It is in the pod's PID namespace.
+    pub shared_pid: bool,
+    /// Which one of its name in its pod it is.
+    pub attempt: u32,
     /// Seconds since the epoch; so are the other times.
     pub created: u64,
     /// When its program began to run.
     pub started: Option<u64>,
     /// When its program ended.
     pub finished: Option<u64>,
-    /// The directory in which its root filesystem is shared, if it is.
-    pub share: Option<PathBuf>,
-    /// The disk that its root filesystem is on, if it is.
-    pub disk: Option<RootDisk>,
+    /// What it has of this host.
+    pub holdings: Holdings,
     /// What it does.
     pub state: ContainerState,
     /// The kernel has killed one of its processes for want of memory since it was started.
     pub oom_killed: bool,
     /// How often it has been started again.
     pub restarts: u32,
-    /// How its last health checks ended.
+    /// The user has stopped it, so that it is not to be started again.
+    pub stopped: bool,
+    /// How its last health checks ended; none where nothing is checked.
     pub health: Option<Health>,
-    /// Names and values of the user's.
-    pub labels: BTreeMap<String, String>,
-    /// Whatever a front end wants to find again.
-    pub front_end: Option<serde_json::Value>,
+    /// Its output.
+    pub log: Option<PathBuf>,
 }
 
 /// What a container does, as far as this client has been told.
@@ -76,7 +80,7 @@ pub enum ContainerState {
 pub enum Health {
     /// No check has ended well yet.
     Starting,
-    /// The last check ended well.
+    /// The last check ended well, or not enough have failed since.
     Healthy,
     /// As many checks in a row as allowed have failed.
     Unhealthy,
@@ -112,6 +116,11 @@ impl ContainerRecord {
         self.state = ContainerState::Error { reason: reason.to_string() };
         self.finished = Some(time::seconds_now());
     }
+
+    /// Whether its program has been started and has not ended.
+    pub fn lives(&self) -> bool {
+        matches!(self.state, ContainerState::Running | ContainerState::Paused)
+    }
 }
 
 impl ContainerState {
@@ -135,5 +144,15 @@ impl fmt::Display for ContainerState {
             Self::Error { reason } => write!(f, "error ({reason})"),
             other => f.write_str(other.word()),
         }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        })
     }
 }

@@ -27,9 +27,10 @@ fn containers_are_kept_by_address_and_forgotten() {
     assert_eq!(state.containers().len(), 1);
 
     assert!(!state.has_sandbox());
-    state.note_sandbox().unwrap();
+    state.note_sandbox(Some("h")).unwrap();
     state.note_vm(&VmRecord { share: "/s".into(), qmp: None, run: None }).unwrap();
     assert!(state.has_sandbox());
+    assert_eq!(state.hostname().as_deref(), Some("h"));
     assert_eq!(state.vm().unwrap().share, Path::new("/s"));
     state.forget();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -59,13 +60,30 @@ fn another_agent_at_the_address_has_none_of_the_containers() {
     let dir = tempfile::tempdir().unwrap();
     let state = state(dir.path(), "unix:///a");
     state.settle_with("7@100");
-    state.note_sandbox().unwrap();
+    state.note_sandbox(Some("h")).unwrap();
     let share = dir.path().join("share");
     fs::create_dir_all(share.join("web/rootfs")).unwrap();
-    state.note_container(&ContainerRecord { share: Some(share.clone()), ..record("web", 1) }).unwrap();
+    let holdings = crate::cri::Holdings { share: Some(share.clone()), root: true, ..Default::default() };
+    state.note_container(&ContainerRecord { holdings, ..record("web", 1) }).unwrap();
     state.settle_with("7@100");
     assert!(state.has_sandbox() && state.containers().len() == 1 && share.join("web").exists());
     // The same pid, but another process.
     state.settle_with("7@200");
     assert!(!state.has_sandbox() && state.containers().is_empty() && !share.join("web").exists());
+}
+
+#[tokio::test]
+async fn attempts_are_counted_by_pod_and_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::at(dir.path());
+    for (pod, name, least, expected) in [
+        ("p", "a", 0, 0),
+        ("p", "a", 0, 1),
+        ("p", "b", 0, 0),
+        ("p", "a", 7, 7),
+        ("p", "a", 0, 8),
+        ("q", "a", 0, 0),
+    ] {
+        assert_eq!(state.next_attempt(pod, name, least).await.unwrap(), expected, "{pod}/{name}");
+    }
 }

@@ -49,6 +49,14 @@ pub(crate) const MKFS_EXT4: Tool = Tool {
     hint: "Debian: e2fsprogs",
 };
 
+/// What makes a read-only disk of a directory.
+pub(crate) const MKFS_EROFS: Tool = Tool {
+    name: "mkfs.erofs",
+    variable: "NAKAI_MKFS_EROFS",
+    directories: &["/usr/sbin", "/sbin"],
+    hint: "Debian: erofs-utils",
+};
+
 /// A program that is nowhere to be found.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} is not installed ({hint}; or name it in {variable})")]

@@ -77,6 +77,7 @@ impl Request {
             return Err(CriError::field("auto_remove", "not together with a restart_policy"));
         }
         extras.health = self.health()?;
+        extras.image_health = true;
         extras.exposed_ports = self.exposed_ports.keys().cloned().collect();
         Ok(order)
     }

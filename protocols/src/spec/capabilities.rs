@@ -11,6 +11,51 @@ use super::SpecError;
 use super::value::blank;
 use crate::oci;
 
+/// All of them, without `CAP_`: `linux/capability.h` as of Linux 5.9, in the order of the numbers.
+pub const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
 pub(super) fn from_wire(wire: &oci::LinuxCapabilities) -> Result<runtime::LinuxCapabilities, SpecError> {
     let mut capabilities: runtime::LinuxCapabilities = blank("process.capabilities", "{}")?;
     capabilities
@@ -55,59 +100,14 @@ mod tests {
 
     use super::*;
 
-    /// `linux/capability.h`, in the order of the numbers.
-    const KERNEL: [&str; 41] = [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_ADMIN",
-        "NET_RAW",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_CHROOT",
-        "SYS_PTRACE",
-        "SYS_PACCT",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "MKNOD",
-        "LEASE",
-        "AUDIT_WRITE",
-        "AUDIT_CONTROL",
-        "SETFCAP",
-        "MAC_OVERRIDE",
-        "MAC_ADMIN",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_READ",
-        "PERFMON",
-        "BPF",
-        "CHECKPOINT_RESTORE",
-    ];
-
     #[test]
     fn every_capability_of_the_kernel_is_known() {
         let wire = oci::LinuxCapabilities {
-            Bounding: KERNEL.iter().map(|name| format!("CAP_{name}")).collect(),
+            Bounding: CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect(),
             ..Default::default()
         };
         let capabilities = from_wire(&wire).unwrap();
-        assert_eq!(capabilities.bounding().as_ref().map(HashSet::len), Some(KERNEL.len()));
+        assert_eq!(capabilities.bounding().as_ref().map(HashSet::len), Some(CAPABILITIES.len()));
         let mut expected = wire;
         expected.Bounding.sort();
         assert_eq!(to_wire(&capabilities), expected);

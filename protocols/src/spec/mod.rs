@@ -48,6 +48,7 @@ mod value;
 
 use oci_spec::runtime;
 
+pub use self::capabilities::CAPABILITIES;
 pub use self::error::SpecError;
 use self::value::{blank, each, items, list, map, not_carried, text};
 use crate::oci;

@@ -97,6 +97,11 @@ impl Ctx {
         &self.1
     }
 
+    /// Where the agent is.
+    pub(crate) fn address(&self) -> &Address {
+        &self.0.address
+    }
+
     /// The same with another connection, as the server that had this one is gone.
     pub(crate) async fn reconnected(&self) -> Fallible<Self> {
         Ok(Self(self.0.clone(), self.another_client().await?))

@@ -4,13 +4,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use nakai_ctl::image::Digest;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
+use crate::harness::context::SHELL_LIMIT;
 use crate::harness::{Ctx, Fallible, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![scenario!(a_machine_outlives_the_client_that_started_it).vm_only()]
+    vec![
+        scenario!(a_machine_outlives_the_client_that_started_it).vm_only(),
+        Scenario { in_vm: false, ..scenario!(all_front_ends_have_one_notebook) },
+        scenario!(an_attendant_outlives_the_server).ends_its_agent().host_only(),
+    ]
 }
 
 /// `nakai-ctl`, which finds kernel and initrd in the environment, with notes and images of its own.
@@ -29,7 +35,8 @@ impl Client {
             let hint = "cargo build -p nakai-ctl makes it";
             return Err(format!("{} is not there: {hint}", program.display()).into());
         }
-        Ok(Self { program, directory: tempfile::tempdir()? })
+        // Host scenarios leave out mounts of that name when they look at theirs.
+        Ok(Self { program, directory: tempfile::Builder::new().prefix("nakai-vm-client-").tempdir()? })
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -53,9 +60,150 @@ impl Client {
         }
         Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
     }
+
+    /// Runs a command until it prints what is wanted.
+    async fn until(&self, args: &[&str], wanted: &str) -> Outcome {
+        let deadline = tokio::time::Instant::now() + SHELL_LIMIT;
+        loop {
+            let seen = self.run(args).await?;
+            if seen.contains(wanted) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(format!("nakai-ctl {}: {wanted:?} is not in: {seen}", args.join(" ")).into());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    fn write(&self, name: &str, text: &Value) -> Fallible<String> {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text.to_string())?;
+        Ok(path.display().to_string())
+    }
 }
 
-/// A layout with one layer, which is `root`, and a configuration.
+/// Made by one front end, a container is seen, paused, stopped and removed by any client; each step is told.
+async fn all_front_ends_have_one_notebook(ctx: Ctx) -> Outcome {
+    let client = Client::new()?;
+    let root = ctx.make_root(&format!("{}-image", ctx.prefix()))?;
+    let (image, parent) = (root.display().to_string(), format!("/nakai-{}", ctx.prefix()));
+    let address = ctx.address().to_string();
+    let at = |args: &[&str]| {
+        ["--address", &address].into_iter().chain(args.iter().copied()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run =
+        async |args: &[&str]| client.run(&at(args).iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let until = async |args: &[&str], wanted: &str| {
+        client.until(&at(args).iter().map(String::as_str).collect::<Vec<_>>(), wanted).await
+    };
+    let [one, two, three] = ["one", "two", "three"].map(|name| format!("{}-{name}", ctx.prefix()));
+    // More than a pipe holds: somebody has to take it.
+    let script =
+        "dd if=/dev/zero bs=64k count=32 2>/dev/null | tr '\\0' x; echo; echo all written; sleep 1000000";
+    let flags = ["run", "-d", "--name", &one, "--cgroup-parent", &parent, "--restart", "always"];
+    run(&[&flags[..], &["--rootfs", &image, "sh", "-c", script]].concat()).await?;
+    until(&["logs", &one], "all written").await?;
+
+    let pod = json!({"metadata": {"name": "pod", "uid": "pod"}, "linux": {"cgroup_parent": parent}});
+    let pod = client.write("pod.json", &pod)?;
+    let container = json!({
+        "metadata": {"name": "box"}, "image": {"image": image}, "command": ["sleep", "1000000"],
+        "linux": {"security_context": {"namespace_options": {"pid": "CONTAINER"}}},
+    });
+    let container = client.write("container.json", &container)?;
+    assert_eq!(run(&["cri", "create", "--id", &two, &pod, &container]).await?, two);
+    let docker =
+        ["docker", "run", "--name", &three, "--cgroup-parent", &parent, "--image", &image, "sh", "-c"];
+    assert_eq!(run(&[&docker[..], &["echo $HOSTNAME"]].concat()).await?, three);
+    let taken =
+        client.try_run(&at(&flags).iter().map(String::as_str).chain([&*image]).collect::<Vec<_>>()).await?;
+    let words = String::from_utf8_lossy(&taken.stderr);
+    assert!(words.contains(&format!("container {one} is there already: running")), "{words}");
+
+    let states = async || {
+        let listed = run(&["ps"]).await?;
+        let words = |id: &String| {
+            let line = listed.lines().find(|line| line.starts_with(&format!("{id} ")));
+            line.and_then(|line| line.split_whitespace().nth(1)).unwrap_or("none").to_owned()
+        };
+        Fallible::Ok([&one, &two, &three].map(words).join(" "))
+    };
+    assert_eq!(states().await?, "running created stopped");
+    run(&["pause", &one]).await?;
+    assert_eq!(states().await?, "paused created stopped");
+    let again = client.try_run(&at(&["pause", &one]).iter().map(String::as_str).collect::<Vec<_>>()).await?;
+    assert!(String::from_utf8_lossy(&again.stderr).contains("is paused"));
+    run(&["resume", &one]).await?;
+    assert!(!run(&["exec", &one, "hostname"]).await?.is_empty());
+    run(&["start", &two]).await?;
+    assert_eq!(states().await?, "running running stopped");
+    assert!(run(&["stats", &two]).await?.contains("processes"));
+    run(&["kill", &two, "KILL"]).await?;
+    // Who has stopped it does not want it started again, whatever its policy says.
+    run(&["stop", "-t", "0", &one]).await?;
+    until(&["inspect", &one], r#""status": "stopped""#).await?;
+    until(&["inspect", &two], r#""code": 137"#).await?;
+    for id in [&one, &two, &three] {
+        run(&["rm", id]).await?;
+    }
+    assert_eq!(run(&["ps"]).await?.lines().count(), 1);
+
+    let mut follower =
+        client.command(&at(&["events", "--all"]).iter().map(String::as_str).collect::<Vec<_>>());
+    let mut follower = follower.stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(follower.stdout.take().ok_or("no output")?).lines();
+    let mut seen = Vec::new();
+    let told = format!("{three} remove done");
+    while seen.last() != Some(&told) {
+        let line = tokio::time::timeout(SHELL_LIMIT, lines.next_line()).await??.ok_or("the events end")?;
+        let event: Value = serde_json::from_str(&line)?;
+        let word = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        seen.push(
+            format!("{} {} {}", word("container"), word("action"), word("phase")).trim_end().to_owned(),
+        );
+    }
+    for (id, steps) in [(&one, "create start pause resume exec remove"), (&two, "create start remove")] {
+        for step in steps.split(' ') {
+            assert!(seen.contains(&format!("{id} {step} done")), "{step} of {id}: {seen:#?}");
+        }
+        assert!(seen.contains(&format!("{id} kill")) && seen.contains(&format!("{id} die")), "{seen:#?}");
+    }
+    assert!(seen.contains(&format!("{three} image done")), "{seen:#?}");
+    std::fs::remove_dir_all(root.parent().unwrap_or(&root))?;
+    Ok(())
+}
+
+/// What a detached container prints, and how it ends, is known also when the agent's server has died meanwhile.
+async fn an_attendant_outlives_the_server(ctx: Ctx) -> Outcome {
+    let client = Client::new()?;
+    let root = ctx.make_root(&format!("{}-image", ctx.prefix()))?;
+    let (image, address) = (root.display().to_string(), ctx.address().to_string());
+    let at = ["--address", &*address];
+    let script = "echo before; while [ ! -e /stop ]; do sleep 0.1; done; echo after; exit 7";
+    let run = ["run", "-d", "--name", "one", "--rootfs", &image, "sh", "-c", script];
+    client.run(&[&at[..], &run].concat()).await?;
+    client.until(&[&at[..], &["logs", "one"]].concat(), "before").await?;
+    // A sandbox has one host name.
+    let named = |name| ["run", "--hostname", name, "--rootfs", &image, "hostname"];
+    assert_eq!(client.run(&[&at[..], &named("one")].concat()).await?, "one");
+    let other = client.try_run(&[&at[..], &named("two")].concat()).await?;
+    let words = String::from_utf8_lossy(&other.stderr);
+    assert!(words.contains("hostname: the sandbox is there already"), "{words}");
+
+    ctx.guest_sh("kill -9 $SERVER").await?;
+    let ctx = ctx.reconnected().await?;
+    // The container's end may come before the process's, and kill it.
+    client.try_run(&[&at[..], &["exec", "one", "touch", "/stop"]].concat()).await?;
+    client.until(&[&at[..], &["inspect", "one"]].concat(), r#""code": 7"#).await?;
+    assert_eq!(client.run(&[&at[..], &["logs", "one"]].concat()).await?, "before\nafter");
+    client.run(&[&at[..], &["rm", "one"]].concat()).await?;
+    ctx.client().destroy_sandbox().await?;
+    std::fs::remove_dir_all(root.parent().unwrap_or(&root))?;
+    Ok(())
+}
+
+/// A layout with two layers, `root` and one with another user file, and a configuration.
 fn write_layout(root: &Path, layout: &Path) -> Outcome {
     std::fs::create_dir_all(layout.join("blobs/sha256"))?;
     let blob = |bytes: &[u8]| {
@@ -63,22 +211,34 @@ fn write_layout(root: &Path, layout: &Path) -> Outcome {
         std::fs::write(layout.join("blobs/sha256").join(digest.hex()), bytes)?;
         Fallible::Ok(json!({ "digest": digest.to_string(), "size": bytes.len(), "mediaType": "" }))
     };
-    let tar = std::process::Command::new("tar").arg("-C").arg(root).args(["-c", "."]).output()?;
-    assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+    let top = layout.with_extension("top");
+    std::fs::create_dir_all(top.join("etc"))?;
+    std::fs::write(top.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nweb:x:1234:1234::/:/bin/sh\n")?;
+    let (low, top) = (tar(root)?, tar(&top)?);
+    let unpacked = [&low, &top].map(|tar| Digest::of(tar).to_string());
     let config = json!({
         "os": "linux", "architecture": "amd64",
-        "config": { "Env": ["COLOR=blue"], "Cmd": ["sleep", "1000000"], "WorkingDir": "/tmp" },
-        "rootfs": { "type": "layers", "diff_ids": [Digest::of(&tar.stdout).to_string()] },
+        "config": {
+            "Env": ["COLOR=blue"], "Cmd": ["sleep", "1000000"], "WorkingDir": "/tmp", "User": "web",
+            "Healthcheck": { "Test": ["CMD-SHELL", "test -e /tmp/well"], "Interval": 100_000_000, "Retries": 1 },
+        },
+        "rootfs": { "type": "layers", "diff_ids": unpacked },
     });
     let manifest = json!({
         "schemaVersion": 2,
         "config": blob(config.to_string().as_bytes())?,
-        "layers": [blob(&tar.stdout)?],
+        "layers": [blob(&low)?, blob(&top)?],
     });
     let index = json!({ "schemaVersion": 2, "manifests": [blob(manifest.to_string().as_bytes())?] });
     std::fs::write(layout.join("index.json"), index.to_string())?;
     std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
     Ok(())
+}
+
+fn tar(directory: &Path) -> Fallible<Vec<u8>> {
+    let tar = std::process::Command::new("tar").arg("-C").arg(directory).args(["-c", "."]).output()?;
+    assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+    Ok(tar.stdout)
 }
 
 /// Two machines at once; a container of an image in the one, by a share and on a disk; the other is killed.
@@ -90,23 +250,46 @@ async fn a_machine_outlives_the_client_that_started_it(ctx: Ctx) -> Outcome {
     // The sandbox that scenarios share is to be as it was.
     std::fs::remove_dir_all(root.parent().unwrap_or(&root))?;
     let image = layout.to_str().unwrap_or_default();
-    let (one, two) = (["vm", "start", "--name", "one"], ["vm", "start", "--name", "two"]);
+    let console = client.directory.path().join("console");
+    let console = console.to_str().unwrap_or_default();
+    let one = ["vm", "start", "--name", "one", "--console", console, "--append", "agent.log=debug"];
+    let two = ["vm", "start", "--name", "two"];
     let (one, two) = tokio::join!(client.run(&one), client.run(&two));
     let (address, _) = (one?, two?);
 
     client.run(&["--address", &address, "run", "-d", "--id", "web", "--image", image]).await?;
-    let exec = |script| ["--sandbox", "one", "exec", "web", "sh", "-c", script];
-    assert_eq!(client.run(&exec("echo new > /file; cat /file; echo $COLOR; pwd")).await?, "new\n\n/");
+    let exec = |script| ["--sandbox", "one", "exec", "-u", "0", "web", "sh", "-c", script];
+    assert_eq!(client.run(&exec("echo new > /file; cat /file; echo $COLOR; pwd")).await?, "new\nblue\n/tmp");
     let listed = client.run(&["--sandbox", "one", "ps"]).await?;
     assert!(listed.contains("web ") && listed.contains(" running "), "{listed}");
+    // The image says who it is, and how it is.
+    assert_eq!(client.run(&["--sandbox", "one", "exec", "web", "id", "-u"]).await?, "1234");
+    client.until(&["--sandbox", "one", "ps"], " unhealthy ").await?;
+    client.run(&exec("touch /tmp/well")).await?;
+    client.until(&["--sandbox", "one", "ps"], " healthy ").await?;
 
     // On a disk what is written past its end fails, and the share has nothing of it.
     let full = "grep -c '^/dev/vd. / ext4' /proc/mounts; echo $COLOR; cat /file 2>/dev/null || echo apart; \
                 dd if=/dev/zero of=/fill bs=1M count=64 2>&1 | grep -o 'No space left on device'";
-    let args = ["--sandbox", "one", "run", "--image", image, "--root-disk=24M", "sh", "-c", full];
+    let run = ["--sandbox", "one", "run", "--image", image];
+    let args = [&run[..], &["--root-disk=24M", "--user", "0", "sh", "-c", full]].concat();
     assert_eq!(client.run(&args).await?, "1\nblue\napart\nNo space left on device");
-    // The port is free for the next.
-    assert_eq!(client.run(&[&args[..6], &["echo", "again"]].concat()).await?, "again");
+    // The ports are free for the next, and the disks of layers for more than one.
+    assert_eq!(client.run(&[&run[..], &["--root-disk", "id", "-u"]].concat()).await?, "1234");
+    let layers =
+        "grep -c ' / overlay .*multi-layer' /proc/mounts; id -un; cat /file 2>/dev/null || echo apart";
+    let args = [&run[..], &["--root-layers", "sh", "-c", layers]].concat();
+    let (first, second) = tokio::join!(client.run(&args), client.run(&args));
+    assert_eq!([first?, second?], ["1\nweb\napart"; 2]);
+    let limit = ["--root-layers", "--storage-opt", "size=8M", "--user", "0", "sh", "-c", full];
+    let limited = client.run(&[&run[..], &limit].concat()).await?;
+    assert!(limited.ends_with("blue\napart\nNo space left on device"), "{limited}");
+    // What a container has is not pruned.
+    assert_eq!(client.run(&["images", "prune"]).await?, "");
+    assert_eq!(client.run(&["images", "ls"]).await?.matches(" yes").count(), 2);
+    let zun = client.write("request.json", &json!({"name": "zun", "image": image, "run": true}))?;
+    assert_eq!(client.run(&["--sandbox", "one", "zun", "create", &zun]).await?, "zun");
+    client.run(&["--sandbox", "one", "rm", "zun"]).await?;
 
     let machines = client.run(&["vm", "ls"]).await?;
     let line = machines.lines().find(|line| line.starts_with("two ")).ok_or("two is not listed")?;
@@ -122,6 +305,11 @@ async fn a_machine_outlives_the_client_that_started_it(ctx: Ctx) -> Outcome {
     assert_eq!(words, "nakai-ctl: no VM two (there are: one)\n");
 
     client.run(&["vm", "stop", "one"]).await?;
+    // The guest was told, and has ended by itself.
+    let said = std::fs::read_to_string(console)?;
+    assert!(said.contains("DestroySandbox"), "{said}");
+    assert_eq!(client.run(&["images", "prune"]).await?.lines().count(), 2);
+    assert_eq!(client.run(&["images", "ls"]).await?.lines().count(), 1);
     assert_eq!(client.run(&["vm", "ls"]).await?.lines().count(), 1);
     assert!(!client.try_run(&["--address", &address, "check"]).await?.status.success());
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;

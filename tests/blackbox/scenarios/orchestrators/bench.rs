@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nakai_ctl::cri::supervise::{Console, supervise};
-use nakai_ctl::cri::{ContainerConfig, Engine, ImageConfig, Order, PodSandboxConfig, Record, json};
+use nakai_ctl::cri::{ContainerConfig, Engine, ImageConfig, Order, Places, PodSandboxConfig, json};
+use nakai_ctl::state::{ContainerRecord, State};
 use nakai_ctl::stdio::finish;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -27,11 +28,17 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new(ctx: &Ctx) -> Fallible<Self> {
-        let directory = tempfile::Builder::new().prefix("nakai-bench-").tempdir()?;
+        // What is mounted for a machine comes and goes while host scenarios look at their mounts, which leave out what
+        // has that name.
+        let prefix = if ctx.is_host() { "nakai-bench-" } else { "nakai-vm-bench-" };
+        let directory = tempfile::Builder::new().prefix(prefix).tempdir()?;
         let root = ctx.container(|spec| spec)?.root;
-        let share =
-            if ctx.is_host() { None } else { root.parent().and_then(Path::parent).map(Path::to_owned) };
-        let engine = Engine::new(ctx.client().clone(), share, directory.path().join("notes"));
+        let places = match root.parent().and_then(Path::parent) {
+            Some(share) if !ctx.is_host() => Places::Shared(share.to_owned()),
+            _ => Places::Local(directory.path().join("lent")),
+        };
+        let state = State::at(directory.path().join("notes"));
+        let engine = Engine::new(ctx.client().clone(), places, state, None);
         Ok(Self { engine, ctx: ctx.clone(), image: root, directory })
     }
 
@@ -64,7 +71,7 @@ impl Bench {
     }
 
     /// A container that runs.
-    pub(super) async fn start(&self, order: &Order) -> Fallible<Record> {
+    pub(super) async fn start(&self, order: &Order) -> Fallible<ContainerRecord> {
         let (record, warnings) = self.engine.create(order).await?;
         assert_eq!(warnings, [""; 0]);
         Ok(self.engine.start(&record.id).await?)
@@ -74,11 +81,22 @@ impl Bench {
     pub(super) async fn sh(&self, id: &str, script: &str) -> Fallible<String> {
         let args = ["sh", "-c", &format!("exec 2>&1; {script}")].map(str::to_owned);
         let exec = self.ctx.fresh_exec_id();
-        let process = self.engine.process(id, &args, false)?;
+        let process = self.engine.process(id, &args, false);
         self.ctx.client().exec_process(id, &exec, process).await?;
         let finished = finish(self.ctx.client(), id, &exec, b"");
         let finished = tokio::time::timeout(SHELL_LIMIT, finished).await??;
         Ok(String::from_utf8_lossy(&finished.stdout).into_owned())
+    }
+
+    /// Runs a script until it prints what is wanted: files on this host change without telling the guest.
+    pub(super) async fn until_sh(&self, id: &str, script: &str, wanted: &str) -> Outcome {
+        let waited = async {
+            while self.sh(id, script).await? != wanted {
+                tokio::time::sleep(POLL).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(SHELL_LIMIT, waited).await.map_err(|_| format!("{script}: never {wanted:?}"))?
     }
 
     /// Makes a container, looks at all that `checks` say, and removes it.
@@ -148,10 +166,14 @@ impl Bench {
     }
 
     /// Waits until the note of a container is as wanted.
-    pub(super) async fn until(&self, id: &str, wanted: impl Fn(&Record) -> bool) -> Fallible<Record> {
+    pub(super) async fn until(
+        &self,
+        id: &str,
+        wanted: impl Fn(&ContainerRecord) -> bool,
+    ) -> Fallible<ContainerRecord> {
         let waited = async {
             loop {
-                let record = self.engine.store().get(id)?;
+                let record = self.engine.record(id)?;
                 if wanted(&record) {
                     return Ok(record);
                 }
@@ -178,7 +200,9 @@ impl Bench {
             Err(error) if !error.to_string().contains(words) => {
                 Err(format!("{words:?} is not in: {error}").into())
             }
-            Err(_) if !self.engine.store().all().is_empty() => Err(format!("{words}: a note is left").into()),
+            Err(_) if !self.engine.state().containers().is_empty() => {
+                Err(format!("{words}: a note is left").into())
+            }
             Err(_) => Ok(()),
         }
     }

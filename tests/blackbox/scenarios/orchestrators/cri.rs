@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::json;
 
 use super::bench::{Bench, image};
-use super::{Check, Group, Section, check, group};
+use super::{Check, Group, Row, Section, check, group};
 use crate::harness::{Ctx, Outcome, scenario};
 
 pub(super) fn groups() -> Vec<Group> {
@@ -16,7 +17,9 @@ pub(super) fn groups() -> Vec<Group> {
         group(section, scenario!(cri_a_root_process), ROOT, &[]),
         group(section, scenario!(cri_a_privileged_container).vm_only(), PRIVILEGED, &[]),
         group(section, scenario!(cri_mounts_and_devices), MOUNTS, &[]),
+        group(section, scenario!(cri_propagation).vm_only(), &[], PROPAGATION),
         group(section, scenario!(cri_limits), LIMITS, &[]),
+        group(section, scenario!(cri_huge_pages).vm_only(), HUGE_PAGES, &[]),
     ]
 }
 
@@ -25,7 +28,7 @@ const UNPRIVILEGED: &[Check] = &[
     check("`envs`", "the environment, above the image's", "echo $A $B", &["own image"]),
     check("`run_as_user`, `run_as_group`", "uid and gid", "id -u; id -g", &["1000\n1001"]),
     check(
-        "`supplemental_groups`",
+        "`supplemental_groups`, as which a pod's fsGroup comes too",
         "the groups, the user's own and the image's among them",
         "id -G | tr ' ' '\\n' | sort -n | tr '\\n' ' '",
         &["5 6 1001"],
@@ -157,6 +160,13 @@ const PRIVILEGED: &[Check] = &[
         "mknod /dev/own c 1 11 && : < /dev/own && echo opened",
         &["opened"],
     ),
+    check(
+        "`privileged`: devices",
+        "the guest's own are there with its numbers and modes, but not its memory, in which the agent is",
+        "stat -c '%t:%T %a' /dev/kmsg; [ $(find /dev -type c | wc -l) -gt 20 ] && echo many; \
+         ls /dev/mem /dev/port 2>&1 | grep -c 'No such file'",
+        &["1:b 644\nmany\n2", "1:b 600\nmany\n2"],
+    ),
 ];
 
 async fn cri_a_privileged_container(ctx: Ctx) -> Outcome {
@@ -231,6 +241,50 @@ async fn cri_mounts_and_devices(ctx: Ctx) -> Outcome {
         "linux": {"security_context": {"capabilities": {"add_capabilities": ["SYSLOG"]}}},
     });
     bench.prove(&bench.order(json!({}), container)?, MOUNTS).await
+}
+
+const PROPAGATION: &[Row] = &[(
+    "`mounts.propagation` HOST_TO_CONTAINER",
+    "what the host mounts below it while the container runs is seen, and gone when it is unmounted",
+)];
+
+async fn cri_propagation(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let volume = bench.volume("volume")?;
+    let below = bench.volume("volume/below")?;
+    let none = None::<&str>;
+    // Mounts come through where the host's side is shared.
+    mount(Some(&volume), &volume, none, MsFlags::MS_BIND, none)?;
+    mount(none, &volume, none, MsFlags::MS_SHARED, none)?;
+    let container = json!({"mounts": [
+        {"container_path": "/volume", "host_path": volume, "propagation": "PROPAGATION_HOST_TO_CONTAINER"},
+    ]});
+    let seen = async {
+        let record = bench.start(&bench.order(json!({}), container)?).await?;
+        mount(Some("later"), &below, Some("tmpfs"), MsFlags::empty(), none)?;
+        std::fs::write(below.join("file"), "mounted later")?;
+        bench.until_sh(&record.id, "cat /volume/below/file", "mounted later").await?;
+        umount2(&below, MntFlags::MNT_DETACH)?;
+        bench.until_sh(&record.id, "ls /volume/below | wc -l", "0\n").await?;
+        bench.remove(&record.id).await
+    };
+    let seen: Outcome = seen.await;
+    umount2(&volume, MntFlags::MNT_DETACH)?;
+    seen
+}
+
+const HUGE_PAGES: &[Check] = &[check(
+    "`resources.hugepage_limits`",
+    "`hugetlb.2MB.max`",
+    "cat /sys/fs/cgroup/hugetlb.2MB.max",
+    &["4194304"],
+)];
+
+async fn cri_huge_pages(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let limits = json!([{"page_size": "2MB", "limit": 4 << 20}]);
+    let container = json!({"linux": {"resources": {"hugepage_limits": limits}}});
+    bench.prove(&bench.order(json!({}), container)?, HUGE_PAGES).await
 }
 
 const LIMITS: &[Check] = &[

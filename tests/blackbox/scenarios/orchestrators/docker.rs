@@ -95,12 +95,17 @@ const FLAGS: &[Check] = &[
     ),
 ];
 
-fn order(bench: &Bench, flags: &str, command: &[&str]) -> Fallible<nakai_ctl::cri::Order> {
+pub(super) fn order(bench: &Bench, flags: &str, command: &[&str]) -> Fallible<nakai_ctl::cri::Order> {
+    order_of(bench, &flags.split_whitespace().collect::<Vec<_>>(), command)
+}
+
+/// What a line of `nakai-ctl run` asks for.
+pub(super) fn order_of(bench: &Bench, flags: &[&str], command: &[&str]) -> Fallible<nakai_ctl::cri::Order> {
     let image = bench.image.display().to_string();
-    let parent = format!("--cgroup-parent /nakai-{}", bench.ctx.prefix());
-    let words =
-        parent.split(' ').chain(flags.split_whitespace()).chain([&*image]).chain(command.iter().copied());
-    Ok(CommandLine::read(words)?.order(&format!("{}-docker", bench.ctx.prefix()))?)
+    let parent = format!("--cgroup-parent=/nakai-{}", bench.ctx.prefix());
+    let words = [&*parent].into_iter().chain(flags.iter().copied()).chain([&*image]);
+    let line = CommandLine::read(words.chain(command.iter().copied()))?;
+    Ok(line.order(&format!("{}-docker", bench.ctx.prefix()))?)
 }
 
 async fn docker_flags(ctx: Ctx) -> Outcome {

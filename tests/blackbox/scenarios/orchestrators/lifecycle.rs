@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use nakai_ctl::cri::extras::{HealthCheck, RestartPolicy};
-use nakai_ctl::cri::store::{Health, State};
+use nakai_ctl::cri::log;
 use nakai_ctl::cri::supervise::{Console, supervise};
-use nakai_ctl::cri::{CriError, log};
+use nakai_ctl::state::{ContainerState, Health};
 use serde_json::json;
 
 use super::bench::{Bench, image};
-use super::{Group, Row, Section, group};
+use super::{Group, Row, Section, docker, group};
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
 pub(super) fn groups() -> Vec<Group> {
@@ -193,7 +192,8 @@ async fn cri_ends(ctx: Ctx) -> Outcome {
         let stopped: Outcome = stopped;
         stopped?;
         assert_eq!(status?, expected);
-        assert_eq!(bench.engine.store().get(id)?.state, State::Exited(expected));
+        let state = bench.engine.record(id)?.state;
+        assert!(matches!(state, ContainerState::Stopped { code, .. } if code == expected), "{state}");
         bench.engine.remove(id).await?;
     }
     Ok(())
@@ -202,21 +202,19 @@ async fn cri_ends(ctx: Ctx) -> Outcome {
 async fn docker_restarts(ctx: Ctx) -> Outcome {
     let bench = Bench::new(&ctx)?;
     let volume = bench.volume("volume")?;
-    let order = |status: u8, policy: &str| {
+    let order = |status: u8, flags: &str| {
         let script = format!("echo run >> /volume/runs; exit {status}");
-        let mounts = json!([{"container_path": "/volume", "host_path": volume}]);
-        let mut order = bench.order(json!({}), json!({"command": ["sh", "-c", script], "mounts": mounts}))?;
-        order.extras.restart = RestartPolicy::parse(policy)?;
-        crate::harness::Fallible::Ok(order)
+        let flags = format!("{flags} -v {}:/volume", volume.display());
+        docker::order(&bench, &flags, &["sh", "-c", &script])
     };
     let runs = || std::fs::read_to_string(volume.join("runs")).unwrap_or_default().lines().count();
 
-    let (record, _) = bench.engine.create(&order(4, "on-failure:2")?).await?;
+    let (record, _) = bench.engine.create(&order(4, "--restart on-failure:2")?).await?;
     assert_eq!(bench.attend(&record.id).await?, 4);
-    assert_eq!((runs(), bench.engine.store().get(&record.id)?.restarts), (3, 2));
+    assert_eq!((runs(), bench.engine.record(&record.id)?.restarts), (3, 2));
     bench.engine.remove(&record.id).await?;
 
-    let (record, _) = bench.engine.create(&order(0, "always")?).await?;
+    let (record, _) = bench.engine.create(&order(0, "--restart always")?).await?;
     let stop = async {
         bench.until(&record.id, |record| record.restarts >= 3).await?;
         Ok(bench.engine.stop(&record.id, Duration::from_secs(60)).await?)
@@ -228,33 +226,31 @@ async fn docker_restarts(ctx: Ctx) -> Outcome {
     bench.engine.remove(&record.id).await?;
     assert!(runs() >= 6, "{}", runs());
 
-    let mut removed = order(5, "no")?;
-    removed.extras.auto_remove = true;
-    let (record, _) = bench.engine.create(&removed).await?;
+    let (record, _) = bench.engine.create(&order(5, "--rm")?).await?;
     assert_eq!(bench.attend(&record.id).await?, 5);
-    assert!(matches!(bench.engine.store().get(&record.id), Err(CriError::Unknown(_))));
+    assert!(bench.engine.record(&record.id).is_err());
     Ok(())
 }
 
+const HEALTH: &str = "[ -e /tmp/hang ] && exec sleep 1000002; test -e /tmp/ok";
+
 async fn docker_health(ctx: Ctx) -> Outcome {
     let bench = Bench::new(&ctx)?;
-    let mut order = bench.order(json!({}), json!({}))?;
-    let mut check = HealthCheck::shell("[ -e /tmp/hang ] && exec sleep 1000002; test -e /tmp/ok");
-    (check.interval, check.retries) = (Duration::from_millis(50), 2);
-    // Long enough that a busy machine's shell is done, short enough to be waited for.
-    check.timeout = Duration::from_secs(2);
-    order.extras.health = Some(check);
+    // The time-out is long enough that a busy machine's shell is done, and short enough to be waited for.
+    let flags =
+        ["--health-interval=50ms", "--health-retries=2", "--health-timeout=2s", "--health-cmd", HEALTH];
+    let order = docker::order_of(&bench, &flags, &["sleep", "1000000"])?;
     let (record, _) = bench.engine.create(&order).await?;
-    assert_eq!(record.health, Health::Starting);
+    assert_eq!(record.health, Some(Health::Starting));
     let id = record.id.as_str();
     let look = async {
-        bench.until(id, |record| record.health == Health::Unhealthy).await?;
+        bench.until(id, |record| record.health == Some(Health::Unhealthy)).await?;
         bench.sh(id, "touch /tmp/ok").await?;
-        bench.until(id, |record| record.health == Health::Healthy).await?;
+        bench.until(id, |record| record.health == Some(Health::Healthy)).await?;
         bench.sh(id, "touch /tmp/hang").await?;
-        bench.until(id, |record| record.health == Health::Unhealthy).await?;
+        bench.until(id, |record| record.health == Some(Health::Unhealthy)).await?;
         bench.sh(id, "rm /tmp/hang").await?;
-        bench.until(id, |record| record.health == Health::Healthy).await?;
+        bench.until(id, |record| record.health == Some(Health::Healthy)).await?;
         let hanging = bench.sh(id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 1000002 || :").await?;
         // The process that counts has the number in its own arguments.
         assert!(hanging.trim().parse::<u32>()? <= 1, "{hanging}");

@@ -23,7 +23,7 @@ const SECTIONS: [(Section, &str, &str); 4] = [
         "`nakai-ctl cri run POD.json CONTAINER.json`, with CRI's ContainerConfig as crictl reads it.",
     ),
     (Section::Pod, "Kubernetes: a pod", "CRI's PodSandboxConfig, in the same command."),
-    (Section::Docker, "Docker's flags", "`nakai-ctl docker run FLAGS IMAGE COMMAND`."),
+    (Section::Docker, "Docker's flags", "`nakai-ctl run FLAGS IMAGE COMMAND`."),
     (
         Section::Zun,
         "OpenStack Zun",

@@ -22,6 +22,10 @@ const REFUSED: &[Row] = &[
         "`apparmor` Localhost, `selinux_options` where the guest has no such module",
         "refused, by the profile's name",
     ),
+    (
+        "`apparmor` RuntimeDefault where the guest has no such profile",
+        "the container runs without it, and the agent's log warns by the profile's name",
+    ),
     ("`privileged` in a pod that is not", "refused"),
     ("`namespace_options` NODE for `pid`, CONTAINER for `ipc`, `userns_options`", "refused"),
     ("`namespace_options.pid` TARGET of a container with a PID namespace of its own", "refused"),
@@ -40,6 +44,20 @@ async fn cri_refusals(ctx: Ctx) -> Outcome {
     let error = bench.engine.create(&order).await.err().ok_or("a foreign PID namespace is joined")?;
     assert!(error.to_string().contains("PID namespace of its own"), "{error}");
     bench.engine.remove(&target.id).await?;
+
+    // What the host's engine names by itself is left out where the guest does not have it, but not in silence.
+    let default = bench
+        .start(&bench.order(json!({}), security(json!({"apparmor_profile": "runtime/default"})))?)
+        .await?;
+    assert_eq!(bench.sh(&default.id, "echo runs").await?, "runs\n");
+    bench.engine.remove(&default.id).await?;
+    // The exec is warned of, too.
+    let warned = format!(
+        "grep '\"{}\"' $PROC/$SUPERVISOR/fd/2 | grep '\"specification\"' | \
+         grep -c 'cri-containerd.apparmor.d.*left out'",
+        default.id
+    );
+    assert_eq!(ctx.guest_sh(&warned).await?.trim(), "1");
 
     let cases = [
         (security(json!({"run_as_non_root": true})), "the image's user is root"),

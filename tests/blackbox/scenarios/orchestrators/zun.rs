@@ -1,5 +1,8 @@
 //! Zun's create request, seen from inside.
 
+use std::time::Duration;
+
+use nakai_ctl::state::Health;
 use nakai_ctl::zun::{Host, Request};
 use serde_json::{Value, json};
 
@@ -11,6 +14,8 @@ pub(super) fn groups() -> Vec<Group> {
     let here = |scenario: Scenario| Scenario { in_vm: false, ..scenario };
     vec![
         group(Section::Zun, here(scenario!(zun_a_container)), CONTAINER, MORE),
+        group(Section::Zun, here(scenario!(zun_lives)), &[], LIVES),
+        group(Section::Zun, scenario!(zun_a_disk).vm_only(), DISK, &[]),
         group(Section::Zun, here(scenario!(zun_volumes_and_refusals)), &[], REFUSED),
     ]
 }
@@ -52,9 +57,24 @@ const CONTAINER: &[Check] = &[
 
 const MORE: &[Row] = &[
     ("`interactive`", "a terminal, and an input that stays open"),
-    ("`healthcheck`, `restart_policy`, `auto_remove`, `disk`", "as Docker's flags, above"),
     ("`labels`, `exposed_ports`, `name`", "`nakai-ctl cri inspect` tells them"),
 ];
+
+const LIVES: &[Row] = &[
+    (
+        "`healthcheck`",
+        "`cmd` runs at the `interval`: unhealthy after `retries` failures in a row, healthy after a success",
+    ),
+    ("`restart_policy` on-failure with MaximumRetryCount", "started again so many times"),
+    ("`auto_remove`", "nothing is known of it after its end"),
+];
+
+const DISK: &[Check] = &[check(
+    "`disk` (GiB)",
+    "the root filesystem has that size",
+    "df -k / | tail -n 1 | awk '{ print $2 }'",
+    &["1048576"],
+)];
 
 const REFUSED: &[Row] = &[
     (
@@ -117,6 +137,43 @@ async fn zun_a_container(ctx: Ctx) -> Outcome {
     assert_eq!((stdout?.contains("got keys"), status?), (true, 0));
     bench.engine.remove(&record.id).await?;
     Ok(())
+}
+
+async fn zun_lives(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let host = Host::default();
+    let fields =
+        json!({"healthcheck": {"cmd": "test -e /tmp/ok", "interval": 1, "retries": "2", "timeout": 30}});
+    let (record, _) = bench.engine.create(&order(&bench, &host, fields)?).await?;
+    let id = record.id.as_str();
+    let look = async {
+        bench.until(id, |record| record.health == Some(Health::Unhealthy)).await?;
+        bench.sh(id, "touch /tmp/ok").await?;
+        bench.until(id, |record| record.health == Some(Health::Healthy)).await?;
+        Ok(bench.engine.stop(id, Duration::from_millis(300)).await?)
+    };
+    let (attended, looked): (_, Outcome) = tokio::join!(bench.attend(id), look);
+    looked?;
+    attended?;
+    bench.engine.remove(id).await?;
+
+    let policy = json!({"Name": "on-failure", "MaximumRetryCount": "1"});
+    let fields = json!({"command": "sh -c 'exit 5'", "restart_policy": policy});
+    let (record, _) = bench.engine.create(&order(&bench, &host, fields)?).await?;
+    assert_eq!(bench.attend(&record.id).await?, 5);
+    assert_eq!(bench.engine.record(&record.id)?.restarts, 1);
+    bench.engine.remove(&record.id).await?;
+
+    let fields = json!({"command": "true", "auto_remove": "yes"});
+    let (record, _) = bench.engine.create(&order(&bench, &host, fields)?).await?;
+    assert_eq!(bench.attend(&record.id).await?, 0);
+    assert!(bench.engine.record(&record.id).is_err());
+    Ok(())
+}
+
+async fn zun_a_disk(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    bench.prove(&order(&bench, &Host::default(), json!({"disk": 1}))?, DISK).await
 }
 
 async fn zun_volumes_and_refusals(ctx: Ctx) -> Outcome {

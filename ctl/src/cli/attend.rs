@@ -1,0 +1,64 @@
+//! `attend`: a process of its own for each detached container, which takes its output, runs its health checks, starts
+//! it again, and notes how it ends.
+//!
+//! The agent tells an exit to those that wait for it and to nobody later, so somebody has to wait. One attendant of all
+//! those of an agent also takes its OOM events, which are given to one asker only; the others stand in line for that
+//! with a lock.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nakai_ctl::Address;
+use nakai_ctl::cri::supervise::{Console, supervise};
+use nakai_ctl::cri::{CriError, Engine};
+
+use super::error::CliError;
+use super::{run, target};
+
+/// How long the agent may be away: its supervisor starts another server at once, but a machine may be busy.
+const AWAY: Duration = Duration::from_secs(30);
+
+/// How often it is looked for.
+const AGAIN_POLL: Duration = Duration::from_millis(100);
+
+/// Starts the attendant of container `id`.
+pub(crate) fn leave(address: &Address, id: &str) -> Result<(), CliError> {
+    let failed = || CliError::io(format!("attendant of container {id}"));
+    let program = std::env::current_exe().map_err(failed())?;
+    let mut command = Command::new(program);
+    command.args(["attend", "--address"]).arg(address.to_string()).arg("--").arg(id);
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // It is nobody's to wait for: this program ends first.
+    command.spawn().map(drop).map_err(failed())
+}
+
+/// Stays with a container to its end, also when the agent's server dies and another takes its containers over.
+pub(crate) async fn run(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
+    // No terminal's signals. It fails only for a leader of a process group, which has none either.
+    let _ = nix::unistd::setsid();
+    let mut engine = target::engine(address).await?;
+    loop {
+        let ended = tokio::select! {
+            ended = supervise(&engine, id, Console::default()) => ended,
+            never = engine.note_oom_kills() => never.map(|()| 0),
+        };
+        let lost = matches!(&ended, Err(CriError::Call(error)) if error.connection_lost);
+        engine = match if lost { again(address, &engine, id).await } else { None } {
+            Some(again) => again,
+            None => return run::noted(&engine, id, ended).await,
+        };
+    }
+}
+
+/// The agent with another connection, if it has the container still.
+async fn again(address: Option<&Address>, engine: &Engine, id: &str) -> Option<Engine> {
+    let lives = |engine: &Engine| engine.record(id).is_ok_and(|record| record.lives());
+    let deadline = Instant::now() + AWAY;
+    while lives(engine) && Instant::now() < deadline {
+        tokio::time::sleep(AGAIN_POLL).await;
+        if let Ok(again) = target::engine(address).await {
+            return lives(&again).then_some(again);
+        }
+    }
+    None
+}

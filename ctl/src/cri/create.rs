@@ -1,0 +1,237 @@
+//! A container's making, from the order to a program that waits for its start.
+//!
+//! ```text
+//! name taken -> volumes waited for -> image unpacked -> root and mounts lent -> created by the agent -> noted
+//! ```
+//!
+//! Each step takes back what the earlier ones have done when it fails: files by guards, disks by hand.
+
+use std::path::{Path, PathBuf};
+
+use nakai_protocols::agent::CreateContainerRequest;
+use ttrpc::Code;
+
+use super::config::NamespaceMode;
+use super::engine::Engine;
+use super::extras::{HealthCheck, RootKind};
+use super::root::{self, Opened};
+use super::spec::{Request, file_name, plan, sandbox_id};
+use super::volumes::{Lent, wait_for};
+use super::{CriError, Holdings, ImageConfig, Order};
+use crate::image::Image;
+use crate::state::{Action, ContainerRecord, ContainerState, Health, Lock, State};
+
+/// A name that is taken while its container is made; dropped, it is free again.
+struct Reserved<'a> {
+    state: &'a State,
+    record: ContainerRecord,
+    lock: Option<Lock>,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let Some(lock) = self.lock.take() else { return };
+        if self.record.holdings.disks.is_empty() {
+            self.state.forget_container(&self.record.id);
+        } else {
+            // Given up half-way: the disks are pulled by whoever removes it.
+            self.record.fail("its making was interrupted");
+            let _ = self.state.note_container(&self.record);
+        }
+        self.state.unlock(&self.record.id, lock);
+    }
+}
+
+impl Engine {
+    /// Makes a container; the second value is warnings for the user.
+    ///
+    /// # Errors
+    ///
+    /// A field can't be carried out, a volume does not come, the agent refuses. Nothing is left then.
+    pub async fn create(&self, order: &Order) -> Result<(ContainerRecord, Vec<String>), CriError> {
+        self.make(order, false).await
+    }
+
+    /// The same, but a failure stays on record with its reason, for a person to see.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::create`].
+    pub async fn create_on_record(&self, order: &Order) -> Result<(ContainerRecord, Vec<String>), CriError> {
+        self.make(order, true).await
+    }
+
+    async fn make(&self, order: &Order, keeps: bool) -> Result<(ContainerRecord, Vec<String>), CriError> {
+        self.check_target(order)?;
+        let mut reserved = self.reserve(order).await?;
+        let record = &mut reserved.record;
+        match self.steps(record).await {
+            Ok(warnings) => {
+                let (record, lock) = (record.clone(), reserved.lock.take());
+                drop(lock);
+                Ok((record, warnings))
+            }
+            Err(error) => {
+                // Why it is not made tells more than why something stays.
+                let _ = record.holdings.unplug().await;
+                record.holdings = Holdings::default();
+                let another = matches!(&error, CriError::Call(call) if call.code == Code::ALREADY_EXISTS);
+                if keeps && !another {
+                    record.fail(&error);
+                    self.put(record)?;
+                    drop(reserved.lock.take());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the container's name, and notes that it is on its way. A failed one may be tried again.
+    async fn reserve(&self, order: &Order) -> Result<Reserved<'_>, CriError> {
+        let (pod, name) = (sandbox_id(&order.pod), order.name());
+        let attempt = self.state().next_attempt(&pod, name, order.config.metadata.attempt).await;
+        let attempt = attempt.map_err(CriError::io("note of the attempts"))?;
+        let id = match &order.id {
+            Some(id) => id.clone(),
+            None => file_name(&format!("{}-{name}-{attempt}", order.pod.metadata.name)),
+        };
+        if file_name(&id) != id {
+            return Err(CriError::field("name", format!("{id:?}: letters, digits, '.', '_' and '-' only")));
+        }
+        let lock = self.lock(&id).await?;
+        match self.state().container(&id) {
+            Some(failed) if matches!(failed.state, ContainerState::Error { .. }) => {
+                failed.holdings.unplug().await?;
+            }
+            Some(taken) => return Err(CriError::Taken { id, state: taken.state.to_string() }),
+            None => {}
+        }
+        let record = ContainerRecord {
+            order: order.clone(),
+            args: order.args(),
+            attempt,
+            ..ContainerRecord::new(&id)
+        };
+        let reserved = Reserved { state: self.state(), record, lock: Some(lock) };
+        self.put(&reserved.record)?;
+        Ok(reserved)
+    }
+
+    async fn steps(&self, record: &mut ContainerRecord) -> Result<Vec<String>, CriError> {
+        let (id, journal) = (record.id.clone(), self.state().journal());
+        let volumes = &record.order.extras.volumes;
+        if !volumes.is_empty() {
+            journal.step(&id, Action::Volume, wait_for(volumes)).await?;
+        }
+        let open = root::open(&record.order, self.places());
+        let opened = match record.order.extras.root {
+            RootKind::Itself => open.await?,
+            _ => journal.step(&id, Action::Image, open).await?,
+        };
+        journal.step(&id, Action::Create, self.create_opened(record, opened)).await
+    }
+
+    async fn create_opened(
+        &self,
+        record: &mut ContainerRecord,
+        opened: Opened,
+    ) -> Result<Vec<String>, CriError> {
+        let id = record.id.clone();
+        let mut order = record.order.clone();
+        if let Opened::Image(image, _) = &opened {
+            take_defaults(&mut order, image)?;
+        }
+        let mut lent = Lent::new(self.places(), &id);
+        let root = root::make(self, &order, &id, opened, &mut lent, &mut record.holdings).await?;
+        let plan = plan(&Request {
+            id: &id,
+            pod: &order.pod,
+            config: &order.config,
+            extras: &order.extras,
+            image: &order.image,
+            accounts: &root.accounts,
+            root: &root.guest,
+            places: self.places(),
+        })?;
+        lent.write(&plan.files)?;
+        lent.bind(&plan.binds)?;
+        record.log = log_file(&order, record.attempt)?;
+        record.args.clone_from(&plan.spec.Process.Args);
+        let spec = nakai_protocols::spec::from_wire(&plan.spec)
+            .map_err(|error| CriError::field("specification", error.to_string()))?;
+        record.spec = Some(spec);
+        record.shared_pid = plan.shared_pid;
+        record.health = order.extras.health.as_ref().map(|_| Health::Starting);
+        record.order = order;
+        self.create_at_agent(record).await?;
+        record.state = ContainerState::Created;
+        record.holdings.share = Some(self.places().host().to_owned());
+        record.holdings.root = root.shared.is_some();
+        record.holdings.limit = lent.disk().map(Path::to_owned);
+        if let Err(error) = self.put(record) {
+            let _ = self.client().remove_container(&id).await;
+            return Err(error);
+        }
+        lent.keep();
+        if let Some(shared) = root.shared {
+            shared.keep();
+        }
+        Ok(plan.warnings)
+    }
+
+    pub(super) async fn create_at_agent(&self, record: &ContainerRecord) -> Result<(), CriError> {
+        let spec = record.spec.as_ref().ok_or_else(|| CriError::Unknown(record.id.clone()))?;
+        let wire = nakai_protocols::spec::to_wire(spec)
+            .map_err(|error| CriError::field("specification", error.to_string()))?;
+        let request = CreateContainerRequest {
+            container_id: record.id.clone(),
+            exec_id: record.id.clone(),
+            OCI: Some(wire).into(),
+            sandbox_pidns: record.shared_pid,
+            storages: record.holdings.disks.iter().map(crate::disk::RootDisk::storage).collect(),
+            ..Default::default()
+        };
+        Ok(self.client().create_container_with(&request).await?)
+    }
+
+    /// Another container whose PID namespace is to be shared must be in the pod's own.
+    fn check_target(&self, order: &Order) -> Result<(), CriError> {
+        let options = &order.config.linux.security_context.namespace_options;
+        if options.pid != NamespaceMode::Target || self.record(&options.target_id)?.shared_pid {
+            return Ok(());
+        }
+        let reason = format!(
+            "TARGET: container {} has a PID namespace of its own, which the agent lets nobody join",
+            options.target_id
+        );
+        Err(CriError::field("namespace_options.pid", reason))
+    }
+}
+
+/// What the image says, where the caller says nothing.
+fn take_defaults(order: &mut Order, image: &Image) -> Result<(), CriError> {
+    if order.image == ImageConfig::default() {
+        order.image = ImageConfig::of(&image.config);
+    }
+    if let (true, None, Some(check)) =
+        (order.extras.image_health, &order.extras.health, &image.config.healthcheck)
+    {
+        let check = HealthCheck::of_image(check);
+        order.extras.health = check.map_err(|reason| CriError::field("the image's Healthcheck", reason))?;
+    }
+    Ok(())
+}
+
+/// Where the output goes: as the configuration says, else by the kubelet's layout below the pod's directory.
+fn log_file(order: &Order, attempt: u32) -> Result<Option<PathBuf>, CriError> {
+    let directory = Path::new(&order.pod.log_directory);
+    let path = match (&*order.pod.log_directory, &*order.config.log_path) {
+        ("", "") => return Ok(None),
+        ("", _) => return Err(CriError::field("log_path", "the pod has no log_directory")),
+        (_, "") => directory.join(file_name(order.name())).join(format!("{attempt}.log")),
+        (_, path) => directory.join(path),
+    };
+    let parent = path.parent().unwrap_or(directory);
+    std::fs::create_dir_all(parent).map_err(CriError::io(format!("log directory {}", parent.display())))?;
+    Ok(Some(path))
+}

@@ -1,0 +1,211 @@
+//! A container's root filesystem as the agent sees it: a part of the shared directory, a copy, or disks.
+//!
+//! ```text
+//! image        an overlay of its layers in the shared directory; a copy for an agent on this host
+//! itself       the directory as it is: what the container writes is written there
+//! one disk     ext4 of all layers, plugged into the machine
+//! layer disks  EROFS of each layer, plugged in read-only; the agent lays them on each other
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use super::engine::{Engine, Machine};
+use super::extras::RootKind;
+use super::mounts::Places;
+use super::users::Accounts;
+use super::volumes::Lent;
+use super::{CriError, Holdings, Order};
+use crate::disk::{Access, RootDisk};
+use crate::image::{self, Image};
+use crate::rootfs::SharedRootfs;
+use crate::sandbox;
+use crate::state::Lock;
+
+/// A root filesystem that the agent can see, until it is kept or dropped.
+pub(super) struct Root {
+    /// The specification's path.
+    pub(super) guest: String,
+    /// The users that it knows.
+    pub(super) accounts: Accounts,
+    /// The guard of the part of it that is on this host.
+    pub(super) shared: Option<SharedRootfs>,
+}
+
+/// What an order's image is.
+pub(super) enum Opened {
+    /// A directory that is to be the root itself.
+    Itself(PathBuf),
+    /// Layers, which are not removed while the lock is held.
+    Image(Box<Image>, Option<Lock>),
+}
+
+/// Reads and unpacks the image.
+pub(super) async fn open(order: &Order, places: &Places) -> Result<Opened, CriError> {
+    let reference = order.config.image.image.clone();
+    let itself = order.extras.root == RootKind::Itself;
+    let full = Path::new(&reference).canonicalize();
+    match (places, full) {
+        (_, Ok(path)) if itself && path.is_dir() => return Ok(Opened::Itself(path)),
+        // Unpacked in the shared directory, and not kept beside it.
+        (Places::Shared(_), Ok(path)) if itself => return Ok(Opened::Itself(path)),
+        _ => {}
+    }
+    let opened = blocking(move || {
+        let store = image::Store::of_user();
+        let image = Image::open(&reference, &store)?;
+        if !store.has(&image.layers) {
+            return Ok::<_, image::ImageError>((image, None));
+        }
+        let in_use = store.in_use()?;
+        // Somebody may have removed them before.
+        let there = image.layers.iter().all(|layer| layer.is_dir());
+        Ok((if there { image } else { Image::open(&reference, &store)? }, Some(in_use)))
+    });
+    let (image, in_use) = opened.await?;
+    Ok(Opened::Image(Box::new(image), in_use))
+}
+
+/// Makes the files the root of the container `id`.
+pub(super) async fn make(
+    engine: &Engine,
+    order: &Order,
+    id: &str,
+    opened: Opened,
+    lent: &mut Lent,
+    holdings: &mut Holdings,
+) -> Result<Root, CriError> {
+    let limit = order.extras.disk;
+    let (image, _in_use) = match opened {
+        Opened::Itself(_) if limit.is_some() => {
+            return Err(CriError::field("disk", "a directory that is the root itself has no limit"));
+        }
+        Opened::Itself(path) => return itself(engine.places(), path, id).await,
+        Opened::Image(image, in_use) => (*image, in_use),
+    };
+    holdings.layers.clone_from(&image.layers);
+    match (order.extras.root, engine.places(), limit) {
+        (RootKind::Disk(size), ..) => one_disk(engine.machine()?, image, id, limit.or(size), holdings).await,
+        (RootKind::Layers, ..) => layer_disks(engine.machine()?, image, id, limit, holdings).await,
+        (_, Places::Shared(_), Some(bytes)) => {
+            let host = lent.limited_root(&image.layers, engine.state().place("disks", id), bytes)?;
+            shared_root(sandbox::guest_rootfs(id), &host, None)
+        }
+        (_, Places::Local(_), Some(_)) => {
+            Err(CriError::field("disk", "an agent on this host gets a copy, without a limit"))
+        }
+        (_, Places::Shared(share), None) => {
+            let (share, id) = (share.clone(), id.to_owned());
+            let shared = blocking(move || SharedRootfs::share_image(&image, &share, &id)).await?;
+            shared_root(shared.guest_path().to_owned(), &shared.host_path(), Some(shared))
+        }
+        (_, Places::Local(directory), None) => {
+            let (directory, id) = (directory.clone(), id.to_owned());
+            let at = CriError::io(directory.display().to_string());
+            std::fs::create_dir_all(&directory).map_err(at)?;
+            let shared = blocking(move || SharedRootfs::copy_image(&image, &directory, &id)).await?;
+            let host = shared.host_path();
+            shared_root(host.display().to_string(), &host, Some(shared))
+        }
+    }
+}
+
+fn shared_root(guest: String, host: &Path, shared: Option<SharedRootfs>) -> Result<Root, CriError> {
+    Ok(Root { guest, accounts: Accounts::read(host)?, shared })
+}
+
+async fn itself(places: &Places, path: PathBuf, id: &str) -> Result<Root, CriError> {
+    match places {
+        Places::Local(_) => shared_root(path.display().to_string(), &path, None),
+        Places::Shared(share) => {
+            let (share, id) = (share.clone(), id.to_owned());
+            let shared = blocking(move || SharedRootfs::share(&path, &share, &id)).await?;
+            shared_root(shared.guest_path().to_owned(), &shared.host_path(), Some(shared))
+        }
+    }
+}
+
+async fn one_disk(
+    machine: &Machine,
+    image: Image,
+    id: &str,
+    size: Option<u64>,
+    holdings: &mut Holdings,
+) -> Result<Root, CriError> {
+    let file = machine.run.join(format!("root-{id}.ext4"));
+    let accounts = Accounts::of_layers(&image.layers)?;
+    let (layers, path) = (image.layers, file.clone());
+    blocking(move || image::make_disk(&layers, size, &path)).await?;
+    let disk = RootDisk::plug(&machine.qmp, file, Access::Own).await?;
+    holdings.disks.push(disk.mounted(&place(id), "ext4", &[]));
+    Ok(Root { guest: place(id), accounts, shared: None })
+}
+
+async fn layer_disks(
+    machine: &Machine,
+    image: Image,
+    id: &str,
+    limit: Option<u64>,
+    holdings: &mut Holdings,
+) -> Result<Root, CriError> {
+    let accounts = Accounts::of_layers(&image.layers)?;
+    let upper = machine.run.join(format!("upper-{id}.ext4"));
+    let own: Vec<_> =
+        (0..image.layers.len()).map(|n| machine.run.join(format!("layer-{id}-{n}.erofs"))).collect();
+    let plugged = plug_layers(machine, image.layers, &place(id), limit, (&upper, &own), holdings).await;
+    if plugged.is_err() {
+        // Those of disks that are plugged go with them.
+        for path in own.iter().chain([&upper]) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    plugged?;
+    Ok(Root { guest: place(id), accounts, shared: None })
+}
+
+/// Makes the images and plugs them in. `files` are the places for images of the container's own: of what it writes,
+/// and of layers that are not in the store.
+async fn plug_layers(
+    machine: &Machine,
+    layers: Vec<PathBuf>,
+    place: &str,
+    limit: Option<u64>,
+    files: (&Path, &[PathBuf]),
+    holdings: &mut Holdings,
+) -> Result<(), CriError> {
+    const MEMBER: &str = "X-kata.multi-layer=true";
+    if let Some(bytes) = limit {
+        let (upper, path) = (files.0.to_owned(), files.0.to_owned());
+        blocking(move || image::make_empty_disk(bytes, &path)).await?;
+        let disk = RootDisk::plug(&machine.qmp, upper, Access::Own).await?;
+        holdings.disks.push(disk.mounted(place, "ext4", &[MEMBER, "X-kata.overlay-upper"]));
+    }
+    let own = files.1.to_owned();
+    let images = blocking(move || {
+        let store = image::Store::of_user();
+        let images = layers.iter().zip(&own).map(|(layer, own)| store.erofs(layer, own));
+        images.collect::<Result<Vec<_>, _>>()
+    });
+    // The agent wants the topmost first.
+    for (path, is_own) in images.await?.into_iter().rev() {
+        let access = if is_own { Access::OwnReadOnly } else { Access::Shared };
+        let disk = RootDisk::plug(&machine.qmp, path, access).await?;
+        holdings.disks.push(disk.mounted(place, "erofs", &[MEMBER, "X-kata.overlay-lower"]));
+    }
+    Ok(())
+}
+
+/// Where the agent mounts it.
+fn place(id: &str) -> String {
+    format!("/run/kata-containers/sandbox/storage/{id}-root")
+}
+
+/// Does what blocks on a thread for that.
+async fn blocking<T: Send + 'static, E: Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, CriError>
+where
+    CriError: From<E>,
+{
+    let joined = tokio::task::spawn_blocking(work).await;
+    Ok(joined.map_err(|error| CriError::io("root filesystem")(error.into()))??)
+}

@@ -1,0 +1,130 @@
+//! All devices of the guest in one container: what "privileged" means to Kubernetes, where the guest is the node.
+//!
+//! The host can't name them, for it does not know them. It asks by an annotation, which no other shim sends, so that
+//! containers of other shims have the nodes that their specification names and no more. Only nodes are added: what may
+//! be opened is for the rules of the specification. The guest's root disk and its memory, in which the agent is, have
+//! no node.
+
+use std::collections::VecDeque;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
+
+use super::facts::root_devices;
+use crate::spec::DeviceNumber;
+
+/// The annotation, whose value is `true`.
+const ALL: &str = "io.nakai.guest-devices";
+
+/// What each container has of its own.
+const OWN: [&str; 5] = ["pts", "shm", "mqueue", "console", "ptmx"];
+
+/// `mem`, `kmem` and `port` (Documentation/admin-guide/devices.txt).
+const MEMORY: [DeviceNumber; 3] = [
+    DeviceNumber { major: 1, minor: 1 },
+    DeviceNumber { major: 1, minor: 2 },
+    DeviceNumber { major: 1, minor: 4 },
+];
+
+/// How many nodes a container may get: far more than a guest has.
+const NODES_MAX: usize = 4096;
+
+/// Adds the nodes, if the specification asks for them. Blocks.
+pub(super) fn add(spec: &mut Spec) {
+    let asked = spec.annotations().as_ref().and_then(|annotations| annotations.get(ALL));
+    if asked.is_none_or(|value| value != "true") {
+        return;
+    }
+    let hidden: Vec<_> = MEMORY.into_iter().chain(root_devices()).collect();
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let mut nodes = linux.devices().clone().unwrap_or_default();
+    for node in find(Path::new("/dev"), &hidden) {
+        if !nodes.iter().any(|other| other.path() == node.path()) {
+            nodes.push(node);
+        }
+    }
+    linux.set_devices(Some(nodes));
+    spec.set_linux(Some(linux));
+}
+
+/// The nodes beneath `root`, by the path that they have in `/dev`. What can't be read, or goes while it is looked at, is
+/// left out.
+fn find(root: &Path, hidden: &[DeviceNumber]) -> Vec<LinuxDevice> {
+    let mut nodes = Vec::new();
+    let mut directories = VecDeque::from([PathBuf::new()]);
+    while let Some(directory) = directories.pop_front() {
+        let entries = std::fs::read_dir(root.join(&directory)).into_iter().flatten().flatten();
+        for entry in entries {
+            let path = directory.join(entry.file_name());
+            if OWN.iter().any(|own| path == Path::new(own)) || nodes.len() >= NODES_MAX {
+                continue;
+            }
+            // Not through links: they would lead out.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                directories.push_back(path);
+            } else if let Some(node) = node(Path::new("/dev").join(path), &metadata, hidden) {
+                nodes.push(node);
+            }
+        }
+    }
+    nodes
+}
+
+fn node(path: PathBuf, metadata: &std::fs::Metadata, hidden: &[DeviceNumber]) -> Option<LinuxDevice> {
+    let kind = match metadata.file_type() {
+        kind if kind.is_char_device() => LinuxDeviceType::C,
+        kind if kind.is_block_device() => LinuxDeviceType::B,
+        _ => return None,
+    };
+    let number = DeviceNumber { major: major(metadata.rdev()), minor: minor(metadata.rdev()) };
+    // Character and block devices have numbers of their own, but none of these is worth the difference.
+    if hidden.contains(&number) {
+        return None;
+    }
+    let mut node = LinuxDevice::default();
+    node.set_path(path)
+        .set_typ(kind)
+        .set_major(i64::try_from(number.major).ok()?)
+        .set_minor(i64::try_from(number.minor).ok()?)
+        .set_file_mode(Some(metadata.mode() & 0o7777))
+        .set_uid(Some(metadata.uid()))
+        .set_gid(Some(metadata.gid()));
+    Some(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_found_but_those_that_are_hidden() {
+        // Of the machine that this runs on, where these are everywhere.
+        let paths = |hidden: &[DeviceNumber]| {
+            let nodes = find(Path::new("/dev"), hidden);
+            nodes.iter().map(|node| node.path().display().to_string()).collect::<Vec<_>>()
+        };
+        let null = DeviceNumber { major: 1, minor: 3 };
+        let (all, fewer) = (paths(&[]), paths(&[null]));
+        assert!(all.contains(&"/dev/null".to_owned()) && all.contains(&"/dev/zero".to_owned()), "{all:?}");
+        assert!(!fewer.contains(&"/dev/null".to_owned()) && fewer.contains(&"/dev/zero".to_owned()));
+        assert!(!all.iter().any(|path| path.starts_with("/dev/pts/") || path == "/dev/ptmx"), "{all:?}");
+    }
+
+    #[test]
+    fn only_who_asks_gets_them() {
+        let mut spec = Spec::default();
+        let before = spec.clone();
+        add(&mut spec);
+        assert_eq!(spec, before);
+        spec.set_annotations(Some([(ALL.to_owned(), "true".to_owned())].into()));
+        add(&mut spec);
+        let nodes = spec.linux().as_ref().unwrap().devices().clone().unwrap();
+        let zero = nodes.iter().find(|node| node.path() == Path::new("/dev/zero")).unwrap();
+        assert_eq!((zero.major(), zero.minor(), zero.typ()), (1, 5, LinuxDeviceType::C));
+        add(&mut spec);
+        assert_eq!(spec.linux().as_ref().unwrap().devices().as_ref().unwrap().len(), nodes.len());
+    }
+}
