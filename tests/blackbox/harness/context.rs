@@ -272,15 +272,9 @@ impl Ctx {
 
     /// Waits until the agent holds what it held at `before`.
     pub(crate) async fn returns_to(&self, before: &Inventory) -> Outcome {
-        self.returns_to_without(before, "").await
-    }
-
-    /// The same, but for one line of the inventory.
-    pub(crate) async fn returns_to_without(&self, before: &Inventory, line: &str) -> Outcome {
-        let before = before.clone().without(line);
         let deadline = Instant::now() + SETTLE_LIMIT;
         loop {
-            let now = self.inventory().await?.without(line);
+            let now = self.inventory().await?;
             let difference = before.difference(&now);
             if difference.is_empty() {
                 return Ok(());

@@ -46,12 +46,6 @@ impl Inventory {
         Self(lines)
     }
 
-    /// The same but for one line.
-    pub(crate) fn without(mut self, line: &str) -> Self {
-        self.0.remove(line);
-        self
-    }
-
     /// What `now` has more or less, a line each; nothing if they are the same.
     pub(crate) fn difference(&self, now: &Self) -> Difference {
         let keys = self.0.keys().chain(now.0.keys().filter(|key| !self.0.contains_key(*key)));
