@@ -322,5 +322,6 @@ fn look_again(
 
 #[expect(clippy::disallowed_methods, reason = "v1 tells of nothing, and rmdir(2) not of when it would work")]
 fn rest(pause: Duration) {
+    // There is no event to wait for: see the reason above. On v2 what can be waited for is, in `wait_event`.
     std::thread::sleep(pause);
 }

@@ -28,6 +28,7 @@ impl Devices {
     /// It did not appear.
     pub async fn find_link(&self, path: &PciPath) -> Result<u32, DeviceError> {
         let mut notices = self.inner.uevents.subscribe();
+        // The limit of the wait for events below.
         let expiry = sleep(self.inner.hotplug_timeout);
         tokio::pin!(expiry);
         if let Some(index) = self.look_for_link(path).await? {

@@ -64,6 +64,7 @@ impl Target for Address {
 /// The target, as soon as it is there.
 pub(super) async fn wait_for<T: Target>(inner: &Arc<Inner>, target: &T) -> Result<T::Found, DeviceError> {
     let mut notices = inner.uevents.subscribe();
+    // The limit of the wait for events below.
     let expiry = sleep(inner.hotplug_timeout);
     tokio::pin!(expiry);
     if let Some(found) = blocking(inner, target, |target, inner| target.look(&inner.tree)).await?? {

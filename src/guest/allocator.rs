@@ -72,7 +72,7 @@ impl GiveBack {
             loop {
                 told.notified().await;
                 loop {
-                    // What calls free in the meantime is given back with it.
+                    // A pause and not a wait: what calls free in the meantime is given back with it.
                     sleep(PAUSE).await;
                     trim();
                     if timeout(PAUSE, told.notified()).await.is_err() {
@@ -81,7 +81,8 @@ impl GiveBack {
                 }
                 let blocks = uncache();
                 let _ = tokio::task::spawn_blocking(move || drop(blocks)).await;
-                // By then that thread has ended.
+                // By then that thread has ended. Its end is nobody's event: the pool lets it idle for a while, and joins it
+                // unseen. If it comes later, what it held is given back the next time.
                 sleep(PAUSE).await;
                 trim();
                 program::let_go();

@@ -55,6 +55,7 @@ async fn compact(settings: &CompactSettings, launcher: &Launcher) -> String {
     let job = Job::Compact(CompactJob { trigger: TRIGGER.into() });
     // Dropped, it kills the worker.
     let mut run = std::pin::pin!(launcher.launch(&job, Vec::new()));
+    // The limit of the run, whose end is the event.
     let mut too_long = std::pin::pin!(sleep(settings.longest));
     let mut watch = interval(WATCH);
     let mut look = Look::now();

@@ -135,6 +135,7 @@ async fn next_turn<S>(
     let look = Look::now();
     tokio::select! {
         _ = settings.changed() => false,
+        // The period that the host has set; there is no event in it.
         () = tokio::time::sleep(period), if !is_disabled => look.percent_since() <= percent_limit.into(),
     }
 }

@@ -97,6 +97,7 @@ async fn accept(listener: AsyncFd<OwnedFd>, router: Arc<Router>, stopped: watch:
             }
             Err(Errno::EAGAIN) => ready.clear_ready(),
             Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                // The connection stays in the queue, so the socket stays readable, and nothing tells when there is room again.
                 tokio::time::sleep(NO_DESCRIPTORS).await;
             }
             // The peer has gone already.

@@ -29,6 +29,7 @@ pub(super) async fn watch<T>(
     tokio::select! {
         biased;
         result = &mut body => return result,
+        // The threshold itself; the body's end is the event.
         () = tokio::time::sleep(LONG) => {}
     }
     warn!(logger, "call takes long"; "call" => name, "object" => object);

@@ -28,6 +28,7 @@ impl Devices {
     pub async fn online_cpus(&self, total: u32, limit: Option<Duration>) -> Result<bool, DeviceError> {
         let system = System::new(self.inner.tree.sys());
         let mut notices = self.inner.uevents.subscribe();
+        // The limit of the wait for events below.
         let expiry = sleep(limit.unwrap_or_default());
         tokio::pin!(expiry);
         let mut in_time = true;
