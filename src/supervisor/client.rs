@@ -11,23 +11,20 @@
 //! A caller that goes away in the middle of a launch has its worker killed, with the hooks that it runs; a
 //! process that was started for a caller who is gone is killed too.
 
-use std::collections::{HashMap, VecDeque};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
-use slog::{Logger, debug, error, warn};
-use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use slog::Logger;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::channel::{Channel, ChannelError, Header, Kind, MAX_PAYLOAD, Message};
+use super::channel::Channel;
+use super::dispatcher::{Command, Dispatcher};
 use super::reaper::ExitStatus;
 use crate::worker::job::{Failure, Job, Outcome};
 
@@ -93,8 +90,8 @@ pub struct Held {
 
 /// What the supervisor holds under a number; it lets go when this is dropped.
 pub struct Hold {
-    key: u64,
-    commands: mpsc::UnboundedSender<Command>,
+    pub(super) key: u64,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
 }
 
 impl Hold {
@@ -121,34 +118,6 @@ impl Drop for Hold {
     }
 }
 
-/// The number under which the listening socket is held. No launch has it.
-const LISTENER: u64 = u64::MAX;
-
-enum Command {
-    Launch {
-        request: u64,
-        fds: Vec<OwnedFd>,
-        soon_done: bool,
-        answer: oneshot::Sender<Result<Launched, LaunchError>>,
-    },
-    Cancel {
-        request: u64,
-    },
-    ShutDown {
-        told: oneshot::Sender<()>,
-    },
-    Serving {
-        listener: Option<OwnedFd>,
-    },
-    Release {
-        key: u64,
-        keep: i32,
-    },
-    List {
-        answer: oneshot::Sender<Listed>,
-    },
-}
-
 /// All that an earlier server has left with the supervisor.
 #[derive(Debug, Default)]
 pub struct Listed {
@@ -166,20 +135,33 @@ pub struct Launcher {
     stop: watch::Receiver<bool>,
 }
 
-/// Kills the worker when the caller stops waiting for it. One that is soon done may come to its end, as it would leave
-/// a process that nobody has heard of: what it reports is killed then.
-struct CancelOnDrop<'a> {
+/// A launch under way. When the caller stops waiting for it, its worker is killed. One that is soon done may come to its
+/// end, as it would leave a process that nobody has heard of: what it reports is killed then, as is what it has reported
+/// already and the caller has not looked at.
+struct Launching<'a> {
     launcher: &'a Launcher,
     request: u64,
     soon_done: bool,
+    answered: oneshot::Receiver<Result<Launched, LaunchError>>,
 }
 
 /// How long a worker may take that is soon done.
 const SOON: Duration = Duration::from_secs(5);
 
-impl Drop for CancelOnDrop<'_> {
+impl Drop for Launching<'_> {
     fn drop(&mut self) {
+        if self.answered.is_terminated() {
+            return;
+        }
         let (commands, request) = (self.launcher.commands.clone(), self.request);
+        self.answered.close();
+        if let Ok(answer) = self.answered.try_recv() {
+            // Said before the hold goes with the answer.
+            if answer.as_ref().is_ok_and(|launched| launched.process.is_some()) {
+                let _ = commands.send(Command::Discard { key: request });
+            }
+            return;
+        }
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if self.soon_done => drop(runtime.spawn(async move {
                 tokio::time::sleep(SOON).await;
@@ -237,10 +219,8 @@ impl Launcher {
         let soon_done = matches!(job, Job::Exec(_));
         let launch = Command::Launch { request, fds: all, soon_done, answer };
         self.commands.send(launch).map_err(|_| LaunchError::SupervisorGone)?;
-        let guard = CancelOnDrop { launcher: self, request, soon_done };
-        let result = answered.await.unwrap_or(Err(LaunchError::SupervisorGone));
-        std::mem::forget(guard);
-        result
+        let mut launching = Launching { launcher: self, request, soon_done, answered };
+        (&mut launching.answered).await.unwrap_or(Err(LaunchError::SupervisorGone))
     }
 
     /// Tells the supervisor that the sandbox is gone; comes back when it has been told.
@@ -249,13 +229,6 @@ impl Launcher {
         let _ = self.commands.send(Command::ShutDown { told });
         let _ = done.await;
     }
-}
-
-/// Kills a worker, and with it the hooks that it runs: they are in its process group. It has not been reported
-/// dead, so the pid is still its own.
-fn end_worker(worker: Pid) {
-    let _ = kill(worker, Signal::SIGKILL);
-    let _ = killpg(worker, Signal::SIGKILL);
 }
 
 /// The job as JSON in a memory file: the supervisor passes it on without a look.
@@ -269,231 +242,48 @@ fn job_file(job: &Job) -> Result<OwnedFd, LaunchError> {
     Ok(file.into())
 }
 
-struct Pending {
-    answer: oneshot::Sender<Result<Launched, LaunchError>>,
-    worker: Option<Pid>,
-    soon_done: bool,
-}
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::task::{Context, Poll, Waker};
 
-struct Dispatcher {
-    logger: Logger,
-    /// What is still to be sent; the channel is never waited for without being read, too.
-    outbox: VecDeque<(Header, Vec<OwnedFd>)>,
-    /// Launches without an answer yet, by request.
-    pending: HashMap<u64, Pending>,
-    /// Workers that have not been reported dead, by pid.
-    workers: HashMap<i32, u64>,
-    /// Processes that somebody may wait for, by pid.
-    processes: HashMap<i32, watch::Sender<Option<ExitStatus>>>,
-    /// Who waits for the shut-down message to be sent.
-    farewell: Option<oneshot::Sender<()>>,
-    /// What the supervisor tells of an earlier server, and who asked.
-    listing: Option<(oneshot::Sender<Listed>, Listed)>,
-    stop: watch::Sender<bool>,
-    /// For the holds that are handed out.
-    commands: mpsc::WeakUnboundedSender<Command>,
-}
+    use nix::sys::socket::MsgFlags;
+    use slog::{Discard, o};
 
-impl Dispatcher {
-    fn new(logger: Logger, commands: mpsc::WeakUnboundedSender<Command>, stop: watch::Sender<bool>) -> Self {
-        let (pending, workers, processes) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let (outbox, farewell, listing) = (VecDeque::new(), None, None);
-        Self { logger, outbox, pending, workers, processes, farewell, listing, stop, commands }
-    }
+    use super::super::channel::{Header, Kind};
+    use super::*;
 
-    async fn serve(mut self, channel: AsyncFd<Channel>, mut commands: mpsc::UnboundedReceiver<Command>) {
-        loop {
-            let served = tokio::select! {
-                ready = channel.readable() => ready.map(|ready| self.receive(&channel, ready)),
-                ready = channel.writable(), if !self.outbox.is_empty() => {
-                    ready.map(|ready| self.send(&channel, ready))
-                }
-                command = commands.recv() => match command {
-                    Some(command) => { self.obey(command); Ok(true) }
-                    None => return,
-                },
-            };
-            if !served.unwrap_or(false) {
-                error!(self.logger, "the supervisor is gone");
-                return;
+    /// The next message to the supervisor.
+    async fn told(supervisor: &Channel) -> (Kind, u64) {
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < Duration::from_secs(60) {
+            match supervisor.receive(0, MsgFlags::MSG_DONTWAIT) {
+                Ok(message) => return (message.header.kind, message.header.request),
+                Err(_) => tokio::task::yield_now().await,
             }
         }
+        panic!("the supervisor is told nothing")
     }
 
-    /// Takes one message; false when there will be no more.
-    fn receive(&mut self, channel: &AsyncFd<Channel>, mut ready: AsyncFdReadyGuard<'_, Channel>) -> bool {
-        match channel.get_ref().receive(MAX_PAYLOAD, MsgFlags::MSG_DONTWAIT) {
-            Ok(message) => self.take(message),
-            Err(ChannelError::WouldBlock) => ready.clear_ready(),
-            Err(ChannelError::Closed) => return false,
-            Err(error) => warn!(self.logger, "message from the supervisor dropped"; "error" => %error),
-        }
-        true
-    }
-
-    /// Sends the oldest message of the outbox; false when nobody can receive it.
-    fn send(&mut self, channel: &AsyncFd<Channel>, mut ready: AsyncFdReadyGuard<'_, Channel>) -> bool {
-        let Some((header, fds)) = self.outbox.front() else { return true };
-        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-        match channel.get_ref().send(*header, b"", &borrowed, MsgFlags::MSG_DONTWAIT) {
-            Ok(()) => {
-                if header.kind == Kind::ShutDown {
-                    // Dropped is told.
-                    self.farewell = None;
-                }
-                self.outbox.pop_front();
-            }
-            Err(ChannelError::WouldBlock) => ready.clear_ready(),
-            Err(ChannelError::Closed) => return false,
-            Err(error) => {
-                error!(self.logger, "message to the supervisor not sent"; "error" => %error);
-                let request = header.request;
-                self.outbox.pop_front();
-                self.answer(request, Err(LaunchError::SupervisorGone));
-            }
-        }
-        true
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Launch { request, fds, soon_done, answer } => {
-                self.pending.insert(request, Pending { answer, worker: None, soon_done });
-                let launch = Header { status: soon_done.into(), ..Header::new(Kind::Launch, request) };
-                self.outbox.push_back((launch, fds));
-            }
-            Command::Cancel { request } => {
-                if let Some(pid) = self.pending.get(&request).and_then(|pending| pending.worker) {
-                    end_worker(pid);
-                }
-            }
-            Command::ShutDown { told } => {
-                self.outbox.push_back((Header::new(Kind::ShutDown, 0), Vec::new()));
-                self.farewell = Some(told);
-            }
-            Command::Serving { listener } => {
-                if let Some(listener) = listener {
-                    self.outbox.push_back((Header::new(Kind::Hold, LISTENER), vec![listener]));
-                }
-                self.outbox.push_back((Header::new(Kind::Serving, 0), Vec::new()));
-            }
-            Command::Release { key, keep } => {
-                let release = Header { status: keep, ..Header::new(Kind::Release, key) };
-                self.outbox.push_back((release, Vec::new()));
-            }
-            Command::List { answer } => {
-                self.listing = Some((answer, Listed::default()));
-                self.outbox.push_back((Header::new(Kind::List, 0), Vec::new()));
-            }
-        }
-    }
-
-    fn take(&mut self, message: Message) {
-        let header = message.header;
-        match header.kind {
-            Kind::Forked => self.forked(header.request, header.pid),
-            Kind::ForkFailed => {
-                self.answer(header.request, Err(LaunchError::Fork(Errno::from_raw(header.status))));
-            }
-            Kind::Exited => self.exited(header.pid, ExitStatus::from_wire(header.status)),
-            Kind::Reply => self.replied(message),
-            Kind::Held => {
-                let exit = self.watch(header.pid);
-                self.held(header, exit, message.fds);
-            }
-            Kind::HeldEnded => {
-                let (_, exit) = watch::channel(Some(ExitStatus::from_wire(header.status)));
-                self.held(header, exit, message.fds);
-            }
-            Kind::Listed => {
-                if let Some((answer, listed)) = self.listing.take() {
-                    let _ = answer.send(listed);
-                }
-            }
-            Kind::Stop => drop(self.stop.send_replace(true)),
-            Kind::Launch
-            | Kind::ShutDown
-            | Kind::Serving
-            | Kind::Hold
-            | Kind::Release
-            | Kind::Discard
-            | Kind::List => {}
-        }
-    }
-
-    fn held(&mut self, header: Header, exit: watch::Receiver<Option<ExitStatus>>, mut fds: Vec<OwnedFd>) {
-        let process = self.process(header, exit);
-        let Some((_, listed)) = &mut self.listing else { return };
-        if header.request == LISTENER {
-            // It stays held: a hold that is never dropped lets nothing go.
-            process.into_iter().for_each(|process| std::mem::forget(process.hold));
-            listed.listener = fds.pop();
-        } else if let Some(process) = process {
-            listed.processes.insert(header.request, Held { process, fds });
-        }
-    }
-
-    /// The process that is held under the number of `header`. `None` when the server is ending.
-    fn process(&self, header: Header, exit: watch::Receiver<Option<ExitStatus>>) -> Option<StartedProcess> {
-        let hold = Hold { key: header.request, commands: self.commands.upgrade()? };
-        Some(StartedProcess { pid: Pid::from_raw(header.pid), exit, hold })
-    }
-
-    fn forked(&mut self, request: u64, pid: i32) {
-        self.workers.insert(pid, request);
-        if let Some(pending) = self.pending.get_mut(&request) {
-            pending.worker = Some(Pid::from_raw(pid));
-            if pending.answer.is_closed() && !pending.soon_done {
-                end_worker(Pid::from_raw(pid));
-            }
-        }
-    }
-
-    fn exited(&mut self, pid: i32, status: ExitStatus) {
-        if let Some(waiters) = self.processes.remove(&pid) {
-            waiters.send_replace(Some(status));
-        } else if let Some(request) = self.workers.remove(&pid) {
-            if self.pending.contains_key(&request) {
-                // It may have been killed between its report to the supervisor and its reply to us.
-                self.outbox.push_back((Header::new(Kind::Discard, request), Vec::new()));
-            }
-            self.answer(request, Err(LaunchError::WorkerDied(status)));
-        } else {
-            debug!(self.logger, "orphan reaped"; "process" => pid, "status" => status.code());
-        }
-    }
-
-    fn replied(&mut self, message: Message) {
-        let request = message.header.request;
-        let result: Result<Result<Outcome, Failure>, _> = serde_json::from_slice(&message.payload);
-        match result {
-            Ok(Ok(outcome)) => {
-                let process = if message.header.pid > 0 {
-                    let exit = self.watch(message.header.pid);
-                    self.process(message.header, exit)
-                } else {
-                    None
-                };
-                self.answer(request, Ok(Launched { outcome, fds: message.fds, process }));
-            }
-            Ok(Err(failure)) => self.answer(request, Err(failure.into())),
-            Err(error) => self.answer(request, Err(LaunchError::Garbled(error))),
-        }
-    }
-
-    fn watch(&mut self, pid: i32) -> watch::Receiver<Option<ExitStatus>> {
-        let (sender, exit) = watch::channel(None);
-        self.processes.insert(pid, sender);
-        exit
-    }
-
-    fn answer(&mut self, request: u64, result: Result<Launched, LaunchError>) {
-        let Some(pending) = self.pending.remove(&request) else { return };
-        if let Err(Ok(launched)) = pending.answer.send(result)
-            && let Some(process) = launched.process
-        {
-            warn!(self.logger, "killing a process whose caller is gone"; "process" => process.pid.as_raw());
-            let _ = kill(process.pid, Signal::SIGKILL);
-        }
+    /// The caller has gone at the very moment at which the answer has come.
+    #[tokio::test]
+    async fn a_process_whose_caller_never_looked_at_the_answer_is_ended() {
+        let (supervisor, server) = Channel::pair().unwrap();
+        let launcher = Launcher::start(server, 0, Logger::root(Discard, o!())).unwrap();
+        let job = Job::CompileFilter(oci_spec::runtime::LinuxSeccomp::default());
+        let mut launch = Box::pin(launcher.launch(&job, Vec::new()));
+        assert!(matches!(launch.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
+        let (kind, request) = told(&supervisor).await;
+        assert_eq!(kind, Kind::Launch);
+        let reply = Header { pid: 4711, ..Header::new(Kind::Reply, request) };
+        let outcome = serde_json::to_vec(&Ok::<_, Failure>(Outcome::Started)).unwrap();
+        let pidfd = std::fs::File::open("/dev/null").unwrap();
+        supervisor.send(reply, &outcome, &[pidfd.as_fd()], MsgFlags::empty()).unwrap();
+        supervisor.send(Header::new(Kind::Stop, 0), b"", &[], MsgFlags::empty()).unwrap();
+        // The reply has been taken, as what came after it has been.
+        launcher.stop_asked().await;
+        drop(launch);
+        assert_eq!(told(&supervisor).await, (Kind::Discard, request));
+        assert_eq!(told(&supervisor).await, (Kind::Release, request));
     }
 }

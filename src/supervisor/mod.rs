@@ -27,6 +27,7 @@
 
 pub mod channel;
 pub mod client;
+mod dispatcher;
 mod fds;
 mod fork;
 mod holds;

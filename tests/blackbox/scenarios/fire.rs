@@ -123,6 +123,8 @@ async fn gone(ctx: &Ctx, container: &Container) -> Outcome {
     Ok(())
 }
 
+const LIFE_OF_A_SERVER_THAT_IS_WELL: Duration = Duration::from_millis(2100);
+
 async fn servers_killed_at_any_moment_leave_nothing(ctx: Ctx) -> Outcome {
     ctx.client().create_sandbox(&request("fire", "pod", false)).await?;
     ctx.run(|spec| spec.args(["true"])).await?;
@@ -132,7 +134,11 @@ async fn servers_killed_at_any_moment_leave_nothing(ctx: Ctx) -> Outcome {
     let before = ctx.inventory().await?;
     let (mut ctx, mut idle, mut victim) = (ctx, idle, victim);
     let (mut dice, mut execs) = (Dice(2), Vec::new());
-    for _ in 0..times("NAKAI_KILLS", 6)? {
+    for round in 0..times("NAKAI_KILLS", 6)? {
+        if round % 6 == 5 {
+            // Or they would be a row, and wait for each other longer and longer.
+            tokio::time::sleep(LIFE_OF_A_SERVER_THAT_IS_WELL).await;
+        }
         let mut create = victim.request();
         create.storages.push(volume(&victim));
         let (creator, execer) = (ctx.another_client().await?, ctx.another_client().await?);
@@ -154,6 +160,8 @@ async fn servers_killed_at_any_moment_leave_nothing(ctx: Ctx) -> Outcome {
         ctx.client().check().await?;
         (idle, victim) = (idle.over(&ctx), victim.over(&ctx));
         assert_eq!(idle.sh("echo alive").await?, "alive");
+        // The next one is to die while it is created, started or removed, too.
+        let _ = victim.remove().await;
     }
     gone(&ctx, &victim).await?;
     // What had been started is still known, and ends when it has been asked for.

@@ -1,0 +1,299 @@
+//! The task that owns the server's end of the channel: what handles ask goes out, replies and ends come in.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::socket::MsgFlags;
+use nix::unistd::Pid;
+use slog::{Logger, debug, error, warn};
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::channel::{Channel, ChannelError, Header, Kind, MAX_PAYLOAD, Message};
+use super::client::{Held, Hold, LaunchError, Launched, Listed, StartedProcess};
+use super::reaper::ExitStatus;
+use crate::worker::job::{Failure, Outcome};
+
+/// The number under which the listening socket is held. No launch has it.
+const LISTENER: u64 = u64::MAX;
+
+/// What the handles of [`super::client`] ask of the task.
+pub(super) enum Command {
+    Launch {
+        request: u64,
+        fds: Vec<OwnedFd>,
+        soon_done: bool,
+        answer: oneshot::Sender<Result<Launched, LaunchError>>,
+    },
+    Cancel {
+        request: u64,
+    },
+    ShutDown {
+        told: oneshot::Sender<()>,
+    },
+    Serving {
+        listener: Option<OwnedFd>,
+    },
+    Release {
+        key: u64,
+        keep: i32,
+    },
+    Discard {
+        key: u64,
+    },
+    List {
+        answer: oneshot::Sender<Listed>,
+    },
+}
+
+/// Kills a worker, and with it the hooks that it runs: they are in its process group. It has not been reported
+/// dead, so the pid is still its own.
+fn end_worker(worker: Pid) {
+    let _ = kill(worker, Signal::SIGKILL);
+    let _ = killpg(worker, Signal::SIGKILL);
+}
+
+struct Pending {
+    answer: oneshot::Sender<Result<Launched, LaunchError>>,
+    worker: Option<Pid>,
+    soon_done: bool,
+}
+
+/// The task that owns the channel.
+pub(super) struct Dispatcher {
+    logger: Logger,
+    /// What is still to be sent; the channel is never waited for without being read, too.
+    outbox: VecDeque<(Header, Vec<OwnedFd>)>,
+    /// Launches without an answer yet, by request.
+    pending: HashMap<u64, Pending>,
+    /// Workers that have not been reported dead, by pid.
+    workers: HashMap<i32, u64>,
+    /// Processes that somebody may wait for, by pid.
+    processes: HashMap<i32, watch::Sender<Option<ExitStatus>>>,
+    /// Who waits for the shut-down message to be sent.
+    farewell: Option<oneshot::Sender<()>>,
+    /// What the supervisor tells of an earlier server, and who asked.
+    listing: Option<(oneshot::Sender<Listed>, Listed)>,
+    stop: watch::Sender<bool>,
+    /// For the holds that are handed out.
+    commands: mpsc::WeakUnboundedSender<Command>,
+}
+
+impl Dispatcher {
+    pub(super) fn new(
+        logger: Logger,
+        commands: mpsc::WeakUnboundedSender<Command>,
+        stop: watch::Sender<bool>,
+    ) -> Self {
+        let (pending, workers, processes) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (outbox, farewell, listing) = (VecDeque::new(), None, None);
+        Self { logger, outbox, pending, workers, processes, farewell, listing, stop, commands }
+    }
+
+    /// Serves until the supervisor or the last handle is gone.
+    pub(super) async fn serve(
+        mut self,
+        channel: AsyncFd<Channel>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) {
+        loop {
+            let served = tokio::select! {
+                ready = channel.readable() => ready.map(|ready| self.receive(&channel, ready)),
+                ready = channel.writable(), if !self.outbox.is_empty() => {
+                    ready.map(|ready| self.send(&channel, ready))
+                }
+                command = commands.recv() => match command {
+                    Some(command) => { self.obey(command); Ok(true) }
+                    None => return,
+                },
+            };
+            if !served.unwrap_or(false) {
+                error!(self.logger, "the supervisor is gone");
+                return;
+            }
+        }
+    }
+
+    /// Takes one message; false when there will be no more.
+    fn receive(&mut self, channel: &AsyncFd<Channel>, mut ready: AsyncFdReadyGuard<'_, Channel>) -> bool {
+        match channel.get_ref().receive(MAX_PAYLOAD, MsgFlags::MSG_DONTWAIT) {
+            Ok(message) => self.take(message),
+            Err(ChannelError::WouldBlock) => ready.clear_ready(),
+            Err(ChannelError::Closed) => return false,
+            Err(error) => warn!(self.logger, "message from the supervisor dropped"; "error" => %error),
+        }
+        true
+    }
+
+    /// Sends the oldest message of the outbox; false when nobody can receive it.
+    fn send(&mut self, channel: &AsyncFd<Channel>, mut ready: AsyncFdReadyGuard<'_, Channel>) -> bool {
+        let Some((header, fds)) = self.outbox.front() else { return true };
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        match channel.get_ref().send(*header, b"", &borrowed, MsgFlags::MSG_DONTWAIT) {
+            Ok(()) => {
+                if header.kind == Kind::ShutDown {
+                    // Dropped is told.
+                    self.farewell = None;
+                }
+                self.outbox.pop_front();
+            }
+            Err(ChannelError::WouldBlock) => ready.clear_ready(),
+            Err(ChannelError::Closed) => return false,
+            Err(error) => {
+                error!(self.logger, "message to the supervisor not sent"; "error" => %error);
+                let request = header.request;
+                self.outbox.pop_front();
+                self.answer(request, Err(LaunchError::SupervisorGone));
+            }
+        }
+        true
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Launch { request, fds, soon_done, answer } => {
+                self.pending.insert(request, Pending { answer, worker: None, soon_done });
+                let launch = Header { status: soon_done.into(), ..Header::new(Kind::Launch, request) };
+                self.outbox.push_back((launch, fds));
+            }
+            Command::Cancel { request } => {
+                if let Some(pid) = self.pending.get(&request).and_then(|pending| pending.worker) {
+                    end_worker(pid);
+                }
+            }
+            Command::ShutDown { told } => {
+                self.outbox.push_back((Header::new(Kind::ShutDown, 0), Vec::new()));
+                self.farewell = Some(told);
+            }
+            Command::Serving { listener } => {
+                if let Some(listener) = listener {
+                    self.outbox.push_back((Header::new(Kind::Hold, LISTENER), vec![listener]));
+                }
+                self.outbox.push_back((Header::new(Kind::Serving, 0), Vec::new()));
+            }
+            Command::Release { key, keep } => {
+                let release = Header { status: keep, ..Header::new(Kind::Release, key) };
+                self.outbox.push_back((release, Vec::new()));
+            }
+            Command::Discard { key } => {
+                self.outbox.push_back((Header::new(Kind::Discard, key), Vec::new()));
+            }
+            Command::List { answer } => {
+                self.listing = Some((answer, Listed::default()));
+                self.outbox.push_back((Header::new(Kind::List, 0), Vec::new()));
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        let header = message.header;
+        match header.kind {
+            Kind::Forked => self.forked(header.request, header.pid),
+            Kind::ForkFailed => {
+                self.answer(header.request, Err(LaunchError::Fork(Errno::from_raw(header.status))));
+            }
+            Kind::Exited => self.exited(header.pid, ExitStatus::from_wire(header.status)),
+            Kind::Reply => self.replied(message),
+            Kind::Held => {
+                let exit = self.watch(header.pid);
+                self.held(header, exit, message.fds);
+            }
+            Kind::HeldEnded => {
+                let (_, exit) = watch::channel(Some(ExitStatus::from_wire(header.status)));
+                self.held(header, exit, message.fds);
+            }
+            Kind::Listed => {
+                if let Some((answer, listed)) = self.listing.take() {
+                    let _ = answer.send(listed);
+                }
+            }
+            Kind::Stop => drop(self.stop.send_replace(true)),
+            Kind::Launch
+            | Kind::ShutDown
+            | Kind::Serving
+            | Kind::Hold
+            | Kind::Release
+            | Kind::Discard
+            | Kind::List => {}
+        }
+    }
+
+    fn held(&mut self, header: Header, exit: watch::Receiver<Option<ExitStatus>>, mut fds: Vec<OwnedFd>) {
+        let process = self.process(header, exit);
+        let Some((_, listed)) = &mut self.listing else { return };
+        if header.request == LISTENER {
+            // It stays held: a hold that is never dropped lets nothing go.
+            process.into_iter().for_each(|process| std::mem::forget(process.hold));
+            listed.listener = fds.pop();
+        } else if let Some(process) = process {
+            listed.processes.insert(header.request, Held { process, fds });
+        }
+    }
+
+    /// The process that is held under the number of `header`. `None` when the server is ending.
+    fn process(&self, header: Header, exit: watch::Receiver<Option<ExitStatus>>) -> Option<StartedProcess> {
+        let hold = Hold { key: header.request, commands: self.commands.upgrade()? };
+        Some(StartedProcess { pid: Pid::from_raw(header.pid), exit, hold })
+    }
+
+    fn forked(&mut self, request: u64, pid: i32) {
+        self.workers.insert(pid, request);
+        if let Some(pending) = self.pending.get_mut(&request) {
+            pending.worker = Some(Pid::from_raw(pid));
+            if pending.answer.is_closed() && !pending.soon_done {
+                end_worker(Pid::from_raw(pid));
+            }
+        }
+    }
+
+    fn exited(&mut self, pid: i32, status: ExitStatus) {
+        if let Some(waiters) = self.processes.remove(&pid) {
+            waiters.send_replace(Some(status));
+        } else if let Some(request) = self.workers.remove(&pid) {
+            if self.pending.contains_key(&request) {
+                // It may have been killed between its report to the supervisor and its reply to us.
+                self.outbox.push_back((Header::new(Kind::Discard, request), Vec::new()));
+            }
+            self.answer(request, Err(LaunchError::WorkerDied(status)));
+        } else {
+            debug!(self.logger, "orphan reaped"; "process" => pid, "status" => status.code());
+        }
+    }
+
+    fn replied(&mut self, message: Message) {
+        let request = message.header.request;
+        let result: Result<Result<Outcome, Failure>, _> = serde_json::from_slice(&message.payload);
+        match result {
+            Ok(Ok(outcome)) => {
+                let process = if message.header.pid > 0 {
+                    let exit = self.watch(message.header.pid);
+                    self.process(message.header, exit)
+                } else {
+                    None
+                };
+                self.answer(request, Ok(Launched { outcome, fds: message.fds, process }));
+            }
+            Ok(Err(failure)) => self.answer(request, Err(failure.into())),
+            Err(error) => self.answer(request, Err(LaunchError::Garbled(error))),
+        }
+    }
+
+    fn watch(&mut self, pid: i32) -> watch::Receiver<Option<ExitStatus>> {
+        let (sender, exit) = watch::channel(None);
+        self.processes.insert(pid, sender);
+        exit
+    }
+
+    fn answer(&mut self, request: u64, result: Result<Launched, LaunchError>) {
+        let Some(pending) = self.pending.remove(&request) else { return };
+        if let Err(Ok(launched)) = pending.answer.send(result)
+            && let Some(process) = launched.process
+        {
+            warn!(self.logger, "killing a process whose caller is gone"; "process" => process.pid.as_raw());
+            // Before the hold goes with it.
+            self.outbox.push_back((Header::new(Kind::Discard, request), Vec::new()));
+        }
+    }
+}
