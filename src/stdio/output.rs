@@ -151,11 +151,11 @@ impl OutputStream {
         }
     }
 
-    /// Takes what is there, up to `limit`. Makes room for as much as the last look found, and asks the kernel how much
-    /// there is only if that was too little: an ordinary look is one read(2).
+    /// Takes what is there, up to `limit`. Makes room for twice what the last look found, and asks the kernel how much
+    /// there is only if that was too little: an ordinary look is one read(2), in which it is seen that there is no more.
     fn look(&self, fd: BorrowedFd<'_>, limit: usize) -> io::Result<Look> {
         let mut bytes = Vec::new();
-        let mut room = self.usual.load(Ordering::Relaxed).max(MIN_LOOK).min(limit);
+        let mut room = self.usual.load(Ordering::Relaxed).saturating_mul(2).max(MIN_LOOK).min(limit);
         while room > 0 {
             let start = bytes.len();
             bytes.reserve_exact(room);
@@ -171,7 +171,11 @@ impl OutputStream {
                 Ok(read) if read < room => break,
                 Ok(_) => {}
             }
-            room = self.left(fd, bytes.len()).min(limit.saturating_sub(bytes.len()));
+            room = limit.saturating_sub(bytes.len());
+            // A reader that is full, at a pipe that can't grow, need not know.
+            if room > 0 || self.pipe_size.load(Ordering::Relaxed) < MAX_PIPE {
+                room = room.min(self.left(fd, bytes.len()));
+            }
         }
         self.usual.store(bytes.len(), Ordering::Relaxed);
         self.taken.fetch_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX), Ordering::Relaxed);

@@ -4,11 +4,12 @@
 //! that costs: a task, two channels and two copies of the data for each answer. Here
 //! - a call that can be answered at once is: it gets a task of its own only when it has to wait for something, be it
 //!   room in the socket, so no call holds up another;
-//! - the data of a stream is sent from the buffer that it was read into.
+//! - the data of a stream is sent from the buffer that it was read into, and written from the one that it came in.
 //!
 //! A call is dropped when its time-out passes or the connection ends. Its answer is not: half a frame would be the end
 //! of the connection.
 
+mod around;
 mod frame;
 mod reply;
 mod router;

@@ -1,22 +1,28 @@
 //! From a request to the method that serves it, and back with its answer.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nakai_protocols::agent::ReadStreamRequest;
+use nakai_protocols::agent::{ReadStreamRequest, WriteStreamRequest};
 use nakai_protocols::agent_ttrpc::{AgentService, create_agent_service};
 use nakai_protocols::health_ttrpc::{Health, create_health};
 use protobuf::Message as _;
 use ttrpc::r#async::{Service, TtrpcContext};
 use ttrpc::proto::{MESSAGE_LENGTH_MAX, MESSAGE_TYPE_DATA, MESSAGE_TYPE_REQUEST, MessageHeader};
-use ttrpc::{Code, Request, context};
+use ttrpc::{Code, Request, Response, context};
 
+use super::around::{cut, find, parse_around};
 use super::frame::{Body, Frame};
 use super::reply::Reply;
 
-/// The service whose reads move bulk data.
+/// The service whose reads and writes move bulk data.
 const AGENT_SERVICE: &str = "grpc.AgentService";
+
+/// The fields that carry the bulk: of ttrpc's request, and of the request to write.
+const REQUEST_PAYLOAD: u64 = 3;
+const WRITE_DATA: u64 = 3;
 
 /// What vsock lets a peer have under way with most hosts, the most that a packet of it carries, and what many a shim
 /// reads at a time. An answer that is some bytes longer waits for the host to take what it has, only to send those.
@@ -42,7 +48,7 @@ impl Router {
 
     /// Serves a frame. What is no request may have no answer.
     pub(super) async fn serve(&self, frame: Frame) -> Option<Reply> {
-        let Body::Bytes(body) = frame.body else {
+        let Body::Bytes { buffer, start } = frame.body else {
             let text = format!("the message is longer than the {MESSAGE_LENGTH_MAX} bytes that one may have");
             return Some(Reply::refusal(Code::INVALID_ARGUMENT, text));
         };
@@ -50,11 +56,8 @@ impl Router {
             return Some(Reply::refusal(Code::INVALID_ARGUMENT, "stream id must be odd"));
         }
         match frame.header.type_ {
-            MESSAGE_TYPE_REQUEST => match Request::parse_from_bytes(&body) {
-                Ok(request) => {
-                    drop(body);
-                    Some(self.call(frame.header, request).await)
-                }
+            MESSAGE_TYPE_REQUEST => match Call::parse(buffer, start) {
+                Ok(call) => Some(self.call(frame.header, call).await),
                 Err(error) => Some(Reply::refusal(Code::INVALID_ARGUMENT, error.to_string())),
             },
             // The protocol has no streaming calls.
@@ -63,28 +66,34 @@ impl Router {
         }
     }
 
-    async fn call(&self, header: MessageHeader, request: Request) -> Reply {
+    async fn call(&self, header: MessageHeader, call: Call) -> Reply {
         let context = TtrpcContext {
             mh: header,
-            metadata: context::from_pb(&request.metadata),
-            timeout_nano: request.timeout_nano,
+            metadata: context::from_pb(&call.request.metadata),
+            timeout_nano: call.request.timeout_nano,
             ..Default::default()
         };
-        match u64::try_from(request.timeout_nano) {
+        match u64::try_from(call.request.timeout_nano) {
             Ok(nanoseconds) if nanoseconds > 0 => {
                 let limit = Duration::from_nanos(nanoseconds);
-                let answer = tokio::time::timeout(limit, self.dispatch(context, request));
+                let answer = tokio::time::timeout(limit, self.dispatch(context, call));
                 answer.await.unwrap_or_else(|_| Reply::refusal(Code::DEADLINE_EXCEEDED, "timeout"))
             }
-            _ => self.dispatch(context, request).await,
+            _ => self.dispatch(context, call).await,
         }
     }
 
-    async fn dispatch(&self, context: TtrpcContext, request: Request) -> Reply {
-        if request.service == AGENT_SERVICE && matches!(request.method.as_str(), "ReadStdout" | "ReadStderr")
-        {
-            return self.read(context, &request).await.unwrap_or_else(Reply::failure);
+    async fn dispatch(&self, context: TtrpcContext, call: Call) -> Reply {
+        if call.request.service == AGENT_SERVICE {
+            match call.request.method.as_str() {
+                "ReadStdout" | "ReadStderr" => {
+                    return self.read(context, call).await.unwrap_or_else(Reply::failure);
+                }
+                "WriteStdin" => return self.write(context, call).await.unwrap_or_else(Reply::failure),
+                _ => {}
+            }
         }
+        let request = call.into_request();
         let Some(service) = self.services.get(&request.service) else {
             let text = format!("{} service does not exist", request.service);
             return Reply::refusal(Code::INVALID_ARGUMENT, text);
@@ -99,18 +108,72 @@ impl Router {
     }
 
     /// ReadStdout and ReadStderr, past the copies that the generated stub makes of the data.
-    async fn read(&self, context: TtrpcContext, request: &Request) -> ttrpc::Result<Reply> {
-        let unreadable = |error| {
-            ttrpc::Error::RpcStatus(ttrpc::get_status(Code::UNKNOWN, format!("Unpack request error {error}")))
-        };
-        let mut read = ReadStreamRequest::parse_from_bytes(&request.payload).map_err(unreadable)?;
+    async fn read(&self, context: TtrpcContext, call: Call) -> ttrpc::Result<Reply> {
+        let mut read = ReadStreamRequest::parse_from_bytes(call.payload()).map_err(unreadable)?;
         if read.len == WINDOW {
             read.len = WINDOW - FRAME_HEAD;
         }
-        let response = match request.method.as_str() {
+        let response = match call.request.method.as_str() {
             "ReadStdout" => self.agent.read_stdout(&context, read).await?,
             _ => self.agent.read_stderr(&context, read).await?,
         };
         Ok(Reply::Data(response.data))
+    }
+
+    /// WriteStdin, likewise.
+    async fn write(&self, context: TtrpcContext, call: Call) -> ttrpc::Result<Reply> {
+        let response = self.agent.write_stdin(&context, call.into_write().map_err(unreadable)?).await?;
+        let payload = response.write_to_bytes().map_err(|error| ttrpc::Error::Others(error.to_string()))?;
+        let status = Some(ttrpc::get_status(Code::OK, "")).into();
+        Ok(Reply::Message(Response { status, payload, ..Default::default() }))
+    }
+}
+
+/// As the generated stub says it.
+fn unreadable(error: protobuf::Error) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(Code::UNKNOWN, format!("Unpack request error {error}")))
+}
+
+/// A request whose payload is still where it came in.
+struct Call {
+    /// All but the payload.
+    request: Request,
+    buffer: Vec<u8>,
+    /// Where in the buffer the payload is.
+    payload: Range<usize>,
+}
+
+impl Call {
+    /// The request that `buffer` has from `start` on.
+    fn parse(buffer: Vec<u8>, start: usize) -> protobuf::Result<Self> {
+        let message = buffer.get(start..).unwrap_or_default();
+        if let Some(payload) = find(message, REQUEST_PAYLOAD) {
+            let request = parse_around(message, &payload)?;
+            let payload = payload.bytes_at(start);
+            return Ok(Self { request, buffer, payload });
+        }
+        let mut request = Request::parse_from_bytes(message)?;
+        let buffer = std::mem::take(&mut request.payload);
+        let payload = 0..buffer.len();
+        Ok(Self { request, buffer, payload })
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.buffer.get(self.payload.clone()).unwrap_or_default()
+    }
+
+    fn into_request(mut self) -> Request {
+        self.request.payload = cut(self.buffer, self.payload);
+        self.request
+    }
+
+    fn into_write(self) -> protobuf::Result<WriteStreamRequest> {
+        let message = self.payload();
+        let Some(data) = find(message, WRITE_DATA) else {
+            return WriteStreamRequest::parse_from_bytes(message);
+        };
+        let mut write: WriteStreamRequest = parse_around(message, &data)?;
+        write.data = cut(self.buffer, data.bytes_at(self.payload.start));
+        Ok(write)
     }
 }

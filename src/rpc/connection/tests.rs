@@ -261,12 +261,20 @@ fn a_server_that_stops_answers_what_is_under_way_and_no_more() {
 #[test]
 fn frames_may_come_in_any_pieces() {
     run(async {
-        let payload = WriteStreamRequest { data: numbered(20_000), ..Default::default() };
-        let payload = payload.write_to_bytes().unwrap();
-        let mut bytes = frame(1, 1, "grpc.AgentService", "StartContainer", Vec::new());
-        bytes.extend(frame(3, 1, "grpc.AgentService", "WriteStdin", payload));
-        bytes.extend(frame(5, 1, "grpc.Health", "Check", Vec::new()));
-        for piece in [1, 3, 9, 10, 11, 500, 8192, 20_000] {
+        // A large one makes room for the next, which may be as large, larger, smaller, or small.
+        let writes = [(3, 20_000), (5, 20_000), (9, 30_000), (11, 3000), (13, 100_000), (17, 20_000)];
+        let mut bytes = Vec::new();
+        for stream in (1..=19).step_by(2) {
+            let write = writes.iter().find(|(write, _)| *write == stream).map(|(_, len)| numbered(*len));
+            bytes.extend(match write {
+                Some(data) => {
+                    let payload = WriteStreamRequest { data, ..Default::default() }.write_to_bytes().unwrap();
+                    frame(stream, 1, "grpc.AgentService", "WriteStdin", payload)
+                }
+                None => frame(stream, 1, "grpc.AgentService", "StartContainer", Vec::new()),
+            });
+        }
+        for piece in [1, 3, 9, 10, 11, 500, 8192, 20_000, 200_000] {
             let (_peer, mut stream) = connect();
             let (mut reading, mut writing) = stream.split();
             let write = async {
@@ -278,7 +286,7 @@ fn frames_may_come_in_any_pieces() {
             let read = async {
                 let mut seen = Vec::new();
                 let mut header = [0; 10];
-                while seen.len() < 3 {
+                while seen.len() < 10 {
                     reading.read_exact(&mut header).await.unwrap();
                     let header = ttrpc::MessageHeader::from(header);
                     let mut body = vec![0; usize::try_from(header.length).unwrap()];
@@ -291,8 +299,12 @@ fn frames_may_come_in_any_pieces() {
             };
             let ((), seen) = tokio::join!(write, read);
             let streams: Vec<u32> = seen.iter().map(|(stream, _)| *stream).collect();
-            assert_eq!(streams, [1, 3, 5]);
-            assert_eq!(WriteStreamResponse::parse_from_bytes(&seen[1].1).unwrap().len, 20_000);
+            assert_eq!(streams, (1..=19).step_by(2).collect::<Vec<u32>>());
+            for (stream, len) in writes {
+                let (_, payload) = seen.iter().find(|(seen, _)| *seen == stream).unwrap();
+                let written = WriteStreamResponse::parse_from_bytes(payload).unwrap().len;
+                assert_eq!(usize::try_from(written).unwrap(), len);
+            }
         }
     });
 }
