@@ -41,6 +41,7 @@ pub use hierarchy::Hierarchy;
 pub use notice::Notices;
 pub use oom::OomKills;
 pub use parents::remove_empty;
+pub use stats::KeptFiles;
 pub use tree::MAX_DEPTH;
 
 use nix::errno::Errno;

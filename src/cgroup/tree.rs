@@ -90,22 +90,8 @@ impl Dir {
     /// The text of a file. `None` if the kernel has no such file, does not support it here, or the
     /// cgroup is gone.
     pub(super) fn read(&self, name: &str) -> Result<Option<String>, CgroupError> {
-        self.read_with(name, read_from_start)
-    }
-
-    /// As [`Dir::read`], for a file that the kernel makes in one go, such as statistics: a read that does not fill its
-    /// buffer has met the end. (Lists of processes are made piece by piece, and end only where a read says so.)
-    pub(super) fn read_statistics(&self, name: &str) -> Result<Option<String>, CgroupError> {
-        self.read_with(name, |file| read_pieces(file, true))
-    }
-
-    fn read_with(
-        &self,
-        name: &str,
-        read: impl FnOnce(BorrowedFd<'_>) -> nix::Result<String>,
-    ) -> Result<Option<String>, CgroupError> {
         let Some(file) = self.file(name)? else { return Ok(None) };
-        match read(file.as_fd()) {
+        match read_from_start(file.as_fd()) {
             Ok(text) => Ok(Some(text)),
             // A v1 controller says EOPNOTSUPP or EINVAL for what it was told not to account.
             Err(Errno::ENODEV | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(None),
@@ -113,7 +99,7 @@ impl Dir {
         }
     }
 
-    fn read_error(&self, file: &str, source: Errno) -> CgroupError {
+    pub(super) fn read_error(&self, file: &str, source: Errno) -> CgroupError {
         CgroupError::Read { path: self.path.clone(), file: file.to_owned(), source }
     }
 
@@ -202,11 +188,6 @@ impl Dir {
 
 /// All of a file, from its start, however often it was read before.
 pub(super) fn read_from_start(file: BorrowedFd<'_>) -> nix::Result<String> {
-    read_pieces(file, false)
-}
-
-/// All of a file, to where a read finds nothing or, if `short_is_last`, less than there was room for.
-fn read_pieces(file: BorrowedFd<'_>, short_is_last: bool) -> nix::Result<String> {
     let mut bytes = vec![0; 4096];
     let mut len: usize = 0;
     while len < MAX_FILE {
@@ -216,12 +197,7 @@ fn read_pieces(file: BorrowedFd<'_>, short_is_last: bool) -> nix::Result<String>
         let offset = libc::off_t::try_from(len).unwrap_or(libc::off_t::MAX);
         match nix::sys::uio::pread(file, bytes.get_mut(len..).unwrap_or_default(), offset) {
             Ok(0) => break,
-            Ok(n) => {
-                len = len.saturating_add(n);
-                if short_is_last && len < bytes.len() {
-                    break;
-                }
-            }
+            Ok(n) => len = len.saturating_add(n),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }

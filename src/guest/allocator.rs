@@ -62,8 +62,9 @@ fn trim() {
 pub struct GiveBack(Arc<Notify>);
 
 impl GiveBack {
-    /// Starts the task that does it.
-    pub fn start() -> Self {
+    /// Starts the task that does it. What is kept for the next call only is given up with `at_rest`, when calls have
+    /// paused for longer.
+    pub fn start(at_rest: impl Fn() + Send + 'static) -> Self {
         let wanted = Arc::new(Notify::new());
         // The boot, too, leaves some.
         wanted.notify_one();
@@ -79,6 +80,7 @@ impl GiveBack {
                         break;
                     }
                 }
+                at_rest();
                 let blocks = uncache();
                 let _ = tokio::task::spawn_blocking(move || drop(blocks)).await;
                 // By then that thread has ended. Its end is nobody's event: the pool lets it idle for a while, and joins it

@@ -4,6 +4,8 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Mutex, PoisonError};
 
 /// Enough for the interfaces of most namespaces: about 120 bytes each.
 const ROOM: usize = 4 << 10;
@@ -34,16 +36,54 @@ pub struct Counters {
     pub dropped: u64,
 }
 
-/// The interfaces that process `pid` sees, the loopback included; those of this process without one.
+/// The interfaces that process `pid` sees, the loopback included.
 ///
 /// # Errors
 /// The process has ended, or `/proc` is not mounted.
-pub fn read(pid: Option<nix::unistd::Pid>) -> io::Result<Vec<Traffic>> {
-    let path = pid.map_or_else(|| "/proc/self/net/dev".to_owned(), |pid| format!("/proc/{pid}/net/dev"));
+pub fn of_process(pid: nix::unistd::Pid) -> io::Result<Vec<Traffic>> {
     let mut text = Vec::with_capacity(ROOM);
     // Without the limit the length would be asked for first, which the kernel does not know.
-    File::open(path)?.take(LIMIT).read_to_end(&mut text)?;
+    File::open(format!("/proc/{pid}/net/dev"))?.take(LIMIT).read_to_end(&mut text)?;
     Ok(parse(&String::from_utf8_lossy(&text)))
+}
+
+/// The interfaces of this process, through a file that stays open until [`OwnTraffic::close`]: to find it takes longer
+/// than to read it. (A container's own would keep its network namespace.)
+#[derive(Debug, Default)]
+pub struct OwnTraffic(Mutex<Option<File>>);
+
+impl OwnTraffic {
+    /// What they received and sent until now.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted.
+    pub fn read(&self) -> io::Result<Vec<Traffic>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match kept.take() {
+            Some(file) => file,
+            None => File::open("/proc/self/net/dev")?,
+        };
+        let file = kept.insert(file);
+        let mut text = vec![0; ROOM];
+        let mut len = 0;
+        loop {
+            let room = text.get_mut(len..).unwrap_or_default();
+            match file.read_at(room, u64::try_from(len).unwrap_or(u64::MAX))? {
+                0 => break,
+                read => len = len.saturating_add(read),
+            }
+            if len == text.len() {
+                text.resize(len.saturating_mul(2), 0);
+            }
+        }
+        text.truncate(len);
+        Ok(parse(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Closes it until it is needed.
+    pub fn close(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 fn parse(text: &str) -> Vec<Traffic> {
@@ -86,7 +126,18 @@ short: 1 2 3 4 5 6 7 8 9
 
     #[test]
     fn this_process_has_a_loopback() {
-        assert!(read(None).unwrap().iter().any(|traffic| traffic.name == "lo"));
+        let own = OwnTraffic::default();
+        let loopback = || own.read().unwrap().into_iter().find(|traffic| traffic.name == "lo").unwrap();
+        let before = loopback();
+        // The file that is open tells what is now.
+        let receiver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        receiver.send_to(&[1; 500], receiver.local_addr().unwrap()).unwrap();
+        receiver.recv(&mut [0; 500]).unwrap();
+        assert!(loopback().received.bytes >= before.received.bytes + 500);
+        own.close();
+        assert!(loopback().received.bytes >= before.received.bytes + 500);
+        let this = of_process(nix::unistd::Pid::this()).unwrap();
+        assert!(this.iter().any(|traffic| traffic.name == "lo"));
     }
 
     proptest::proptest! {

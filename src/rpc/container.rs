@@ -58,7 +58,10 @@ pub(super) async fn start(agent: &Agent, request: StartContainerRequest) -> Answ
 
 pub(super) async fn remove(agent: &Agent, request: RemoveContainerRequest) -> Answer<Empty> {
     let timeout = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
-    agent.sandbox().await?.container(&request.container_id)?.remove(timeout).await?;
+    let container = agent.sandbox().await?.container(&request.container_id)?;
+    let removed = container.remove(timeout).await;
+    agent.kept.cgroups.forget(container.cgroup());
+    removed?;
     Ok(Empty::new())
 }
 
@@ -82,16 +85,19 @@ pub(super) async fn update(agent: &Agent, request: UpdateContainerRequest) -> An
     Ok(Empty::new())
 }
 
-/// Reads the statistics on the runtime's own thread. They are a hundred short reads of cgroupfs and procfs, which the
+/// Reads the statistics on the runtime's own thread. They are some twenty short reads of cgroupfs and procfs, which the
 /// kernel answers from its memory: no disk, server or process can make them wait. Handing them to another thread and
 /// being woken by it takes as long again.
 pub(super) async fn stats(agent: &Agent, request: StatsContainerRequest) -> Answer<StatsContainerResponse> {
     let container = agent.sandbox().await?.container(&request.container_id)?;
     let id = container.id().clone();
-    let cgroup = container.cgroup().stats().map_err(|source| SandboxError::Cgroup { id, source })?;
+    let cgroup = container
+        .cgroup()
+        .stats_with(&agent.kept.cgroups)
+        .map_err(|source| SandboxError::Cgroup { id, source })?;
     let mut response = StatsContainerResponse::new();
     response.cgroup_stats = Some(cgroup).into();
-    response.network_stats = container.traffic()?.into_iter().map(network_stats).collect();
+    response.network_stats = container.traffic(&agent.kept.network)?.into_iter().map(network_stats).collect();
     Ok(response)
 }
 

@@ -50,8 +50,9 @@ pub use health::HealthService;
 pub use server::{ServeError, Server};
 
 use crate::guest::allocator::GiveBack;
+use crate::guest::net_dev::OwnTraffic;
 use crate::observe::metrics::Metrics;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{KeptFiles, Sandbox};
 
 type Answer<T> = Result<T, RpcError>;
 
@@ -66,12 +67,26 @@ pub struct Agent {
     logger: Logger,
     /// Calls leave memory behind.
     memory: GiveBack,
+    kept: Arc<Kept>,
+}
+
+/// Files that stay open while statistics are asked for often. At rest they are closed.
+#[derive(Debug, Default)]
+struct Kept {
+    cgroups: KeptFiles,
+    network: OwnTraffic,
 }
 
 impl Agent {
     /// The agent of a guest that will have its `sandbox` soon.
     pub fn new(sandbox: watch::Receiver<Option<Sandbox>>, destroyed: Arc<Notify>, logger: Logger) -> Self {
-        Self { sandbox, destroyed, metrics: Arc::default(), logger, memory: GiveBack::start() }
+        let kept = Arc::<Kept>::default();
+        let open = kept.clone();
+        let memory = GiveBack::start(move || {
+            open.cgroups.clear();
+            open.network.close();
+        });
+        Self { sandbox, destroyed, metrics: Arc::default(), logger, memory, kept }
     }
 
     /// The sandbox; waits for the boot to get there.

@@ -14,7 +14,7 @@ use super::container::Container;
 use super::error::SandboxError;
 use crate::guest::beneath::{BeneathError, Root};
 use crate::guest::bulkhead::Bulkhead;
-use crate::guest::net_dev::{self, Traffic};
+use crate::guest::net_dev::{self, OwnTraffic, Traffic};
 
 /// Where in the container Kubernetes wants the log: the value is the destination of a mount.
 const LOG_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
@@ -57,17 +57,17 @@ impl Container {
         read.await.unwrap_or(Err(SandboxError::TaskEnded("a look at the termination log")))
     }
 
-    /// What the interfaces that the container sees received and sent. Blocks.
+    /// What the interfaces that the container sees received and sent; `own` are the guest's. Blocks.
     ///
     /// # Errors
     /// [`SandboxError::File`].
-    pub fn traffic(&self) -> Result<Vec<Traffic>, SandboxError> {
+    pub fn traffic(&self, own: &OwnTraffic) -> Result<Vec<Traffic>, SandboxError> {
         let read = if self.description.own_network {
-            let read = net_dev::read(Some(self.init.pid()));
+            let read = net_dev::of_process(self.init.pid());
             // Only as long as it has not ended the pid was its own; what had a network of its own has none then.
             if self.init.exit_status().is_some() { Ok(Vec::new()) } else { read }
         } else {
-            net_dev::read(None)
+            own.read()
         };
         read.map_err(SandboxError::file("read", Path::new("net/dev")))
     }

@@ -55,6 +55,7 @@ use oci_spec::runtime;
 use slog::{Logger, warn};
 use tokio::sync::{oneshot, watch};
 
+pub use crate::cgroup::KeptFiles;
 pub use container::{Container, Output, Status};
 pub use error::SandboxError;
 pub use filters::Filters;

@@ -1,7 +1,7 @@
 //! What a container used: the values of `StatsContainer`, from the files of its cgroup.
 //!
-//! Each file is opened and read once, each directory opened once, and listed once in a container's life: for the sizes
-//! of huge pages, which don't change. A file or controller that is not there leaves its part of the answer out; lines that
+//! Each file is read once, and stays open for the next look where looks are frequent ([`KeptFiles`]). A directory is
+//! listed once in a container's life: for the sizes of huge pages, which don't change. A file or controller that is not there leaves its part of the answer out; lines that
 //! make no sense are passed over.
 //!
 //! The wire knows the shape of v1, and shims read it by what their *host* has, so the answer has to suit all
@@ -12,14 +12,16 @@
 //!   what the kernel says, the names that a shim on a v1 host looks for (`total_cache` and so on);
 //! - swap is swap alone (v1: memory and swap together).
 
+mod files;
 mod parse;
 mod v1;
 mod v2;
 
+pub use files::KeptFiles;
 pub(super) use parse::flat;
 
-use super::tree::Dir;
-use super::{Cgroup, CgroupError, Hierarchy};
+use super::{Cgroup, CgroupError};
+use files::{Files, Opened};
 use nakai_protocols::agent::{CgroupStats, HugetlbStats};
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -35,12 +37,12 @@ impl HugePages {
     /// The statistics of each size: `usage` is how a file of usage ends, `read_one` gets how the files of a size begin.
     fn read(
         &self,
-        dir: &Dir,
+        files: &mut Files,
         usage: &str,
-        read_one: impl Fn(&str) -> Result<Option<HugetlbStats>, CgroupError>,
+        read_one: impl Fn(&mut Files, &str) -> Result<Option<HugetlbStats>, CgroupError>,
     ) -> Result<HashMap<String, HugetlbStats>, CgroupError> {
         if self.0.get().is_none() {
-            let sizes = parse::huge_page_sizes(dir, usage)?;
+            let sizes = parse::huge_page_sizes(files.dir(), usage)?;
             // None at all may be for want of the controller, which can be switched on.
             if !sizes.is_empty() {
                 let _ = self.0.set(sizes);
@@ -48,7 +50,7 @@ impl HugePages {
         }
         let mut all = HashMap::new();
         for size in self.0.get().into_iter().flatten() {
-            if let Some(stats) = read_one(&format!("hugetlb.{size}"))? {
+            if let Some(stats) = read_one(files, &format!("hugetlb.{size}"))? {
                 all.insert(size.clone(), stats);
             }
         }
@@ -62,25 +64,24 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::NotFound`] if the cgroup is gone, or what can't be opened or read.
     pub fn stats(&self) -> Result<CgroupStats, CgroupError> {
-        let dirs = match &*self.hierarchy {
-            Hierarchy::V2 { mount_point } => vec![("", self.open_at(mount_point)?)],
-            Hierarchy::V1 { .. } => v1::CONTROLLERS
-                .into_iter()
-                .map(|controller| Ok((controller, self.open_v1(controller)?)))
-                .collect::<Result<_, CgroupError>>()?,
-        };
-        let dirs: Vec<(&str, Dir)> = dirs.into_iter().filter_map(|(name, dir)| Some((name, dir?))).collect();
-        let mut stats = CgroupStats::new();
-        for (controller, dir) in &dirs {
-            match *controller {
-                "" => v2::read(dir, &self.huge_pages, &mut stats)?,
-                controller => v1::read(controller, dir, &self.huge_pages, &mut stats)?,
-            }
+        Opened::of(self)?.look(&self.huge_pages)?.ok_or_else(|| self.not_found())
+    }
+
+    /// As [`Cgroup::stats`], with files that are `kept` for the next time.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn stats_with(&self, kept: &KeptFiles) -> Result<CgroupStats, CgroupError> {
+        // Kept ones may be of a cgroup that was here before.
+        if let Some(mut opened) = kept.take(self)
+            && let Ok(Some(stats)) = opened.look(&self.huge_pages)
+        {
+            kept.put(self, opened);
+            return Ok(stats);
         }
-        // What vanished under our hands would look like a container that used nothing.
-        if dirs.is_empty() || dirs.iter().any(|(_, dir)| dir.is_gone()) {
-            return Err(self.not_found());
-        }
+        let mut opened = Opened::of(self)?;
+        let stats = opened.look(&self.huge_pages)?.ok_or_else(|| self.not_found())?;
+        kept.put(self, opened);
         Ok(stats)
     }
 }

@@ -1,6 +1,7 @@
 //! The few formats that the files of a cgroup have. Nothing here fails: what can't be understood is left out.
 
 use super::UNLIMITED;
+use super::files::Files;
 use crate::cgroup::CgroupError;
 use crate::cgroup::tree::Dir;
 use nakai_protocols::agent::BlkioStatsEntry;
@@ -8,13 +9,13 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 
 /// A file of one number.
-pub(super) fn number(dir: &Dir, file: &str) -> Result<Option<u64>, CgroupError> {
-    Ok(dir.read_statistics(file)?.and_then(|text| text.trim().parse().ok()))
+pub(super) fn number(files: &mut Files, start: &str, end: &str) -> Result<Option<u64>, CgroupError> {
+    Ok(files.read(start, end)?.and_then(|text| text.trim().parse().ok()))
 }
 
 /// A file of one number that may be `max`: that is [`UNLIMITED`].
-pub(super) fn limit(dir: &Dir, file: &str) -> Result<Option<u64>, CgroupError> {
-    Ok(dir.read_statistics(file)?.and_then(|text| match text.trim() {
+pub(super) fn limit(files: &mut Files, start: &str, end: &str) -> Result<Option<u64>, CgroupError> {
+    Ok(files.read(start, end)?.and_then(|text| match text.trim() {
         "max" => Some(UNLIMITED),
         number => number.parse().ok(),
     }))
@@ -26,12 +27,15 @@ pub(in crate::cgroup) fn flat(text: &str) -> HashMap<String, u64> {
         let (key, value) = line.trim().split_once(' ')?;
         Some((key.to_owned(), value.trim().parse().ok()?))
     };
-    text.lines().filter_map(pair).collect()
+    // As many as there are lines, and the few that the caller may add.
+    let mut pairs = HashMap::with_capacity(text.lines().count().saturating_add(8));
+    pairs.extend(text.lines().filter_map(pair));
+    pairs
 }
 
 /// A file of lines of `key value`.
-pub(super) fn flat_file(dir: &Dir, file: &str) -> Result<Option<HashMap<String, u64>>, CgroupError> {
-    Ok(dir.read_statistics(file)?.map(|text| flat(&text)))
+pub(super) fn flat_file(files: &mut Files, file: &str) -> Result<Option<HashMap<String, u64>>, CgroupError> {
+    Ok(files.read(file, "")?.map(flat))
 }
 
 /// The value of one key in lines of `key value`: where only a few are wanted, a table of all costs more.

@@ -1,9 +1,9 @@
 //! Statistics of cgroup v2: the kernel's `Documentation/admin-guide/cgroup-v2.rst`.
 
+use super::files::Files;
 use super::parse::{device, entry, flat_file, limit, number, value};
 use super::{HugePages, UNLIMITED};
 use crate::cgroup::CgroupError;
-use crate::cgroup::tree::Dir;
 use nakai_protocols::agent::{
     BlkioStats, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats, PidsStats,
     ThrottlingData,
@@ -16,19 +16,19 @@ const V1_NAMES: [(&str, &str); 4] =
     [("cache", "file"), ("inactive_file", "inactive_file"), ("mapped_file", "file_mapped"), ("rss", "anon")];
 
 /// Adds what the cgroup has to tell.
-pub(super) fn read(dir: &Dir, huge: &HugePages, stats: &mut CgroupStats) -> Result<(), CgroupError> {
-    stats.cpu_stats = cpu(dir)?.into();
-    stats.memory_stats = memory(dir)?.into();
-    stats.pids_stats = pids(dir)?.into();
-    stats.blkio_stats = dir.read_statistics("io.stat")?.map(|text| block(&text)).into();
-    stats.hugetlb_stats = huge.read(dir, ".current", |prefix| huge_pages(dir, prefix))?;
+pub(super) fn read(files: &mut Files, huge: &HugePages, stats: &mut CgroupStats) -> Result<(), CgroupError> {
+    stats.cpu_stats = cpu(files)?.into();
+    stats.memory_stats = memory(files)?.into();
+    stats.pids_stats = pids(files)?.into();
+    stats.blkio_stats = files.read("io.stat", "")?.map(block).into();
+    stats.hugetlb_stats = huge.read(files, ".current", huge_pages)?;
     Ok(())
 }
 
 /// Times are in microseconds here and in nanoseconds on the wire.
-fn cpu(dir: &Dir) -> Result<Option<CpuStats>, CgroupError> {
-    let Some(stat) = dir.read_statistics("cpu.stat")? else { return Ok(None) };
-    let value = |key| value(&stat, key);
+fn cpu(files: &mut Files) -> Result<Option<CpuStats>, CgroupError> {
+    let Some(stat) = files.read("cpu.stat", "")? else { return Ok(None) };
+    let value = |key| value(stat, key);
     let nanoseconds = |key| value(key).unwrap_or(0).saturating_mul(1000);
     let cpu_usage = CpuUsage {
         total_usage: nanoseconds("usage_usec"),
@@ -50,15 +50,15 @@ fn cpu(dir: &Dir) -> Result<Option<CpuStats>, CgroupError> {
     }))
 }
 
-fn memory(dir: &Dir) -> Result<Option<MemoryStats>, CgroupError> {
-    let Some(mut stats) = flat_file(dir, "memory.stat")? else { return Ok(None) };
+fn memory(files: &mut Files) -> Result<Option<MemoryStats>, CgroupError> {
+    let Some(mut stats) = flat_file(files, "memory.stat")? else { return Ok(None) };
     let kernel =
         stats.get("kernel").map(|usage| MemoryData { usage: *usage, limit: UNLIMITED, ..Default::default() });
     add_v1_names(&mut stats);
     Ok(Some(MemoryStats {
         cache: stats.get("file").copied().unwrap_or(0),
-        usage: memory_data(dir, "memory")?.into(),
-        swap_usage: memory_data(dir, "memory.swap")?.into(),
+        usage: memory_data(files, "memory")?.into(),
+        swap_usage: memory_data(files, "memory.swap")?.into(),
         kernel_usage: kernel.into(),
         use_hierarchy: true,
         stats,
@@ -74,35 +74,35 @@ fn add_v1_names(stats: &mut HashMap<String, u64>) {
     }
 }
 
-fn memory_data(dir: &Dir, prefix: &str) -> Result<Option<MemoryData>, CgroupError> {
-    let Some(usage) = number(dir, &format!("{prefix}.current"))? else { return Ok(None) };
+fn memory_data(files: &mut Files, prefix: &str) -> Result<Option<MemoryData>, CgroupError> {
+    let Some(usage) = number(files, prefix, ".current")? else { return Ok(None) };
     Ok(Some(MemoryData {
         usage,
         // Since Linux 5.19 (memory) and 6.5 (swap).
-        max_usage: number(dir, &format!("{prefix}.peak"))?.unwrap_or(0),
-        failcnt: hits(dir, prefix)?,
-        limit: limit(dir, &format!("{prefix}.max"))?.unwrap_or(UNLIMITED),
+        max_usage: number(files, prefix, ".peak")?.unwrap_or(0),
+        failcnt: hits(files, prefix)?,
+        limit: limit(files, prefix, ".max")?.unwrap_or(UNLIMITED),
         ..Default::default()
     }))
 }
 
 /// No limit is 0 on the wire.
-fn pids(dir: &Dir) -> Result<Option<PidsStats>, CgroupError> {
-    let Some(current) = number(dir, "pids.current")? else { return Ok(None) };
-    let limit = number(dir, "pids.max")?.unwrap_or(0);
+fn pids(files: &mut Files) -> Result<Option<PidsStats>, CgroupError> {
+    let Some(current) = number(files, "pids.current", "")? else { return Ok(None) };
+    let limit = number(files, "pids.max", "")?.unwrap_or(0);
     Ok(Some(PidsStats { current, limit, ..Default::default() }))
 }
 
 /// v2 does not keep the highest usage.
-fn huge_pages(dir: &Dir, prefix: &str) -> Result<Option<HugetlbStats>, CgroupError> {
-    let Some(usage) = number(dir, &format!("{prefix}.current"))? else { return Ok(None) };
-    Ok(Some(HugetlbStats { usage, failcnt: hits(dir, prefix)?, ..Default::default() }))
+fn huge_pages(files: &mut Files, prefix: &str) -> Result<Option<HugetlbStats>, CgroupError> {
+    let Some(usage) = number(files, prefix, ".current")? else { return Ok(None) };
+    Ok(Some(HugetlbStats { usage, failcnt: hits(files, prefix)?, ..Default::default() }))
 }
 
 /// How often a limit was hit.
-fn hits(dir: &Dir, prefix: &str) -> Result<u64, CgroupError> {
-    let events = dir.read_statistics(&format!("{prefix}.events"))?.unwrap_or_default();
-    Ok(value(&events, "max").unwrap_or(0))
+fn hits(files: &mut Files, prefix: &str) -> Result<u64, CgroupError> {
+    let events = files.read(prefix, ".events")?.unwrap_or_default();
+    Ok(value(events, "max").unwrap_or(0))
 }
 
 /// Lines of `major:minor key=value...`.
