@@ -6,7 +6,8 @@
 //! supervisor then powers off, or exits. A server that takes over from one that died finds the guest set up, gets the
 //! socket from the supervisor, and takes the sandbox over before any call that needs it is served.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -240,6 +241,14 @@ async fn stop(sandbox: &Sandbox, logger: &Logger) {
     }
 }
 
+/// Into a buffer that is large enough for most: the kernel makes the list anew for each read.
+fn read_mounts() -> io::Result<String> {
+    let mut mounts = String::with_capacity(16 << 10);
+    // Without a limit the length would be asked for first, which the kernel does not know.
+    File::open("/proc/self/mountinfo")?.take(u64::MAX).read_to_string(&mut mounts)?;
+    Ok(mounts)
+}
+
 /// The rest of the boot, beside the first calls.
 async fn finish_boot(
     config: Arc<Config>,
@@ -250,11 +259,16 @@ async fn finish_boot(
     logger: Logger,
     boot_logger: Logger,
 ) -> Result<Environment, StartError> {
-    let guest_config = config.clone();
-    tokio::task::spawn_blocking(move || boot::after_listen(mode, &guest_config, &boot_logger))
-        .await
-        .map_err(|_| StartError::Task)??;
-    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").map_err(io_error("read the mounts"))?;
+    // A service has nothing to set up, so that it needs no thread for it.
+    if mode == Mode::Init {
+        let guest_config = config.clone();
+        tokio::task::spawn_blocking(move || boot::after_listen(mode, &guest_config, &boot_logger))
+            .await
+            .map_err(|_| StartError::Task)??;
+    }
+    // Who has connected by now is answered first.
+    tokio::task::yield_now().await;
+    let mountinfo = read_mounts().map_err(io_error("read the mounts"))?;
     let hierarchy = Arc::new(Hierarchy::detect(&mountinfo)?);
     let modules = Arc::new(Modules::of_this_kernel());
     let devices =

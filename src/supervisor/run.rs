@@ -137,7 +137,6 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
     /// # Errors
     /// When the kernel has no descriptors left.
     pub fn new(main: F, open_files: Option<OpenFiles>) -> Result<Self, SupervisorError> {
-        super::text::share_with_forks();
         let mask = watched_signals();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None).map_err(SupervisorError::Signals)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
@@ -294,6 +293,10 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 self.server = Server::Running { pid, channel: ours };
                 self.generation = self.generation.saturating_add(1);
                 self.restarts.started(Instant::now());
+                // Beside the server, which is on its way to its first answer. Before any worker: only a server asks for one.
+                if self.generation == 1 {
+                    super::text::share_with_forks();
+                }
             }
             Err(errno) if is_first => return Err(SupervisorError::ForkServer(errno)),
             Err(errno) => {
