@@ -6,6 +6,7 @@ use nakai_protocols::oci;
 use tokio::task::JoinSet;
 
 use super::figures::Figures;
+use super::stream::Streams;
 use super::subject::Subject;
 use super::{Fallible, scale};
 
@@ -118,16 +119,20 @@ fn docker_like_profile() -> oci::LinuxSeccomp {
 async fn read(subject: &Subject, len: u32, bytes: usize) -> Fallible<f64> {
     let exec = format!("read{len}");
     let script = format!("dd if=/dev/zero bs=1048576 count={} 2>/dev/null", bytes >> 20);
+    let mut streams = Streams::of(&subject.address).await?;
     let process = subject.spec("hold").args(["sh", "-c", &script]).process();
     subject.client.exec_process("hold", &exec, process).await?;
-    let mut seen = subject.client.read_stdout("hold", &exec, len).await?.len();
-    let (begin, first) = (Instant::now(), seen);
-    while seen < bytes {
-        let data = subject.client.read_stdout("hold", &exec, len).await?;
-        if data.is_empty() {
-            return Err(format!("the stream ended after {seen} of {bytes} bytes").into());
+    // From the first answer on, so that the start of the process does not count.
+    let (mut begin, mut first, mut seen) = (Instant::now(), 0, 0);
+    let note = |data| {
+        if seen == 0 {
+            (begin, first) = (Instant::now(), data);
         }
-        seen += data.len();
+        seen += data;
+    };
+    streams.read(("hold", &exec), len, bytes, note).await?;
+    if seen < bytes {
+        return Err(format!("the stream ended after {seen} of {bytes} bytes").into());
     }
     let rate = (seen - first) as f64 / MIB / begin.elapsed().as_secs_f64();
     subject.client.wait_process("hold", &exec).await?;
@@ -137,30 +142,11 @@ async fn read(subject: &Subject, len: u32, bytes: usize) -> Fallible<f64> {
 /// MiB a second through `cat`, written and read at once.
 async fn echo(subject: &Subject, bytes: usize) -> Fallible<f64> {
     const WRITE: usize = 32 << 10;
+    let mut streams = Streams::of(&subject.address).await?;
     let process = subject.spec("hold").args(["cat"]).process();
     subject.client.exec_process("hold", "echo", process).await?;
     let begin = Instant::now();
-    let writer = async {
-        let mut written = 0;
-        while written < bytes {
-            written += subject.client.write_stdin("hold", "echo", vec![7; WRITE]).await?;
-        }
-        subject.client.close_stdin("hold", "echo").await
-    };
-    let reader = async {
-        let mut seen = 0;
-        loop {
-            match subject.client.read_stdout("hold", "echo", 1 << 20).await {
-                Ok(data) if data.is_empty() => break,
-                Ok(data) => seen += data.len(),
-                // Some agents say the end of a stream by an error.
-                Err(_) => break,
-            }
-        }
-        seen
-    };
-    let (written, seen) = tokio::join!(writer, reader);
-    written?;
+    let seen = streams.echo(("hold", "echo"), bytes, WRITE).await?;
     let rate = seen as f64 / MIB / begin.elapsed().as_secs_f64();
     if seen < bytes {
         return Err(format!("echo: {seen} of {bytes} bytes came back").into());

@@ -21,6 +21,7 @@ mod plot;
 mod promises;
 mod report;
 mod scale;
+mod stream;
 mod subject;
 mod yardsticks;
 

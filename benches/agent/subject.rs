@@ -39,6 +39,8 @@ enum Runs {
 
 pub(crate) struct Subject {
     pub(crate) client: Client,
+    /// Where more connections can be made.
+    pub(crate) address: Address,
     /// From exec, or from the start of QEMU, to the answer to the first Check.
     pub(crate) first_check: Duration,
     /// The containers' root filesystem, as the agent sees it.
@@ -85,13 +87,15 @@ impl Subject {
             if begin.elapsed() > Duration::from_secs(20) {
                 return Err(format!("{} does not serve", agent.display()).into());
             }
-            tokio::time::sleep(Duration::from_micros(100)).await;
+            // Timers of the runtime count milliseconds.
+            std::thread::sleep(Duration::from_micros(50));
         };
         client.check().await?;
         let first_check = begin.elapsed();
         let root = fs::canonicalize(root)?.display().to_string();
         Ok(Self {
             client,
+            address,
             first_check,
             root,
             runs: Runs::OnHost(child),
@@ -120,7 +124,9 @@ impl Subject {
         client.check().await?;
         let first_check = vm.boot_time() + begin.elapsed();
         let root = format!("{GUEST_SHARE}bench/rootfs");
-        Ok(Self { client, first_check, root, runs: Runs::InVm(Box::new(vm)), shared: true, _directory: dir })
+        let address = vm.address().clone();
+        let runs = Runs::InVm(Box::new(vm));
+        Ok(Self { client, address, first_check, root, runs, shared: true, _directory: dir })
     }
 
     pub(crate) async fn create_sandbox(&self) -> Fallible<()> {
