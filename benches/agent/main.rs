@@ -8,6 +8,8 @@
 //! | `NAKAI_AGENT` `NAKAI_KERNEL` `NAKAI_INITRD` `NAKAI_BUSYBOX_ROOT` | as the black-box tests have them |
 //! | `OUT`                   | the directory for `bench-host.json`, `scale-host.svg` and so on       |
 //!
+//! In a VM the containers' root filesystem is in the guest's memory, copied there over the protocol.
+//!
 //! Each round measures every subject once, so that a noisy minute hits all alike. A figure is the median of its
 //! samples. The program fails when a promise of `SPECIFICATION.md` is broken.
 
@@ -23,6 +25,7 @@ mod report;
 mod scale;
 mod stream;
 mod subject;
+mod upload;
 mod yardsticks;
 
 use std::path::PathBuf;

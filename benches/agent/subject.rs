@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nakai_ctl::sandbox::{self, GUEST_SHARE};
+use nakai_ctl::sandbox::{self, guest_rootfs};
 use nakai_ctl::spec::DEFAULT_CAPABILITIES;
 use nakai_ctl::stdio::finish;
 use nakai_ctl::vm::{Vm, VmConfig};
 use nakai_ctl::{Address, Client, SpecBuilder};
 use tempfile::TempDir;
 
-use super::Fallible;
+use super::{Fallible, upload};
 
 /// Where the agent runs, and the root filesystem of its containers.
 pub(crate) enum Place {
@@ -33,8 +33,16 @@ impl Place {
 const PEER_BOOT: Duration = Duration::from_secs(12);
 
 enum Runs {
-    OnHost(Child),
-    InVm(Box<Vm>),
+    OnHost {
+        agent: Child,
+        /// Its socket and its log.
+        _directory: TempDir,
+    },
+    InVm {
+        vm: Box<Vm>,
+        /// The root filesystem, here.
+        root: PathBuf,
+    },
 }
 
 pub(crate) struct Subject {
@@ -46,21 +54,19 @@ pub(crate) struct Subject {
     /// The containers' root filesystem, as the agent sees it.
     pub(crate) root: String,
     runs: Runs,
-    shared: bool,
-    _directory: TempDir,
 }
 
 impl Subject {
     /// Starts `agent`: a program on the host, an initrd in a VM.
     pub(crate) async fn start(place: &Place, agent: &Path, is_nakai: bool) -> Fallible<Self> {
-        let directory = tempfile::Builder::new().prefix("nakai-bench-").tempdir()?;
         match place {
-            Place::Host { root } => Self::on_host(directory, agent, root).await,
-            Place::Vm { kernel, root } => Self::in_vm(directory, agent, kernel, root, is_nakai).await,
+            Place::Host { root } => Self::on_host(agent, root).await,
+            Place::Vm { kernel, root } => Self::in_vm(agent, kernel, root.clone(), is_nakai).await,
         }
     }
 
-    async fn on_host(directory: TempDir, agent: &Path, root: &Path) -> Fallible<Self> {
+    async fn on_host(agent: &Path, root: &Path) -> Fallible<Self> {
+        let directory = tempfile::Builder::new().prefix("nakai-bench-").tempdir()?;
         let socket = directory.path().join("agent.sock");
         let address = Address::Unix(socket.clone());
         let setup =
@@ -93,45 +99,30 @@ impl Subject {
         client.check().await?;
         let first_check = begin.elapsed();
         let root = fs::canonicalize(root)?.display().to_string();
-        Ok(Self {
-            client,
-            address,
-            first_check,
-            root,
-            runs: Runs::OnHost(child),
-            shared: false,
-            _directory: directory,
-        })
+        let runs = Runs::OnHost { agent: child, _directory: directory };
+        Ok(Self { client, address, first_check, root, runs })
     }
 
-    async fn in_vm(dir: TempDir, initrd: &Path, kernel: &Path, root: &Path, nakai: bool) -> Fallible<Self> {
-        let share = dir.path().join("share");
-        fs::create_dir_all(share.join("bench"))?;
-        let target = share.join("bench/rootfs");
-        let copied = Command::new("cp").arg("-a").arg(root).arg(&target).status()?;
-        if !copied.success() {
-            return Err(format!("cp {}: {copied}", root.display()).into());
-        }
+    async fn in_vm(initrd: &Path, kernel: &Path, root: PathBuf, is_nakai: bool) -> Fallible<Self> {
         let mut config = VmConfig::new(kernel, initrd);
-        config.share = Some(share);
         config.cmdline.push("agent.log=error".to_owned());
-        if !nakai {
+        if !is_nakai {
             config.unannounced = Some(PEER_BOOT);
         }
-        let vm = Vm::start(&config, |_| {}).await?;
+        let vm = Box::new(Vm::start(&config, |_| {}).await?);
         let begin = Instant::now();
         let client = vm.client().await?;
         client.check().await?;
         let first_check = vm.boot_time() + begin.elapsed();
-        let root = format!("{GUEST_SHARE}bench/rootfs");
         let address = vm.address().clone();
-        let runs = Runs::InVm(Box::new(vm));
-        Ok(Self { client, address, first_check, root, runs, shared: true, _directory: dir })
+        let runs = Runs::InVm { vm, root };
+        Ok(Self { client, address, first_check, root: guest_rootfs("bench"), runs })
     }
 
     pub(crate) async fn create_sandbox(&self) -> Fallible<()> {
-        self.client.create_sandbox(&sandbox::request("bench", "bench", self.shared)).await?;
-        if self.shared {
+        self.client.create_sandbox(&sandbox::request("bench", "bench", false)).await?;
+        if let Runs::InVm { root, .. } = &self.runs {
+            upload::tree(&self.client, root, &self.root).await?;
             // The guest's processes are looked at from a container that sees its /proc.
             let spec = self.observer().args(["sleep", "1000000"]).mount(
                 "/guest/proc",
@@ -145,7 +136,7 @@ impl Subject {
         Ok(())
     }
 
-    /// An ordinary container with the shared root filesystem.
+    /// An ordinary container with the root filesystem that all share.
     pub(crate) fn spec(&self, id: &str) -> SpecBuilder {
         SpecBuilder::new(id, &self.root).private_shm()
     }
@@ -158,8 +149,8 @@ impl Subject {
     /// Runs a shell script that sees the agent's processes: `$PROC` is their /proc, `$AGENT` the topmost one.
     pub(crate) async fn look(&self, script: &str) -> Fallible<String> {
         match &self.runs {
-            Runs::OnHost(child) => {
-                let init = first_child(child.id())?;
+            Runs::OnHost { agent, .. } => {
+                let init = first_child(agent.id())?;
                 let agent = first_child(init)?;
                 let output = Command::new("sh")
                     .args(["-c", script])
@@ -168,7 +159,7 @@ impl Subject {
                     .output()?;
                 Ok(String::from_utf8(output.stdout)?)
             }
-            Runs::InVm(_) => {
+            Runs::InVm { .. } => {
                 let script = format!("PROC=/guest/proc AGENT=1\n{script}");
                 let process = self.observer().args(["sh", "-c", &script]).process();
                 self.client.exec_process("observer", "look", process).await?;
@@ -180,7 +171,7 @@ impl Subject {
 
     pub(crate) async fn stop(self) {
         match self.runs {
-            Runs::OnHost(mut child) => {
+            Runs::OnHost { agent: mut child, .. } => {
                 let _ = self.client.destroy_sandbox().await;
                 if let Ok(init) = first_child(child.id()) {
                     let init = nix::unistd::Pid::from_raw(init.cast_signed());
@@ -188,7 +179,7 @@ impl Subject {
                 }
                 let _ = child.wait();
             }
-            Runs::InVm(vm) => vm.stop(),
+            Runs::InVm { vm, .. } => vm.stop(),
         }
     }
 }
