@@ -6,24 +6,11 @@
 use nix::unistd::Pid;
 use std::path::Path;
 
-use super::{Cgroup, CgroupError, Hierarchy};
-
-impl Cgroup {
-    /// The sub-cgroup that `init` is in, if this cgroup can hold no process. Nothing if it can.
-    ///
-    /// # Errors
-    /// When the kernel can't be asked.
-    pub fn place_beside(&self, init: Pid) -> Result<Option<String>, CgroupError> {
-        let Hierarchy::V2 { mount_point } = &*self.hierarchy else { return Ok(None) };
-        let Some(dir) = self.open_at(mount_point)? else { return Ok(None) };
-        let controllers = dir.read("cgroup.subtree_control")?.unwrap_or_default();
-        if controllers.trim().is_empty() {
-            return Ok(None);
-        }
-        // One that has ended is in none, and gets no further process anyway.
-        let text = std::fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap_or_default();
-        Ok(below(&text, &self.path))
-    }
+/// The sub-cgroup of the cgroup at `path` that its container's init is in, if it is in one (v2); blocks.
+pub(crate) fn place_beside(init: Pid, path: &Path) -> Option<String> {
+    // One that has ended is in none, and gets no further process anyway.
+    let text = std::fs::read_to_string(format!("/proc/{init}/cgroup")).ok()?;
+    below(&text, path)
 }
 
 /// What follows `cgroup` in the text of a `/proc/<pid>/cgroup`.

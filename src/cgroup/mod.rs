@@ -37,6 +37,7 @@ mod tree;
 mod update;
 
 pub use devices::{AttachError, ProgramError};
+pub(crate) use divided::place_beside;
 pub use hierarchy::Hierarchy;
 pub use notice::Notices;
 pub use oom::OomKills;

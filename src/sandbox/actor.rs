@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::container::{Container, Slot, Status};
-use super::create::{blocking, trees};
+use super::create::blocking;
 use super::error::SandboxError;
 use super::launch::{self, Wiring};
 use super::oom::OomWatch;
@@ -23,7 +23,7 @@ use super::undo::{Undo, Why};
 use super::{Environment, ExecRequest};
 use crate::spec;
 use crate::stdio::ports;
-use crate::worker::job::{ExecJob, Job, RunHooksJob};
+use crate::worker::job::{ExecCgroups, ExecJob, Job, RunHooksJob};
 use oci_spec::runtime::Hook;
 
 /// How long a removal waits for a host that does not take a stream's last bytes.
@@ -253,33 +253,27 @@ async fn exec(
     let what = || format!("exec {} in container {}", request.exec_id, container.id());
     let late = &prepared.late;
     let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, late, environment, what).await?;
+    let init = container.init.handle().map_err(|source| SandboxError::Duplicate { source })?;
     let job = Job::Exec(Box::new(ExecJob {
-        id: container.id().to_string(),
-        state_root: container.description.state_root.clone(),
         process: prepared.process,
-        sub_cgroup: sub_cgroup(container).await?,
-        cgroups: container
-            .description
-            .exec
-            .own_cgroups
-            .then(|| trees(container.cgroup(), &container.description.state_root, container.id())),
+        cgroups: exec_cgroups(container),
         io: wiring.io.clone(),
         late: prepared.late,
         filter_flags: wiring.filter_flags,
     }));
+    let wiring = wiring.behind(init);
     let process = launch::start_process(environment, &job, wiring, what).await?;
     let process = Arc::new(process.recorded(container.id(), &request.exec_id, &environment.records).await?);
     pumps::start(&process, connections, environment.config.stream_quiet_time);
     Ok(process)
 }
 
-/// Where an exec'd process goes if the container itself has divided its cgroup: to its init.
-async fn sub_cgroup(container: &Container) -> Result<Option<String>, SandboxError> {
-    if !container.cgroup().hierarchy().is_v2() {
-        return Ok(None);
+/// Where an exec'd process goes.
+fn exec_cgroups(container: &Container) -> ExecCgroups {
+    let cgroup = container.cgroup();
+    let (mut roots, path) = (cgroup.roots(), cgroup.path().to_owned());
+    match roots.pop_if(|_| cgroup.hierarchy().is_v2()) {
+        Some(root) => ExecCgroups::V2 { root, path, init: container.init.pid().as_raw() },
+        None => ExecCgroups::V1(roots.into_iter().map(|root| root.join(&path)).collect()),
     }
-    let (cgroup, id, init) = (container.cgroup().clone(), container.id().clone(), container.init.pid());
-    let place = tokio::task::spawn_blocking(move || cgroup.place_beside(init)).await;
-    let place = place.map_err(|_| SandboxError::TaskEnded("a look at the cgroup"))?;
-    place.map_err(|source| SandboxError::Cgroup { id, source })
 }

@@ -374,7 +374,6 @@ async fn launch_init(
         id: id.to_string(),
         state_root: state_root.to_owned(),
         bundle: bundle.to_owned(),
-        spec_for_execs: prepared.spec_for_execs.clone(),
         rootfs,
         cwd: prepared.create_cwd.clone(),
         io: wiring.io.clone(),
@@ -394,7 +393,7 @@ fn clear(spec: &mut Spec) {
 }
 
 /// What the worker makes and enters, if it makes the container's cgroups.
-pub(super) fn trees(cgroup: &Cgroup, state_root: &Path, id: &ContainerId) -> CgroupTrees {
+fn trees(cgroup: &Cgroup, state_root: &Path, id: &ContainerId) -> CgroupTrees {
     let (roots, path) = (cgroup.roots(), cgroup.path().to_owned());
     CgroupTrees { roots, path, stand_in: stand_in::path(state_root, id) }
 }

@@ -70,6 +70,12 @@ impl Wiring {
         child.extend(ours);
         Ok(Self { io, filter_flags, child, streams })
     }
+
+    /// The same with another descriptor before the process's.
+    pub(super) fn behind(mut self, first: OwnedFd) -> Self {
+        self.child.insert(0, first);
+        self
+    }
 }
 
 /// Launches `job` and waits until its process is there.

@@ -22,7 +22,6 @@ mod device_rules;
 mod devices;
 mod error;
 mod facts;
-mod for_execs;
 mod hooks;
 mod labels;
 mod late_limits;
@@ -99,11 +98,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     Validator::validate_spec(&spec).map_err(|source| SpecError::Validator { source: Box::new(source) })?;
     Ok(Prepared {
         create_cwd: edited.cwd,
-        exec: ExecFacts {
-            own_cgroups: own_cgroups.is_some(),
-            ..inherited.with_container(&edited.late, edited.capabilities, spec.process().as_ref())
-        },
-        spec_for_execs: for_execs::reduce(&spec),
+        exec: inherited.with_container(&edited.late, edited.capabilities, spec.process().as_ref()),
         spec,
         late: edited.late,
         sandbox_sysctls,

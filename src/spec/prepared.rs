@@ -15,8 +15,6 @@ use super::{Facts, MountPropagation, OwnCgroups, Sysctl};
 pub struct Prepared {
     /// To be written as the bundle's `config.json`.
     pub spec: Spec,
-    /// What libcontainer is given in its place for further processes.
-    pub spec_for_execs: Spec,
     /// What the worker's executor does between libcontainer and execve(2).
     pub late: LateProcess,
     /// `net.*` sysctls: to be written in the sandbox's network namespace before the container starts.
@@ -56,7 +54,7 @@ pub struct Prepared {
 /// A further process of a container, ready to be launched.
 #[derive(Debug, Clone)]
 pub struct PreparedExec {
-    /// To be given to libcontainer as its `process.json`.
+    /// For the worker, complete but for what is `late`.
     pub process: Process,
     /// What the worker's executor does between libcontainer and execve(2).
     pub late: LateProcess,
@@ -110,6 +108,8 @@ pub struct NamespaceId {
     pub device: u64,
     /// Its inode.
     pub inode: u64,
+    /// Whether it is another than the guest's.
+    pub own: bool,
 }
 
 /// The size of a terminal in characters, as in `struct winsize` of ioctl_tty(2).
@@ -136,9 +136,6 @@ pub struct ExecFacts {
     pub(super) apparmor_profiles: BTreeSet<String>,
     pub(super) pci_map: BTreeMap<String, String>,
     pub(super) namespaces: Vec<NamespaceId>,
-    /// Whether the container's cgroups were made by a worker and not by libcontainer.
-    #[serde(default)]
-    pub own_cgroups: bool,
 }
 
 impl ExecFacts {
@@ -157,7 +154,6 @@ impl ExecFacts {
             apparmor_profiles: facts.apparmor_profiles.clone(),
             pci_map: facts.pci_map.clone(),
             namespaces: Vec::new(),
-            own_cgroups: false,
         }
     }
 

@@ -27,7 +27,7 @@ pub const HEADER_LEN: usize = 24;
 /// if the worker had died; what a worker has to say is far shorter.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// The most descriptors one message carries.
-pub const MAX_FDS: usize = 8;
+pub const MAX_FDS: usize = 9;
 /// Room for the replies of many workers at once, so that the server's pauses don't stop the reaper.
 const BUFFER_BYTES: usize = 1024 * 1024;
 

@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "fork(2) is unsafe: the child of a threaded process may only do little")]
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
 
@@ -24,5 +26,35 @@ pub fn fork() -> Result<Forked, Errno> {
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Child => Ok(Forked::Child),
         ForkResult::Parent { child } => Ok(Forked::Parent(child)),
+    }
+}
+
+/// The same for a child that is born in the cgroup (v2) of that directory (clone(2), `CLONE_INTO_CGROUP`). Its limit of
+/// processes counts the child before it is there, and nothing has to be moved.
+///
+/// # Errors
+/// EAGAIN at a limit of processes, EBUSY for a cgroup that has been divided, and what fork(2) says.
+pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> Result<Forked, Errno> {
+    /// As the kernel has it: libc's constant is too narrow.
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    let arguments = libc::clone_args {
+        flags: CLONE_INTO_CGROUP,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::EBADF)?,
+    };
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: as above, and no memory is shared with the child, which returns from here on a copy of this stack.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
+    match Errno::result(result)? {
+        0 => Ok(Forked::Child),
+        child => Ok(Forked::Parent(Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?))),
     }
 }

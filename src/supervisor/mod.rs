@@ -37,6 +37,7 @@ mod run;
 mod text;
 
 pub(crate) use fds::own;
+pub(crate) use fork::fork_into;
 pub use fork::{Forked, fork};
 pub use reaper::ExitStatus;
 pub use run::{Ended, Supervisor, SupervisorError, WorkerChannels};

@@ -11,6 +11,7 @@ use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
 
 use super::channel::{Channel, ChannelError, Header, Kind, Message};
+use super::fds::close_all_but;
 use super::fork::{Forked, fork};
 use super::holds::Holds;
 use super::reaper::{self, ExitStatus};
@@ -413,9 +414,14 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
     /// In the forked child: hands over to the worker, with the signals and the limit as they were. What is held must
     /// not get into a container's init: it would keep others' pipes open.
     fn become_worker(&mut self, request: u64, fds: Vec<OwnedFd>) -> ! {
-        drop(std::mem::take(&mut self.holds));
+        let mut keep: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        keep.push(self.reports.1.as_fd().as_raw_fd());
+        if let Server::Running { channel, .. } = &self.server {
+            keep.push(channel.as_fd().as_raw_fd());
+        }
+        close_all_but(&mut keep);
+        std::mem::forget(std::mem::take(&mut self.holds));
         let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&watched_signals()), None);
-        self.close_inherited();
         if let Some(before) = self.open_files {
             let _ = before.apply();
         }

@@ -1,17 +1,18 @@
-//! The cgroups of a container on v1, made without libcontainer: see `spec::own_cgroups` for why.
+//! The way of processes into a container's cgroups.
 //!
-//! For a creation the worker makes them, enters them, and leaves them when the container's init, which was born in
-//! them, is there. A further process enters them by itself, last of all, through descriptors that the worker has
-//! opened: so the worker, which is no part of the container, never counts as one of its processes. Who writes `0` into
-//! the file `tasks` moves itself alone, for which the kernel takes no lock that waits for an RCU grace period
-//! (kernel/cgroup/cgroup.c, `cgroup_procs_write_start`).
+//! On v1 the cgroups are made without libcontainer: see `spec::own_cgroups` for why. For a creation the worker makes
+//! them, enters them, and leaves them when the container's init, which was born in them, is there. A further process
+//! enters them by itself, before all else, through descriptors that the worker has opened: so the worker, which is no
+//! part of the container, never counts as one of its processes. Who writes `0` into the file `tasks` moves itself
+//! alone, for which the kernel takes no lock that waits for an RCU grace period (kernel/cgroup/cgroup.c,
+//! `cgroup_procs_write_start`). On v2 a further process is born in its cgroup.
 //!
-//! libcontainer meanwhile sees another tree at `/sys/fs/cgroup`, in a mount namespace of the worker's own: an empty v2,
+//! At a creation libcontainer meanwhile sees another tree at `/sys/fs/cgroup`, in a mount namespace of the worker's own: an empty v2,
 //! with which it has next to nothing to do.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -19,7 +20,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 
-use super::job::{CgroupTrees, Failure, FailureKind};
+use super::job::{CgroupTrees, ExecCgroups, Failure, FailureKind};
 use super::sys;
 use crate::guest::beneath::Root;
 use crate::spec::CgroupMount;
@@ -98,7 +99,7 @@ impl Stay {
 }
 
 /// A mount namespace of the worker's own, in which an empty tree of v2 covers the guest's.
-pub(super) fn hide() -> Result<(), Failure> {
+fn hide() -> Result<(), Failure> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let none = None::<&str>;
     unshare(CloneFlags::CLONE_NEWNS)
@@ -109,31 +110,51 @@ pub(super) fn hide() -> Result<(), Failure> {
 }
 
 /// The way of a further process into its container's cgroups.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Way {
+    /// To be born in.
+    directory: Option<File>,
+    /// To be entered.
     tasks: Vec<File>,
-    /// How many processes there are, and may be.
+    /// How many processes there are, and may be, where they are to be entered.
     pids: Option<(File, File)>,
 }
 
 impl Way {
-    pub(super) fn open(trees: &CgroupTrees) -> Result<Self, Failure> {
-        let mut way = Self { tasks: Vec::new(), pids: None };
-        for root in &trees.roots {
-            let directory = root.join(&trees.path);
-            let tasks = open_tasks(&directory).map_err(|error| {
-                Failure::internal(format!("open the cgroup {}: {error}", directory.display()))
-            })?;
-            way.tasks.push(tasks);
+    pub(super) fn open(cgroups: &ExecCgroups) -> Result<Self, Failure> {
+        let mut way = Self::default();
+        let directories = match cgroups {
+            ExecCgroups::V1(directories) => directories,
+            ExecCgroups::V2 { root, path, .. } => {
+                way.directory = Some(open_directory(&root.join(path))?);
+                return Ok(way);
+            }
+        };
+        let mut last = None;
+        for directory in directories {
+            match open_tasks(directory) {
+                Ok(tasks) => way.tasks.push(tasks),
+                // libcontainer does not make them in all trees.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => last = Some((directory, error)),
+                Err(error) => return Err(not_opened(directory, &error)),
+            }
             let pids = (File::open(directory.join("pids.current")), File::open(directory.join("pids.max")));
             if let (Ok(current), Ok(max)) = pids {
                 way.pids = Some((current, max));
             }
         }
-        Ok(way)
+        match last {
+            Some((directory, error)) if way.tasks.is_empty() => Err(not_opened(directory, &error)),
+            _ => Ok(way),
+        }
     }
 
-    /// Enters, unless there are as many processes already as may be.
+    /// Where the process is to be born.
+    pub(super) fn directory(&self) -> Option<BorrowedFd<'_>> {
+        self.directory.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Enters what it has not been born in, unless there are as many processes already as may be.
     pub(super) fn take(&self) -> Result<(), Failure> {
         for tasks in &self.tasks {
             enter(tasks)
@@ -149,6 +170,21 @@ impl Way {
         }
         Ok(())
     }
+}
+
+/// The cgroup of init, if the container has divided its own: nobody may be in that itself then.
+pub(super) fn open_beside_init(cgroups: &ExecCgroups) -> Result<Option<File>, Failure> {
+    let ExecCgroups::V2 { root, path, init } = cgroups else { return Ok(None) };
+    let place = crate::cgroup::place_beside(Pid::from_raw(*init), path);
+    place.map(|place| open_directory(&root.join(path).join(place))).transpose()
+}
+
+fn open_directory(directory: &Path) -> Result<File, Failure> {
+    File::open(directory).map_err(|error| not_opened(directory, &error))
+}
+
+fn not_opened(directory: &Path, error: &io::Error) -> Failure {
+    Failure::internal(format!("open the cgroup {}: {error}", directory.display()))
 }
 
 /// A number, or nothing for `max`.
@@ -191,6 +227,31 @@ fn inherit_cpuset(root: &Path, path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tree_without_the_cgroup_is_passed_over_but_not_all() {
+        let root = tempfile::tempdir().unwrap();
+        let (there, not_there) = (root.path().join("memory/c"), root.path().join("systemd/c"));
+        fs::create_dir_all(&there).unwrap();
+        fs::write(there.join("tasks"), "").unwrap();
+        let way = Way::open(&ExecCgroups::V1(vec![not_there.clone(), there.clone()])).unwrap();
+        way.take().unwrap();
+        assert_eq!(fs::read_to_string(there.join("tasks")).unwrap(), "0");
+        let failure = Way::open(&ExecCgroups::V1(vec![not_there])).unwrap_err();
+        assert!(failure.message.contains("systemd/c"), "{failure}");
+    }
+
+    #[test]
+    fn more_processes_than_may_be_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        for (file, text) in [("tasks", ""), ("pids.current", "3\n"), ("pids.max", "2\n")] {
+            fs::write(root.path().join(file), text).unwrap();
+        }
+        let way = Way::open(&ExecCgroups::V1(vec![root.path().to_owned()])).unwrap();
+        assert_eq!(way.take().unwrap_err().kind, FailureKind::ProcessLimit);
+        fs::write(root.path().join("pids.max"), "max\n").unwrap();
+        way.take().unwrap();
+    }
 
     #[test]
     fn cpus_come_from_above_where_there_are_none() {

@@ -1,6 +1,7 @@
 //! The terminal of a process.
 //!
-//! libcontainer makes the pty in the container's own devpts and sends the master over a unix socket. A
+//! Of a further process its own child makes it, in the container, and sends the master to the worker ([`open`]). Of a
+//! container's init libcontainer makes the pty in the container's own devpts and sends the master over a unix socket. A
 //! relay, forked before libcontainer runs, takes it, sets the window size, gives the pts to the process's
 //! user, hands the master to the worker and ends. The executor waits for the relay's end before it starts
 //! the program, so the program never sees a terminal of size zero or of another owner.
@@ -10,10 +11,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
 };
+use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
+use nix::sys::statfs::{DEVPTS_SUPER_MAGIC, fstatfs};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::job::{Failure, ProcessIo};
 use super::sys;
@@ -77,28 +82,89 @@ fn listen(dir: &Path, name: &str) -> std::io::Result<UnixListener> {
 fn relay(listener: &UnixListener, worker: &OwnedFd, io: &ProcessIo) {
     let Ok((connection, _)) = listener.accept() else { return };
     let Some(master) = receive_fd(&connection.into()) else { return };
+    let peer = sys::open_pty_peer(&master);
+    dress(&master, peer.ok().as_ref(), io);
+    let _ = send_fd(worker, &master);
+}
+
+/// The size that the host named, and the process's user as the owner.
+fn dress(master: &OwnedFd, peer: Option<&OwnedFd>, io: &ProcessIo) {
     if let Some((rows, columns)) = io.window {
-        let _ = crate::stdio::set_window_size(&master, rows.into(), columns.into());
+        let _ = crate::stdio::set_window_size(master, rows.into(), columns.into());
     }
-    if io.owner.0 != 0
-        && let Ok(peer) = sys::open_pty_peer(&master)
-    {
-        let _ = nix::unistd::fchown(&peer, Some(io.owner.0.into()), None);
+    if let Some(peer) = peer.filter(|_| io.owner.0 != 0) {
+        let _ = nix::unistd::fchown(peer, Some(io.owner.0.into()), None);
     }
-    let rights = [master.as_raw_fd()];
+}
+
+/// Makes the terminal of this process, which is in the container and leads a session, and sends the master to `worker`.
+/// `proc` is the agent's `/proc`.
+pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<(), Failure> {
+    let failed = |step: &'static str| {
+        move |errno: nix::Error| Failure::internal(format!("make a terminal: {step}: {}", errno.desc()))
+    };
+    let place = nix::fcntl::open("/dev/ptmx", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(failed("look for /dev/ptmx"))?;
+    if !is_multiplexer(&place).map_err(failed("look at /dev/ptmx"))? {
+        return Err(Failure::internal("make a terminal: the container's /dev/ptmx is something else"));
+    }
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let path = format!("thread-self/fd/{}", place.as_raw_fd());
+    let master = nix::fcntl::openat(proc, path.as_str(), flags, Mode::empty()).map_err(failed("open it"))?;
+    sys::unlock_pty(&master).map_err(failed("unlock it"))?;
+    let peer = sys::open_pty_peer(&master).map_err(failed("open its other side"))?;
+    dress(&master, Some(&peer), io);
+    send_fd(worker, &master).map_err(failed("hand it over"))?;
+    sys::take_terminal(&peer)
+        .and_then(|()| dup2_stdin(&peer))
+        .and_then(|()| dup2_stdout(&peer))
+        .and_then(|()| dup2_stderr(&peer))
+        .map_err(failed("connect the process to it"))
+}
+
+/// Whether that is the device which makes terminals, in a filesystem for them (pts(4)), and not what the image or
+/// somebody in the container has put in its place.
+fn is_multiplexer(place: &OwnedFd) -> Result<bool, nix::Error> {
+    /// In each such filesystem (`PTMX_MINOR` in the kernel's fs/devpts/inode.c).
+    const INODE: u64 = 2;
+    let (file, filesystem) = (fstat(place)?, fstatfs(place)?);
+    Ok(filesystem.filesystem_type() == DEVPTS_SUPER_MAGIC
+        && SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR
+        && (major(file.st_rdev), minor(file.st_rdev), file.st_ino) == (5, 2, INODE))
+}
+
+fn send_fd(socket: &OwnedFd, fd: &OwnedFd) -> Result<(), nix::Error> {
+    let rights = [fd.as_raw_fd()];
     let control = [ControlMessage::ScmRights(&rights)];
-    let _ = sendmsg::<()>(worker.as_raw_fd(), &[IoSlice::new(b"m")], &control, MsgFlags::MSG_NOSIGNAL, None);
+    let parts = [IoSlice::new(b"m")];
+    sendmsg::<()>(socket.as_raw_fd(), &parts, &control, MsgFlags::MSG_NOSIGNAL, None).map(drop)
 }
 
 fn receive_fd(socket: &OwnedFd) -> Option<OwnedFd> {
-    let mut bytes = [0; 256];
+    receive(socket).ok()??.fd
+}
+
+/// What the other side of a socket has sent.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) text: Vec<u8>,
+    pub(super) fd: Option<OwnedFd>,
+}
+
+/// The next message; nothing when the other side has closed.
+pub(super) fn receive(socket: &OwnedFd) -> Result<Option<Message>, nix::Error> {
+    /// A [`Failure`] with the longest path that there is, and some.
+    const LONGEST: usize = 16 << 10;
+    let mut text = vec![0; LONGEST];
     let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let mut parts = [IoSliceMut::new(&mut text)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags).ok()?;
-    let mut fds = received.cmsgs().ok()?.flat_map(|message| match message {
-        ControlMessageOwned::ScmRights(fds) => fds.into_iter().map(own).collect(),
-        _ => Vec::new(),
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let fd = received.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmRights(fds) => fds.into_iter().map(own).next(),
+        _ => None,
     });
-    fds.next()
+    let len = received.bytes;
+    text.truncate(len);
+    Ok((len > 0).then_some(Message { text, fd }))
 }

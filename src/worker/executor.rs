@@ -1,13 +1,13 @@
 //! The last steps of a process before it becomes the container's program.
 //!
-//! libcontainer calls this in the container's init (and in exec'd processes) when namespaces, root, user and
-//! capabilities are in place. Its own executor would refuse programs without `o+x`, lose the order and the
-//! duplicates of the environment, and leave exec'd processes without a seccomp filter.
+//! libcontainer calls this in the container's init when namespaces, root, user and capabilities are in place; a further
+//! process comes here by itself (`exec`). libcontainer's own executor would refuse programs without `o+x`, and lose
+//! the order and the duplicates of the environment.
 //!
 //! Order: wait for the terminal, default signals, session keyring, resource limits, seccomp filter, final
-//! capabilities, execve. What fails while the launch is waiting (the look for the program, and all of an exec)
-//! is left in the report as a [`Failure`]. What fails in an init that has been started goes to its standard
-//! error, and the init ends as a shell would.
+//! capabilities, execve. What fails while the launch of an init is waiting, the look for the program, is left in the
+//! report as a [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
+//! as a shell would.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -16,89 +16,34 @@ use std::rc::Rc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::Mode;
+use nix::fcntl::AtFlags;
 use nix::unistd::AccessFlags;
 use oci_spec::runtime::{PosixRlimit, Process, Spec};
 
-use super::cgroups::Way;
 use super::filter::Filter;
 use super::job::{Failure, FailureKind};
 use super::{limits, passwd, report, sys};
-use crate::spec::{LateProcess, NamespaceId};
+use crate::spec::LateProcess;
 
 /// Where programs are looked for when the environment has no `PATH` (execvp(3)).
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What happens when the program can't be executed after all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OnFailure {
-    /// Init has been started already: say it on its standard error and end as a shell would, 126 or 127.
-    Exit,
-    /// The exec'd process's launch is still waiting: tell it.
-    Report,
-}
-
-/// nakai's executor.
+/// What every process does last, in its container.
 #[derive(Debug, Clone)]
-pub(super) struct ContainerExecutor {
+pub(super) struct LastSteps {
     late: LateProcess,
     filter: Option<Filter>,
-    /// Into the container's cgroups, if libcontainer has not put the process there.
-    cgroups: Option<Rc<Way>>,
-    report: Rc<OwnedFd>,
-    terminal_ready: Option<Rc<OwnedFd>>,
-    on_failure: OnFailure,
-    /// The agent's `/proc`: what is at that place in the container is not to be trusted.
-    proc: Rc<OwnedFd>,
 }
 
-impl ContainerExecutor {
-    pub(super) fn new(
-        late: LateProcess,
-        filter: Option<Filter>,
-        cgroups: Option<Way>,
-        report: OwnedFd,
-        terminal_ready: Option<OwnedFd>,
-        on_failure: OnFailure,
-    ) -> Result<Self, Failure> {
-        let terminal_ready = terminal_ready.map(Rc::new);
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let proc = nix::fcntl::open("/proc", flags, Mode::empty())
-            .map_err(|errno| Failure::internal(format!("open /proc: {errno}")))?;
-        let (cgroups, report, proc) = (cgroups.map(Rc::new), Rc::new(report), Rc::new(proc));
-        Ok(Self { late, filter, cgroups, report, terminal_ready, on_failure, proc })
-    }
-
-    /// Whether this process is where the container's init was made.
-    fn check_namespaces(&self) -> Result<(), Failure> {
-        for NamespaceId { kind, device, inode } in &self.late.namespaces {
-            let name = format!("thread-self/ns/{kind}");
-            let seen = nix::sys::stat::fstatat(&*self.proc, name.as_str(), AtFlags::empty())
-                .map_err(|errno| Failure::internal(format!("look at /proc/{name}: {errno}")))?;
-            if (seen.st_dev, seen.st_ino) != (*device, *inode) {
-                let message = format!(
-                    "the container's init has left its {kind} namespace: a process started now would not be in the \
-                     container"
-                );
-                return Err(Failure { kind: FailureKind::ContainerState, message });
-            }
-        }
-        Ok(())
+impl LastSteps {
+    pub(super) fn new(late: LateProcess, filter: Option<Filter>) -> Self {
+        Self { late, filter }
     }
 
     /// Everything up to execve; comes back only with the reason why not.
-    fn become_program(&self, process: &Process) -> Failure {
-        if let Some(ready) = &self.terminal_ready {
-            // The end of the relay is the end of this pipe.
-            let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
-        }
+    pub(super) fn become_program(&self, process: &Process, program: &CStr) -> Failure {
         sys::default_signal_actions();
         let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
-        let program = match program(process) {
-            Ok(program) => program,
-            Err(failure) => return failure,
-        };
         let (Some(args), Some(env)) =
             (c_strings(process.args().iter().flatten()), c_strings(self.environment(process).iter()))
         else {
@@ -108,8 +53,8 @@ impl ContainerExecutor {
             return failure;
         }
         let _ = nix::sys::prctl::set_pdeathsig(None);
-        let Err(errno) = nix::unistd::execve(&program, &args, &env);
-        exec_failure(&program, errno)
+        let Err(errno) = nix::unistd::execve(program, &args, &env);
+        exec_failure(program, errno)
     }
 
     /// The environment in its own order; HOME is the user's in the container's own passwd file, unless it is given.
@@ -151,42 +96,44 @@ impl ContainerExecutor {
     }
 }
 
+/// nakai's executor for a container's init.
+#[derive(Debug, Clone)]
+pub(super) struct ContainerExecutor {
+    steps: LastSteps,
+    report: Rc<OwnedFd>,
+    terminal_ready: Option<Rc<OwnedFd>>,
+}
+
+impl ContainerExecutor {
+    pub(super) fn new(steps: LastSteps, report: OwnedFd, terminal_ready: Option<OwnedFd>) -> Self {
+        Self { steps, report: Rc::new(report), terminal_ready: terminal_ready.map(Rc::new) }
+    }
+}
+
 impl Executor for ContainerExecutor {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let Some(process) = spec.process() else { return Err(ExecutorError::InvalidArg) };
-        let failure = self.become_program(process);
-        if self.on_failure == OnFailure::Exit {
-            let line = format!("nakai: {failure}\n");
-            let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
-            let not_found = failure.kind == FailureKind::ProgramNotFound;
-            sys::exit_now(if not_found { 127 } else { 126 });
+        if let Some(ready) = &self.terminal_ready {
+            // The end of the relay is the end of this pipe.
+            let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
         }
-        report::leave(&self.report, &failure);
-        Err(ExecutorError::Other(failure.message))
+        let failure = match program(process) {
+            Ok(program) => self.steps.become_program(process, &program),
+            Err(failure) => failure,
+        };
+        // Nobody waits for more than the end of an init that has been started.
+        let line = format!("nakai: {failure}\n");
+        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
+        let not_found = failure.kind == FailureKind::ProgramNotFound;
+        sys::exit_now(if not_found { 127 } else { 126 })
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let refuse = |failure: Failure| {
+        let process = spec.process().as_ref().ok_or_else(|| invalid("no process is given".to_owned()));
+        process.and_then(program).map(drop).map_err(|failure| {
             report::leave(&self.report, &failure);
-            Err(ExecutorValidationError::ArgValidationError(failure.message))
-        };
-        let Some(process) = spec.process() else { return refuse(invalid("no process is given".to_owned())) };
-        if self.on_failure == OnFailure::Report {
-            // Until it is the program it is of no use without the worker, who would have told it to go on.
-            let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-        }
-        if let Some(way) = &self.cgroups
-            && let Err(failure) = way.take()
-        {
-            return refuse(failure);
-        }
-        if let Err(failure) = self.check_namespaces() {
-            return refuse(failure);
-        }
-        match program(process) {
-            Ok(_) => Ok(()),
-            Err(failure) => refuse(failure),
-        }
+            ExecutorValidationError::ArgValidationError(failure.message)
+        })
     }
 
     fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
@@ -204,7 +151,7 @@ fn c_strings<'a>(strings: impl Iterator<Item = &'a String>) -> Option<Vec<CStrin
 }
 
 /// Finds the program as execvp(3) would, with the rights of the process, and says why it can't be run.
-fn program(process: &Process) -> Result<CString, Failure> {
+pub(super) fn program(process: &Process) -> Result<CString, Failure> {
     let name = process.args().iter().flatten().next().map(String::as_str).unwrap_or_default();
     if name.is_empty() || name.contains('\0') {
         return Err(invalid(format!("{name:?} is no program name")));

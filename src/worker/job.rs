@@ -54,8 +54,6 @@ pub struct CreateJob {
     pub state_root: PathBuf,
     /// Holds `config.json`; the working directory of hooks.
     pub bundle: PathBuf,
-    /// What libcontainer shall find in the place of `config.json` when a further process comes.
-    pub spec_for_execs: oci_spec::runtime::Spec,
     /// The container's root in the guest, in which the working directory is made if it is missing.
     pub rootfs: PathBuf,
     /// The working directory of the container's init.
@@ -85,22 +83,33 @@ pub struct CgroupTrees {
     pub stand_in: PathBuf,
 }
 
-/// Start a process in the running container `id`.
+/// Where a further process has to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecCgroups {
+    /// The container's directory in each tree.
+    V1(Vec<PathBuf>),
+    /// The container's, or the one of its init if the container has divided its own.
+    V2 {
+        /// Where the tree is mounted.
+        root: PathBuf,
+        /// Below it.
+        path: PathBuf,
+        /// The pid of the container's init.
+        init: i32,
+    },
+}
+
+/// Start a process in a running container. Descriptors behind the job: a handle of the container's init, then those of
+/// [`ProcessIo`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecJob {
-    /// The container's id.
-    pub id: String,
-    /// Where libcontainer keeps a directory a container.
-    pub state_root: PathBuf,
-    /// The OCI process, as libcontainer is to see it.
+    /// The OCI process, prepared.
     pub process: oci_spec::runtime::Process,
-    /// The sub-cgroup that it has to be in, if the container has divided its cgroup.
-    pub sub_cgroup: Option<String>,
-    /// The container's cgroups on v1, if a worker made them.
-    pub cgroups: Option<CgroupTrees>,
+    /// Its cgroups.
+    pub cgroups: ExecCgroups,
     /// How the process is connected.
     pub io: ProcessIo,
-    /// What is done to the process after libcontainer has finished with it.
+    /// What is done to the process last of all.
     pub late: LateProcess,
     /// Flags for seccomp(2), if the last descriptor is a compiled filter.
     pub filter_flags: Option<u32>,

@@ -13,6 +13,7 @@ mod compact;
 mod console;
 mod copy_up;
 mod create;
+mod exec;
 mod executor;
 mod filter;
 mod hooks;
@@ -88,11 +89,15 @@ impl Done {
 }
 
 fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
-    let report = Report::install()?;
-    settle(&report)?;
     let mut fds = fds.into_iter();
     let job = read_job(fds.next())?;
     let mut fds: Vec<OwnedFd> = fds.collect();
+    settle()?;
+    if !matches!(job, Job::Exec(_)) {
+        // The agent is spared when memory runs out; hooks are not. Containers get what their specification says, and an
+        // exec'd process does so from the beginning.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    }
     let mut held = |io: &ProcessIo| fds.split_off(fds.len().saturating_sub(io.held));
     let ours = match &job {
         Job::Create(job) => held(&job.io),
@@ -101,8 +106,8 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
     };
     let done = Done { outcome: Outcome::Done, pid: None, fds: Vec::new(), ours: Vec::new() };
     Ok(match job {
-        Job::Create(job) => Done::started(create::create(*job, fds, &report)?, ours),
-        Job::Exec(job) => Done::started(create::exec(*job, fds, &report)?, ours),
+        Job::Create(job) => Done::started(create::create(*job, fds, &report()?)?, ours),
+        Job::Exec(job) => Done::started(exec::start(*job, fds)?, ours),
         Job::ShareNamespaces(job) => {
             let pause = namespaces::share(&job)?;
             pause.map_or(done, |pid| Done::started(Started { pid, fds: Vec::new() }, Vec::new()))
@@ -114,7 +119,7 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
             done
         }
         Job::RunHooks(job) => {
-            hooks::run(&job, &report)?;
+            hooks::run(&job, &report()?)?;
             done
         }
         Job::ShareMount(job) => {
@@ -138,25 +143,33 @@ fn read_job(file: Option<OwnedFd>) -> Result<Job, Failure> {
 }
 
 /// Makes a fresh start of what the supervisor's process hands down, so that nothing of it reaches a container.
-fn settle(report: &Report) -> Result<(), Failure> {
-    let failed = |step: &str, cause: &dyn std::fmt::Display| Failure::internal(format!("{step}: {cause}"));
+fn settle() -> Result<(), Failure> {
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.map_err(|e| failed("open /dev/null", &e))?;
     nix::unistd::dup2_stdin(&null).map_err(|e| failed("replace stdin", &e))?;
     nix::unistd::dup2_stdout(&null).map_err(|e| failed("replace stdout", &e))?;
-    // Hooks write here; what they say then explains why they failed.
-    nix::unistd::dup2_stderr(report).map_err(|e| failed("replace stderr", &e))?;
+    nix::unistd::dup2_stderr(&null).map_err(|e| failed("replace stderr", &e))?;
     // A group of its own, so that who gives the launch up can end the hooks with it.
     let _ = nix::unistd::setsid();
-    sys::restrict_name_service_to_files();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::unistd::setgroups(&[]).map_err(|e| failed("drop the supplementary groups", &e))?;
     // A hook that ends before it has read the state must not take the worker with it. Hooks and programs get the
     // default action back.
     sys::set_signal(Signal::SIGPIPE, SigHandler::SigIgn);
-    // The agent is spared when memory runs out; hooks are not, and containers get what their specification says.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     Ok(())
+}
+
+/// For what runs hooks or calls libcontainer: where both say what is wrong.
+fn report() -> Result<Report, Failure> {
+    let report = Report::install()?;
+    // Hooks write here; what they say then explains why they failed.
+    nix::unistd::dup2_stderr(&report).map_err(|e| failed("replace stderr", &e))?;
+    sys::restrict_name_service_to_files();
+    Ok(report)
+}
+
+fn failed(step: &str, cause: &dyn std::fmt::Display) -> Failure {
+    Failure::internal(format!("{step}: {cause}"))
 }
 
 /// An error with all its causes in one line.

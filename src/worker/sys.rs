@@ -63,6 +63,14 @@ pub(super) fn join_session_keyring(name: &CStr) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
+/// Lets the other side of a pty master be opened (ioctl_tty(2), `TIOCSPTLCK`).
+pub(super) fn unlock_pty(master: &OwnedFd) -> Result<(), Errno> {
+    let locked: libc::c_int = 0;
+    // SAFETY: the argument of this ioctl is an int to be read, which outlives the call.
+    let result = unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSPTLCK, &raw const locked) };
+    Errno::result(result).map(drop)
+}
+
 /// Opens the other side of a pty master without a path (ioctl_tty(2), `TIOCGPTPEER`).
 pub(super) fn open_pty_peer(master: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
@@ -129,6 +137,13 @@ pub(super) fn move_mount(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
         unsafe { libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, target.as_ptr(), flags) }
     };
     Errno::result(target.with_nix_path(call)?).map(drop)
+}
+
+/// Lets execve(2) close every descriptor from `first` on (close_range(2)).
+pub(super) fn close_later(first: u32) -> Result<(), Errno> {
+    // SAFETY: plain integers.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Errno::result(result).map(drop)
 }
 
 /// Ends the process at once, without running what the supervisor registered for its own exit.

@@ -1,0 +1,318 @@
+//! Starting a further process in a container.
+//!
+//! The worker forks once, and its child enters the container and becomes the program. libcontainer does the same with
+//! a process in between, and reads the container's state and specification for it: most of what an exec then costs.
+//! Of libcontainer only the parts are used that set credentials.
+//!
+//! Where the container is, is said by the handle of its init and by the namespaces that init was made in; who has moved
+//! init elsewhere gets no further process there. The child is born in the container's cgroup (v2) or
+//! enters it first of all (v1). Order of what it does then: session, standard streams, namespaces, terminal, security
+//! labels, umask, working directory, credentials, capabilities, and the last steps of every process (`executor`).
+//!
+//! The child can't be looked into from the container (it is not dumpable), and can't outlive the worker before it is
+//! the program: until then nobody has heard of it.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use libcontainer::capabilities;
+use libcontainer::syscall::Syscall;
+use libcontainer::syscall::syscall::create_syscall;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, getcwd, setsid};
+use oci_spec::runtime::Process;
+
+use super::cgroups::{self, Way};
+use super::create::{Started, started};
+use super::executor::{LastSteps, program};
+use super::job::{ExecCgroups, ExecJob, Failure, FailureKind, ProcessIo};
+use super::{chain, console, create, limits, sys};
+use crate::spec::NamespaceId;
+use crate::supervisor::{Forked, fork, fork_into};
+
+/// All that the child needs.
+struct Entry<'a> {
+    init: OwnedFd,
+    /// The namespaces that are not the guest's.
+    namespaces: CloneFlags,
+    /// Which ones those are.
+    pinned: &'a [NamespaceId],
+    stdio: Vec<OwnedFd>,
+    process: &'a Process,
+    io: &'a ProcessIo,
+    cgroups: &'a ExecCgroups,
+    way: Way,
+    steps: LastSteps,
+    /// The agent's `/proc`: what is at that place in the container is not to be trusted.
+    proc: OwnedFd,
+}
+
+/// Starts the process; it has been exec'd when this returns. `fds`: the handle of init, then those of a process.
+pub(super) fn start(job: ExecJob, mut fds: Vec<OwnedFd>) -> Result<Started, Failure> {
+    let filter = create::take_filter(&mut fds, job.filter_flags)?;
+    let mut fds = fds.into_iter();
+    let init = fds.next().ok_or_else(|| Failure::internal("an exec without the container's init"))?;
+    limits::raise(&job.late.rlimits);
+    let namespaces = flags_of(&job.late.namespaces)?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let proc =
+        nix::fcntl::open("/proc", flags, Mode::empty()).map_err(|errno| failed("open /proc", errno))?;
+    let stdio = fds.map(|fd| create::give(fd, job.io.owner)).collect();
+    let way = Way::open(&job.cgroups)?;
+    // Inherited. Who is not dumpable may not write there without a capability.
+    if let Some(score) = job.process.oom_score_adj() {
+        std::fs::write("/proc/self/oom_score_adj", score.to_string())
+            .map_err(|error| Failure::internal(format!("set the OOM score to {score}: {error}")))?;
+    }
+    prctl::set_dumpable(false).map_err(|errno| failed("become undumpable", errno))?;
+    let entry = Entry {
+        init,
+        namespaces,
+        pinned: &job.late.namespaces,
+        stdio,
+        process: &job.process,
+        io: &job.io,
+        cgroups: &job.cgroups,
+        way,
+        steps: LastSteps::new(job.late.clone(), filter),
+        proc,
+    };
+    entry.launch()
+}
+
+/// Those that are not the guest's.
+fn flags_of(pinned: &[NamespaceId]) -> Result<CloneFlags, Failure> {
+    let mut flags = CloneFlags::empty();
+    for namespace in pinned.iter().filter(|namespace| namespace.own) {
+        flags |= match namespace.kind.as_str() {
+            "mnt" => CloneFlags::CLONE_NEWNS,
+            "pid" => CloneFlags::CLONE_NEWPID,
+            "ipc" => CloneFlags::CLONE_NEWIPC,
+            "uts" => CloneFlags::CLONE_NEWUTS,
+            "net" => CloneFlags::CLONE_NEWNET,
+            "cgroup" => CloneFlags::CLONE_NEWCGROUP,
+            "time" => CloneFlags::from_bits_retain(libc::CLONE_NEWTIME),
+            other => return Err(Failure::internal(format!("a namespace of the unknown kind {other:?}"))),
+        };
+    }
+    Ok(flags)
+}
+
+fn failed(step: &str, errno: Errno) -> Failure {
+    Failure::internal(format!("{step}: {}", errno.desc()))
+}
+
+impl Entry<'_> {
+    /// Forks the child and waits until it is the program, or says why it can't be.
+    fn launch(mut self) -> Result<Started, Failure> {
+        // A PID namespace is for children only.
+        let pid_namespace = self.namespaces & CloneFlags::CLONE_NEWPID;
+        self.join(pid_namespace)?;
+        self.namespaces -= pid_namespace;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|errno| failed("socket pair", errno))?;
+        match self.fork()? {
+            Forked::Child => {
+                drop(ours);
+                let failure = self.become_program(&theirs);
+                let text = serde_json::to_vec(&failure).unwrap_or_default();
+                let _ = nix::sys::socket::send(theirs.as_raw_fd(), &text, MsgFlags::MSG_NOSIGNAL);
+                sys::exit_now(1)
+            }
+            Forked::Parent(pid) => {
+                drop(theirs);
+                let mut process = started(pid, None)?;
+                let next = || console::receive(&ours).map_err(|errno| failed("hear of the process", errno));
+                while let Some(message) = next()? {
+                    match message.fd {
+                        Some(master) => process.fds.push(master),
+                        None => return Err(told(&message.text)),
+                    }
+                }
+                if self.io.terminal && process.fds.len() < 2 {
+                    return Err(Failure::internal("the process's terminal did not arrive"));
+                }
+                Ok(process)
+            }
+        }
+    }
+
+    fn fork(&self) -> Result<Forked, Failure> {
+        let Some(cgroup) = self.way.directory() else { return fork().map_err(about_fork) };
+        match fork_into(cgroup) {
+            Err(Errno::EBUSY) => match cgroups::open_beside_init(self.cgroups)? {
+                Some(cgroup) => fork_into(cgroup.as_fd()).map_err(about_fork),
+                None => Err(about_fork(Errno::EBUSY)),
+            },
+            other => other.map_err(about_fork),
+        }
+    }
+
+    fn join(&self, namespaces: CloneFlags) -> Result<(), Failure> {
+        if namespaces.is_empty() {
+            return Ok(());
+        }
+        setns(&self.init, namespaces).map_err(|errno| match errno {
+            Errno::ESRCH => Failure {
+                kind: FailureKind::ContainerState,
+                message: "the container's init has ended".to_owned(),
+            },
+            _ => failed("enter the container's namespaces", errno),
+        })
+    }
+
+    /// Everything up to execve(2); comes back only with the reason why not.
+    fn become_program(&self, worker: &OwnedFd) -> Failure {
+        let ready = self.enter(worker).and_then(|()| self.become_user()).and_then(|()| {
+            depend_on(worker)?;
+            program(self.process)
+        });
+        match ready {
+            Ok(program) => self.steps.become_program(self.process, &program),
+            Err(failure) => failure,
+        }
+    }
+
+    /// Whether the child is where the container's init was made.
+    fn check_namespaces(&self) -> Result<(), Failure> {
+        for NamespaceId { kind, device, inode, .. } in self.pinned.iter().filter(|namespace| namespace.own) {
+            let name = format!("thread-self/ns/{kind}");
+            let seen = nix::sys::stat::fstatat(&self.proc, name.as_str(), AtFlags::empty())
+                .map_err(|errno| failed(&format!("look at /proc/{name}"), errno))?;
+            if (seen.st_dev, seen.st_ino) != (*device, *inode) {
+                let message = format!(
+                    "the container's init has left its {kind} namespace: a process started now would not be in the \
+                     container"
+                );
+                return Err(Failure { kind: FailureKind::ContainerState, message });
+            }
+        }
+        Ok(())
+    }
+
+    /// Into the container, still as root.
+    fn enter(&self, worker: &OwnedFd) -> Result<(), Failure> {
+        self.way.take()?;
+        setsid().map_err(|errno| failed("begin a session", errno))?;
+        if let [stdin, stdout, stderr] = self.stdio.as_slice() {
+            dup2_stdin(stdin)
+                .and_then(|()| dup2_stdout(stdout))
+                .and_then(|()| dup2_stderr(stderr))
+                .map_err(|errno| failed("connect the standard streams", errno))?;
+        }
+        self.join(self.namespaces)?;
+        self.check_namespaces()?;
+        if self.io.terminal {
+            console::open(&self.proc, self.io, worker)?;
+        }
+        if self.process.no_new_privileges() == Some(true) {
+            prctl::set_no_new_privs().map_err(|errno| failed("set no_new_privs", errno))?;
+        }
+        if let Some(profile) = self.process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty())
+        {
+            self.set_apparmor_profile(profile)?;
+        }
+        if let Some(mask) = self.process.user().umask() {
+            umask(Mode::from_bits_truncate(mask));
+        }
+        Ok(())
+    }
+
+    /// For the next execve(2), by the file of Linux 5.8 or else by the one that all security modules share.
+    fn set_apparmor_profile(&self, profile: &str) -> Result<(), Failure> {
+        let write = |file: &str| {
+            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            let file = nix::fcntl::openat(&self.proc, file, flags, Mode::empty())?;
+            File::from(file).write_all(format!("exec {profile}").as_bytes())
+        };
+        write("thread-self/attr/apparmor/exec")
+            .or_else(|_| write("thread-self/attr/exec"))
+            .map_err(|error| Failure::internal(format!("set the AppArmor profile {profile:?}: {error}")))
+    }
+
+    /// The user, its directory, and what it may do.
+    fn become_user(&self) -> Result<(), Failure> {
+        let (user, cwd) = (self.process.user(), self.process.cwd());
+        let syscall = create_syscall();
+        // As root, who may enter more; but root may be kept out where the user is not.
+        let denied = match chdir(cwd) {
+            Err(Errno::EPERM) => true,
+            other => other.map(|()| false).map_err(|errno| about_cwd(cwd, errno))?,
+        };
+        let groups: Vec<Gid> =
+            user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
+        nix::unistd::setgroups(&groups).map_err(|errno| failed("set the supplementary groups", errno))?;
+        let (uid, gid) = (user.uid(), user.gid());
+        become_id(syscall.as_ref(), uid, gid)?;
+        sys::close_later(3).map_err(|errno| failed("close descriptors", errno))?;
+        let cannot = |error| Failure::internal(format!("set the capabilities: {}", chain(&error)));
+        capabilities::reset_effective(syscall.as_ref()).map_err(cannot)?;
+        if let Some(wanted) = self.process.capabilities() {
+            capabilities::drop_privileges(wanted, syscall.as_ref()).map_err(cannot)?;
+        }
+        if denied {
+            chdir(cwd).map_err(|errno| about_cwd(cwd, errno))?;
+        }
+        // A directory outside of the root has no path (CVE-2024-21626).
+        match getcwd() {
+            Ok(path) if path.is_absolute() => Ok(()),
+            Ok(_) => Err(about_cwd(cwd, Errno::ENOENT)),
+            Err(errno) => Err(about_cwd(cwd, errno)),
+        }
+    }
+}
+
+/// The ids, with all capabilities kept for now.
+fn become_id(syscall: &dyn Syscall, uid: u32, gid: u32) -> Result<(), Failure> {
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    prctl::set_keepcaps(true)
+        .and_then(|()| nix::unistd::setresgid(group, group, group))
+        .and_then(|()| nix::unistd::setresuid(user, user, user))
+        .map_err(|errno| failed(&format!("become user {uid} of group {gid}"), errno))?;
+    if uid != 0 {
+        capabilities::reset_effective(syscall)
+            .map_err(|error| Failure::internal(format!("keep the capabilities: {}", chain(&error))))?;
+    }
+    prctl::set_keepcaps(false).map_err(|errno| failed("stop keeping capabilities", errno))
+}
+
+/// From here on the child ends with the worker. Not before: a change of user takes that back (prctl(2)).
+fn depend_on(worker: &OwnedFd) -> Result<(), Failure> {
+    let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+    // A worker that had ended by then has closed its end of the socket.
+    let mut watched = [PollFd::new(worker.as_fd(), PollFlags::empty())];
+    match poll(&mut watched, PollTimeout::ZERO) {
+        Ok(0) => Ok(()),
+        _ => Err(Failure::internal("nobody waits for the process any more")),
+    }
+}
+
+/// A fork that is refused for want of room, in the container's cgroup or in the guest, or because there is no container.
+fn about_fork(errno: Errno) -> Failure {
+    let (kind, message) = match errno {
+        Errno::EAGAIN => (FailureKind::ProcessLimit, "no more processes are allowed (pids limit)"),
+        // A PID namespace whose init has ended (pid_namespaces(7)).
+        Errno::ENOMEM => (FailureKind::ContainerState, "the container's init has ended, or memory is short"),
+        _ => (FailureKind::Internal, "fork a process in the container's cgroup"),
+    };
+    Failure { kind, message: format!("{message}: {}", errno.desc()) }
+}
+
+fn about_cwd(cwd: &Path, errno: Errno) -> Failure {
+    let message = format!("enter the working directory {}: {}", cwd.display(), errno.desc());
+    Failure { kind: FailureKind::WorkingDirectory, message }
+}
+
+/// What the child said went wrong.
+fn told(text: &[u8]) -> Failure {
+    serde_json::from_slice(text).unwrap_or_else(|_| Failure::internal("the process could not be started"))
+}
