@@ -135,6 +135,7 @@ short: 1 2 3 4 5 6 7 8 9
         receiver.recv(&mut [0; 500]).unwrap();
         assert!(loopback().received.bytes >= before.received.bytes + 500);
         own.close();
+        assert!(own.0.lock().unwrap().is_none());
         assert!(loopback().received.bytes >= before.received.bytes + 500);
         let this = of_process(nix::unistd::Pid::this()).unwrap();
         assert!(this.iter().any(|traffic| traffic.name == "lo"));
