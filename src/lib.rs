@@ -18,6 +18,7 @@ pub mod device;
 pub mod fuzz;
 pub mod guest;
 pub mod ids;
+pub mod journal;
 pub mod mem_agent;
 pub mod network;
 pub mod observe;

@@ -8,9 +8,11 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{Shutdown, shutdown};
 use slog::{Logger, info, o, warn};
 use tokio::sync::{Notify, watch};
 
@@ -21,16 +23,17 @@ use crate::guest::boot::{self, Mode};
 use crate::guest::bulkhead::Bulkhead;
 use crate::guest::copy_file::Copies;
 use crate::guest::modules::Modules;
+use crate::journal::{self, Journal, Left, LeftLine};
 use crate::mem_agent::MemAgent;
 use crate::network::Networking;
 use crate::observe::{console, log};
 use crate::records::{Records, StateLock};
-use crate::rpc::{Agent, ServeError, Server};
+use crate::rpc::{Agent, Continuity, ServeError, Server};
 use crate::sandbox::{Environment, Filters, OomEvents, Sandbox};
 use crate::stdio::ports::Ports;
 use crate::storage::{Hub, KernelMounts, Lookup, Storages};
 use crate::supervisor::channel::Channel;
-use crate::supervisor::client::{Launcher, Listed};
+use crate::supervisor::client::{Hold, Launcher, Listed};
 
 /// How long an idle thread of the blocking pool is kept: memory counts more than the start of a thread. All are gone
 /// before the server takes itself to be at rest ([`crate::guest::allocator`]).
@@ -165,22 +168,26 @@ async fn serve(
     let boot_logger = logger.new(o!("subsystem" => "boot"));
     let (booted, sandbox) = watch::channel(None);
     let destroyed = Arc::new(Notify::new());
-    let agent = Agent::new(sandbox, destroyed.clone(), logger.new(o!("subsystem" => "rpc")));
     // A service may not be the only one.
     if mode == Mode::Service {
         *ours = Some(StateLock::take(&config.state_dir).await?);
     }
     let settings = settings(&config, generation)?;
-    let agent = behind_policy(agent, &config, &settings)?;
     let launcher = Launcher::start(channel, generation, logger.new(o!("subsystem" => "supervisor")))
         .map_err(io_error("watch the supervisor's channel"))?;
     // The first server has no predecessor, and answers the sooner.
-    let held = if generation == 0 { Listed::default() } else { launcher.held().await };
+    let mut held = if generation == 0 { Listed::default() } else { launcher.held().await };
+    let continuity = continuity(&mut held, &launcher, &logger).map_err(io_error("make the journal"))?;
+    let journal = continuity.journal.clone();
+    let log_of_calls = logger.new(o!("subsystem" => "rpc"));
+    let agent = Agent::new(sandbox, destroyed.clone(), log_of_calls, journal.clone());
+    let effects = agent.clone();
+    let agent = behind_policy(agent, &config, &settings)?;
     boot::before_listen(mode, &config, &boot_logger)?;
     if let Some(port) = config.log_vport {
         log.redirect(log::Output::vsock(port).map_err(io_error("serve the log on its vsock port"))?);
     }
-    let (server, listener) = Server::start(&config.server_addr, held.listener, agent)?;
+    let (server, listener) = Server::start(&config.server_addr, continuity, agent, effects)?;
     let ports = listen_for_streams(&config, &logger)?;
     crate::console::start(&config, launcher.clone(), logger.new(o!("subsystem" => "console")));
     boot::announce(&config.server_addr);
@@ -192,6 +199,7 @@ async fn serve(
             .await?;
     // A guest that gets so far is worth another server.
     launcher.serving(listener);
+    journal.is_taken_over();
     let oom_events = environment.oom_events.clone();
     let sandbox = Sandbox::new(environment);
     if generation > 0 {
@@ -209,6 +217,45 @@ async fn serve(
     server.stop().await;
     launcher.shut_down().await;
     Ok(())
+}
+
+/// The journal and the connections of the server before this one. Connections that can't be gone on with are closed.
+fn continuity(held: &mut Listed, launcher: &Launcher, logger: &Logger) -> io::Result<Continuity> {
+    let left = held.journal.take().map(Journal::open);
+    let Left { journal, lines, panic } = match left {
+        Some(Ok(left)) => left,
+        other => {
+            if let Some(Err(error)) = other {
+                warn!(logger, "connections are lost: their journal can't be read"; "error" => %error);
+            }
+            let journal = Journal::create()?;
+            launcher.hold_journal(journal.duplicate()?);
+            Left { journal, lines: Vec::new(), panic: None }
+        }
+    };
+    if let Some(panic) = &panic {
+        warn!(logger, "the server before this one panicked"; "said" => panic);
+    }
+    journal::note_panics(journal.clone());
+    let connections = connections(std::mem::take(&mut held.connections), lines);
+    if !connections.is_empty() {
+        let calls: usize = connections.iter().map(|(_, _, left)| left.calls.len()).sum();
+        info!(logger, "connections go on"; "connections" => connections.len(), "calls" => calls);
+    }
+    let listener = held.listener.take();
+    Ok(Continuity { journal, launcher: launcher.clone(), listener, connections, panic })
+}
+
+fn connections(held: Vec<(u16, OwnedFd, Hold)>, mut lines: Vec<LeftLine>) -> Vec<(OwnedFd, Hold, LeftLine)> {
+    let mut found = Vec::new();
+    for (number, connection, hold) in held {
+        match lines.iter().position(|left| left.line.number() == number) {
+            Some(place) => found.push((connection, hold, lines.swap_remove(place))),
+            // The peer learns of it although the supervisor still has a duplicate.
+            None => drop(shutdown(connection.as_raw_fd(), Shutdown::Both)),
+        }
+    }
+    found
 }
 
 /// What the host has set for as long as the agent lives, whatever becomes of the sandbox; nothing for the first server.

@@ -8,6 +8,7 @@
 
 mod connection;
 mod container;
+mod continuity;
 mod diagnostics;
 mod error;
 mod files;
@@ -47,10 +48,11 @@ pub use error::RpcError;
 #[cfg(feature = "policy")]
 pub use gate::Gated;
 pub use health::HealthService;
-pub use server::{ServeError, Server};
+pub use server::{Continuity, ServeError, Server};
 
 use crate::guest::allocator::GiveBack;
 use crate::guest::net_dev::OwnTraffic;
+use crate::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::sandbox::{KeptFiles, Sandbox};
 
@@ -79,12 +81,19 @@ struct Kept {
 
 impl Agent {
     /// The agent of a guest that will have its `sandbox` soon.
-    pub fn new(sandbox: watch::Receiver<Option<Sandbox>>, destroyed: Arc<Notify>, logger: Logger) -> Self {
+    /// What its calls leave in the `journal` is given back with other memory.
+    pub fn new(
+        sandbox: watch::Receiver<Option<Sandbox>>,
+        destroyed: Arc<Notify>,
+        logger: Logger,
+        journal: Arc<Journal>,
+    ) -> Self {
         let kept = Arc::<Kept>::default();
         let open = kept.clone();
         let memory = GiveBack::start(move || {
             open.cgroups.clear();
             open.network.close();
+            journal.trim();
         });
         Self { sandbox, destroyed, metrics: Arc::default(), logger, memory, kept }
     }

@@ -13,8 +13,10 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::connection::{self, Router};
-use super::{HealthService, listener};
+use super::{Agent, HealthService, listener};
 use crate::config::ServerAddress;
+use crate::journal::{Journal, LeftLine, Line};
+use crate::supervisor::client::{Hold, Launcher};
 
 /// How long the last answers may take to leave when the server stops.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -35,6 +37,21 @@ pub enum ServeError {
     },
 }
 
+/// What the server leaves to the next one, and has from the one before it.
+#[derive(Debug)]
+pub struct Continuity {
+    /// Where calls and connections are noted.
+    pub journal: Arc<Journal>,
+    /// Has them held.
+    pub launcher: Launcher,
+    /// The socket that the one before it listened on.
+    pub listener: Option<OwnedFd>,
+    /// Its connections.
+    pub connections: Vec<(OwnedFd, Hold, LeftLine)>,
+    /// What it said when it panicked.
+    pub panic: Option<String>,
+}
+
 /// The listening server.
 #[derive(Debug)]
 pub struct Server {
@@ -43,18 +60,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `address`, or goes on listening on the socket that an earlier server `left`, and serves `agent`,
-    /// behind its policy or not, and Health there. Returns a duplicate of a socket that is new, for the next server.
+    /// Listens on `address`, or goes on with the socket and the connections of an earlier server's, and serves `agent`
+    /// there, behind its policy or not, and Health; `effects` is the same agent without policy. Returns a duplicate of a socket that is new, for the next server.
     ///
     /// # Errors
     /// When the address can't be bound.
     pub fn start(
         address: &ServerAddress,
-        left: Option<OwnedFd>,
+        continuity: Continuity,
         agent: impl AgentService + Send + 'static,
+        effects: Agent,
     ) -> Result<(Self, Option<OwnedFd>), ServeError> {
         let failed = |source| ServeError::Listen { address: address.to_string(), source };
-        let (socket, duplicate) = match left {
+        let Continuity { journal, launcher, listener, connections, panic } = continuity;
+        let (socket, duplicate) = match listener {
             Some(socket) => (socket, None),
             None => {
                 remove_stale_socket(address);
@@ -64,9 +83,11 @@ impl Server {
             }
         };
         let listener = listener::register(socket).map_err(failed)?;
-        let router = Arc::new(Router::new(Arc::new(HealthService), Arc::new(agent)));
+        let router =
+            Arc::new(Router::new(Arc::new(HealthService), Arc::new(agent), Arc::new(effects), panic));
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(accept(listener, router, stopped));
+        let serving = Serving { router, journal, launcher, stopped, connections: JoinSet::new() };
+        let accepting = tokio::spawn(serving.accept(listener, connections));
         Ok((Self { stop, accepting }, duplicate))
     }
 
@@ -79,33 +100,61 @@ impl Server {
     }
 }
 
-/// Accepts connections until it is told to stop, then waits for them.
-async fn accept(listener: AsyncFd<OwnedFd>, router: Arc<Router>, stopped: watch::Receiver<bool>) {
-    let mut connections = JoinSet::new();
-    let mut stop = stopped.clone();
-    loop {
-        let ready = tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            ready = listener.readable() => ready,
-        };
-        let Ok(mut ready) = ready else { break };
-        match listener::accept(listener.get_ref()) {
-            Ok(connection) => {
-                connections.spawn(connection::serve(connection, router.clone(), stopped.clone()));
-            }
-            Err(Errno::EAGAIN) => ready.clear_ready(),
-            Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                // The connection stays in the queue, so the socket stays readable, and nothing tells when there is room again.
-                tokio::time::sleep(NO_DESCRIPTORS).await;
-            }
-            // The peer has gone already.
-            Err(_) => {}
+/// What serves the connections.
+struct Serving {
+    router: Arc<Router>,
+    journal: Arc<Journal>,
+    launcher: Launcher,
+    stopped: watch::Receiver<bool>,
+    connections: JoinSet<()>,
+}
+
+impl Serving {
+    /// Goes on with connections, and accepts more, until it is told to stop. Then it waits for them.
+    async fn accept(mut self, listener: AsyncFd<OwnedFd>, left: Vec<(OwnedFd, Hold, LeftLine)>) {
+        for (connection, hold, line) in left {
+            self.serve(connection, hold, line);
         }
+        let mut stop = self.stopped.clone();
+        loop {
+            let ready = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some(_) = self.connections.join_next(), if !self.connections.is_empty() => continue,
+                ready = listener.readable() => ready,
+            };
+            let Ok(mut ready) = ready else { break };
+            match listener::accept(listener.get_ref()) {
+                Ok(connection) => self.begin(connection),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                    // The connection stays in the queue, so the socket stays readable, and nothing tells when there is room
+                    // again.
+                    tokio::time::sleep(NO_DESCRIPTORS).await;
+                }
+                // The peer has gone already.
+                Err(_) => {}
+            }
+        }
+        drop(listener);
+        while self.connections.join_next().await.is_some() {}
     }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
+
+    /// Serves a new connection. One that can't be held ends with this server.
+    fn begin(&mut self, connection: OwnedFd) {
+        let Ok(line) = Line::open(&self.journal) else { return };
+        let duplicate = connection.try_clone().ok().filter(|_| Arc::ptr_eq(line.journal(), &self.journal));
+        let hold = duplicate.map(|fd| self.launcher.hold_connection(line.number(), fd));
+        self.serve(connection, hold, LeftLine::new(line));
+    }
+
+    fn serve(&mut self, connection: OwnedFd, hold: impl Into<Option<Hold>>, line: LeftLine) {
+        let (router, stopped, hold) = (self.router.clone(), self.stopped.clone(), hold.into());
+        self.connections.spawn(async move {
+            connection::serve(connection, line, router, stopped).await;
+            drop(hold);
+        });
+    }
 }
 
 /// A socket file that an earlier agent left, and on which nobody listens, is in the way of bind(2).

@@ -7,7 +7,9 @@ use nakai_protocols::agent::{
 use nakai_protocols::empty::Empty;
 
 use super::{Agent, Answer};
+use crate::journal;
 use crate::sandbox::Output;
+use crate::stdio::Taken;
 
 pub(super) async fn write(agent: &Agent, request: WriteStreamRequest) -> Answer<WriteStreamResponse> {
     let container = agent.sandbox().await?.container(&request.container_id)?;
@@ -26,7 +28,11 @@ pub(super) async fn read(
     let quiet = sandbox.environment().config.stream_quiet_time;
     let container = sandbox.container(&request.container_id)?;
     let mut response = ReadStreamResponse::new();
-    response.data = container.read(&request.exec_id, output, request.len, quiet).await?;
+    match container.read(&request.exec_id, output, request.len, quiet).await? {
+        Taken::Own(data) => response.data = data,
+        // It goes past the response, without being copied: see `connection`.
+        Taken::Kept(chunk) => journal::hand_over(chunk),
+    }
     Ok(response)
 }
 

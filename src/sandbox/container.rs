@@ -39,6 +39,7 @@ use super::process::{Process, handles_sigterm};
 use crate::cgroup::Cgroup;
 use crate::ids::{ContainerId, ExecId};
 use crate::spec::ExecFacts;
+use crate::stdio::Taken;
 use oci_spec::runtime::Hook;
 
 /// Where in its life a container is; see the module.
@@ -338,20 +339,20 @@ impl Container {
         }
     }
 
-    /// Reads from a stream of a process: see [`crate::stdio::OutputStream::read`].
+    /// Reads from a stream of a process: see [`crate::stdio::OutputStream::take`].
     pub async fn read(
         &self,
         exec_id: &str,
         output: Output,
         len: u32,
         quiet: Duration,
-    ) -> Result<Vec<u8>, SandboxError> {
+    ) -> Result<Taken, SandboxError> {
         let process = self.process(exec_id)?;
         let (stream, name) = match output {
             Output::Stdout => (&process.streams().stdout, "stdout"),
             Output::Stderr => (&process.streams().stderr, "stderr"),
         };
-        let bytes = stream.read(len, process.exit(), quiet).await.map_err(self.stdio_error(exec_id, name))?;
+        let bytes = stream.take(len, process.exit(), quiet).await.map_err(self.stdio_error(exec_id, name))?;
         if bytes.is_empty() && process.is_waited() && process.streams().is_drained() {
             self.forget(exec_id, &process);
         }

@@ -321,6 +321,11 @@ impl Sandbox {
         }
     }
 
+    /// Whether there is one.
+    pub fn is_running(&self) -> bool {
+        self.running().is_ok()
+    }
+
     fn running(&self) -> Result<Arc<Running>, SandboxError> {
         match &*lock(&self.inner.state) {
             State::Running(running) => Ok(running.clone()),

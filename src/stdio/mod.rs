@@ -10,7 +10,7 @@
 //!   await in between.
 //!
 //! A reader that asks for more than a pipe holds, or finds it nearly full, gets a bigger pipe (see
-//! [`OutputStream::read`]).
+//! [`OutputStream::take`]).
 //!
 //! Owns the server's ends of the streams; all of them are non-blocking and close-on-exec. A process that is
 //! removed calls [`InputStream::abandon`] and drops its [`Streams`], and with it the fds. Failures are
@@ -27,7 +27,7 @@ mod sys;
 mod tests;
 
 pub use input::InputStream;
-pub use output::{MAX_READ, OutputStream};
+pub use output::{MAX_READ, OutputStream, Taken};
 pub use sys::set_window_size;
 
 use nix::errno::Errno;

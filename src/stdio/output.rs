@@ -14,6 +14,7 @@
 use super::source::{REOPEN_LOOK, Source};
 use super::sys::bytes_waiting;
 use super::{StdioError, StreamName};
+use crate::journal::{Chunk, chunk_of_current_call};
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
@@ -51,9 +52,35 @@ pub struct OutputStream {
     usual: AtomicUsize,
 }
 
+/// What was read.
+#[derive(Debug)]
+pub enum Taken {
+    /// In memory of our own.
+    Own(Vec<u8>),
+    /// In the journal, for the call that this is read for.
+    Kept(Chunk),
+}
+
+impl Default for Taken {
+    fn default() -> Self {
+        Self::Own(Vec::new())
+    }
+}
+
+impl std::ops::Deref for Taken {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Kept(chunk) => chunk.data(),
+        }
+    }
+}
+
 /// What one look at the fd found.
 enum Look {
-    Bytes(Vec<u8>),
+    Bytes(Taken),
     End,
     /// A terminal that no process has open.
     HungUp,
@@ -81,6 +108,22 @@ impl OutputStream {
         self.source.as_ref()
     }
 
+    /// As [`OutputStream::take`], for whoever is no call.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn read<T>(
+        &self,
+        len: u32,
+        exited: &watch::Receiver<Option<T>>,
+        quiet: Duration,
+    ) -> Result<Vec<u8>, StdioError> {
+        Ok(match self.take(len, exited, quiet).await? {
+            Taken::Own(bytes) => bytes,
+            Taken::Kept(chunk) => chunk.data().to_vec(),
+        })
+    }
+
     /// Waits until there is something to read and takes as much as is there, up to `len` and
     /// [`MAX_READ`] bytes. Empty means the end of the stream, now and for good.
     ///
@@ -91,16 +134,16 @@ impl OutputStream {
     ///
     /// # Errors
     /// [`StdioError::ZeroLength`] if `len` is 0, [`StdioError::Read`] for what the kernel refuses.
-    pub async fn read<T>(
+    pub async fn take<T>(
         &self,
         len: u32,
         exited: &watch::Receiver<Option<T>>,
         quiet: Duration,
-    ) -> Result<Vec<u8>, StdioError> {
+    ) -> Result<Taken, StdioError> {
         if len == 0 {
             return Err(StdioError::ZeroLength);
         }
-        let Some(source) = &self.source else { return Ok(Vec::new()) };
+        let Some(source) = &self.source else { return Ok(Taken::default()) };
         let limit = usize::try_from(len).unwrap_or(MAX_READ).min(MAX_READ);
         self.ask_for_pipe(source.fd(), limit);
         self.read_from(source, limit, exited.clone(), quiet)
@@ -114,7 +157,7 @@ impl OutputStream {
         limit: usize,
         mut exited: watch::Receiver<Option<T>>,
         quiet: Duration,
-    ) -> io::Result<Vec<u8>> {
+    ) -> io::Result<Taken> {
         let mut gone = exited.borrow().is_some();
         while !self.ended.load(Ordering::Relaxed) {
             match self.wait(source, limit, exited.clone(), quiet).await? {
@@ -126,7 +169,7 @@ impl OutputStream {
                 Look::End | Look::HungUp => self.ended.store(true, Ordering::Relaxed),
             }
         }
-        Ok(Vec::new())
+        Ok(Taken::default())
     }
 
     /// One look at once; if that finds nothing, waits for bytes, the end, or silence after the exit.
@@ -154,6 +197,12 @@ impl OutputStream {
     /// Takes what is there, up to `limit`. Makes room for twice what the last look found, and asks the kernel how much
     /// there is only if that was too little: an ordinary look is one read(2), in which it is seen that there is no more.
     fn look(&self, fd: BorrowedFd<'_>, limit: usize) -> io::Result<Look> {
+        // A terminal can't be moved from without a copy by all kernels.
+        if self.name != StreamName::Terminal
+            && let Some(chunk) = chunk_of_current_call(limit)
+        {
+            return self.look_into(chunk, fd, limit);
+        }
         let mut bytes = Vec::new();
         let mut room = self.usual.load(Ordering::Relaxed).saturating_mul(2).max(MIN_LOOK).min(limit);
         while room > 0 {
@@ -178,11 +227,34 @@ impl OutputStream {
             }
         }
         self.usual.store(bytes.len(), Ordering::Relaxed);
-        self.taken.fetch_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.took(bytes.len());
         if bytes.len() < bytes.capacity() / 2 {
             bytes.shrink_to_fit();
         }
-        Ok(Look::Bytes(bytes))
+        Ok(Look::Bytes(Taken::Own(bytes)))
+    }
+
+    /// The same into the journal, so that the next server has what this one has not sent.
+    fn look_into(&self, mut chunk: Chunk, fd: BorrowedFd<'_>, limit: usize) -> io::Result<Look> {
+        let taken = loop {
+            match chunk.fill(fd, limit) {
+                Err(nix::errno::Errno::EINTR) => {}
+                filled => break filled?,
+            }
+        };
+        if taken == 0 {
+            return Ok(Look::End);
+        }
+        self.took(taken);
+        let size = self.pipe_size.load(Ordering::Relaxed);
+        if taken >= size.saturating_sub(size / 4) {
+            self.ask_for_pipe(fd, size.saturating_mul(4));
+        }
+        Ok(Look::Bytes(Taken::Kept(chunk)))
+    }
+
+    fn took(&self, bytes: usize) {
+        self.taken.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// How much there is beyond the `taken` bytes of this look. A pipe that was nearly full holds up its writer, and

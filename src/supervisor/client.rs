@@ -24,7 +24,7 @@ use slog::Logger;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channel::Channel;
-use super::dispatcher::{Command, Dispatcher};
+use super::dispatcher::{CONNECTIONS, Command, Dispatcher, JOURNAL};
 use super::reaper::ExitStatus;
 use crate::worker::job::{Failure, Job, Outcome};
 
@@ -123,6 +123,10 @@ impl Drop for Hold {
 pub struct Listed {
     /// The socket that it listened on.
     pub listener: Option<OwnedFd>,
+    /// Its journal.
+    pub journal: Option<OwnedFd>,
+    /// Its connections, by their lines.
+    pub connections: Vec<(u16, OwnedFd, Hold)>,
     /// Its processes, by the number of their launch.
     pub processes: std::collections::HashMap<u64, Held>,
 }
@@ -190,6 +194,18 @@ impl Launcher {
     /// Tells the supervisor that the server listens, and on what, if it does not hold that already.
     pub fn serving(&self, listener: Option<OwnedFd>) {
         let _ = self.commands.send(Command::Serving { listener });
+    }
+
+    /// Has the journal held, for as long as there is an agent.
+    pub fn hold_journal(&self, journal: OwnedFd) {
+        let _ = self.commands.send(Command::Hold { key: JOURNAL, fd: journal });
+    }
+
+    /// Has the connection on a line of the journal held.
+    pub fn hold_connection(&self, line: u16, connection: OwnedFd) -> Hold {
+        let key = CONNECTIONS | u64::from(line);
+        let _ = self.commands.send(Command::Hold { key, fd: connection });
+        Hold { key, commands: self.commands.clone() }
     }
 
     /// Asks what an earlier server has left. To be called once, before anything is launched: what nobody keeps of it

@@ -18,6 +18,10 @@ use crate::worker::job::{Failure, Outcome};
 
 /// The number under which the listening socket is held. No launch has it.
 const LISTENER: u64 = u64::MAX;
+/// The number of the journal.
+pub(super) const JOURNAL: u64 = u64::MAX - 1;
+/// Connections have numbers from here on, by their lines in the journal.
+pub(super) const CONNECTIONS: u64 = 1 << 63;
 
 /// What the handles of [`super::client`] ask of the task.
 pub(super) enum Command {
@@ -35,6 +39,10 @@ pub(super) enum Command {
     },
     Serving {
         listener: Option<OwnedFd>,
+    },
+    Hold {
+        key: u64,
+        fd: OwnedFd,
     },
     Release {
         key: u64,
@@ -173,6 +181,7 @@ impl Dispatcher {
                 }
                 self.outbox.push_back((Header::new(Kind::Serving, 0), Vec::new()));
             }
+            Command::Hold { key, fd } => self.outbox.push_back((Header::new(Kind::Hold, key), vec![fd])),
             Command::Release { key, keep } => {
                 let release = Header { status: keep, ..Header::new(Kind::Release, key) };
                 self.outbox.push_back((release, Vec::new()));
@@ -222,14 +231,24 @@ impl Dispatcher {
 
     fn held(&mut self, header: Header, exit: watch::Receiver<Option<ExitStatus>>, mut fds: Vec<OwnedFd>) {
         let process = self.process(header, exit);
-        let Some((_, listed)) = &mut self.listing else { return };
-        if header.request == LISTENER {
-            // It stays held: a hold that is never dropped lets nothing go.
-            process.into_iter().for_each(|process| std::mem::forget(process.hold));
-            listed.listener = fds.pop();
-        } else if let Some(process) = process {
-            listed.processes.insert(header.request, Held { process, fds });
-        }
+        let (Some((_, listed)), Some(process)) = (&mut self.listing, process) else { return };
+        let place = match header.request {
+            LISTENER => &mut listed.listener,
+            JOURNAL => &mut listed.journal,
+            key if key >= CONNECTIONS => {
+                if let (Some(fd), Ok(line)) = (fds.pop(), u16::try_from(key ^ CONNECTIONS)) {
+                    listed.connections.push((line, fd, process.hold));
+                }
+                return;
+            }
+            key => {
+                listed.processes.insert(key, Held { process, fds });
+                return;
+            }
+        };
+        // It stays held: a hold that is never dropped lets nothing go.
+        std::mem::forget(process.hold);
+        *place = fds.pop();
     }
 
     /// The process that is held under the number of `header`. `None` when the server is ending.

@@ -1,24 +1,17 @@
 //! Frames of ttrpc: a header of 10 bytes (length, stream and kind) and a body of up to 4 MiB.
 //!
-//! What comes in is read ahead as far as it is there, so that a request costs one read(2). A large frame takes the buffer
-//! that it was read into with it; after one the next buffer has room for another, for as long as they keep coming. A body
-//! that does not fit is read straight into a buffer of its own. A body that is longer than allowed is passed over and
-//! told as [`Body::TooLong`]; the next frame is read as if nothing had happened.
+//! What comes in is read ahead as far as it is there, so that a small request costs one system call. A body that does not
+//! fit is read straight into a buffer of its own. A body that is longer than allowed is passed over and told as
+//! [`Body::TooLong`]; the next frame is read as if nothing had happened.
+//!
+//! A request is in the journal from the moment it is read: on its line until its call has been noted.
 
 use std::io;
 
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MessageHeader};
 
 use super::socket::Socket;
-
-/// Room for what is read ahead: nearly every request, and two pages of memory for a connection that idles.
-const READ_AHEAD: usize = 8 << 10;
-/// The most room that is made for the next frame before its length is known.
-const LARGEST_AHEAD: usize = 72 << 10;
-/// How many small frames may follow a large one until the next is taken to be small.
-const MEMORY: u8 = 16;
-/// A body from here on is not copied out of the buffer that it is in.
-const LARGE: usize = 2 << 10;
+use crate::journal::{Call, Line, Request};
 
 /// A frame as it came.
 #[derive(Debug)]
@@ -29,144 +22,137 @@ pub(super) struct Frame {
 
 #[derive(Debug)]
 pub(super) enum Body {
-    /// The buffer has it from `start` to its end.
-    Bytes {
-        buffer: Vec<u8>,
-        start: usize,
-    },
+    /// The request, and the buffer that it came in if it was long.
+    Bytes(Vec<u8>),
     TooLong,
 }
 
 /// Takes a connection's bytes apart. Keeps its place when [`Frames::next`] is dropped.
 #[derive(Debug)]
 pub(super) struct Frames {
-    /// Read, and not yet part of a frame.
-    ahead: Vec<u8>,
-    /// Room for the last large frame and a small one behind it.
-    usual: usize,
-    /// How many more frames `usual` is worth.
-    memory: u8,
-    /// A frame whose body is not all there.
-    begun: Option<Begun>,
+    line: Line,
+    begun: Begun,
 }
 
+/// What the bytes that are missing belong to.
 #[derive(Debug)]
-struct Begun {
-    header: MessageHeader,
-    /// What there is of the body; nothing of one that is too long.
-    body: Vec<u8>,
-    /// How much is still to come.
-    missing: usize,
+enum Begun {
+    /// A call that has been answered, or nothing.
+    Nobody,
+    /// A frame, and what there is of its body; nothing of one that is too long.
+    Frame { header: MessageHeader, body: Vec<u8>, call: Call },
 }
 
-impl Begun {
-    fn is_too_long(&self) -> bool {
-        length(&self.header) > MESSAGE_LENGTH_MAX
-    }
-
-    fn into_frame(self) -> Frame {
-        let body =
-            if self.is_too_long() { Body::TooLong } else { Body::Bytes { buffer: self.body, start: 0 } };
-        Frame { header: self.header, body }
-    }
+/// What to do next.
+enum Step {
+    Take(MessageHeader),
+    Begin(MessageHeader),
+    Read,
 }
 
 fn length(header: &MessageHeader) -> usize {
     usize::try_from(header.length).unwrap_or(usize::MAX)
 }
 
+fn is_too_long(header: &MessageHeader) -> bool {
+    length(header) > MESSAGE_LENGTH_MAX
+}
+
 impl Frames {
-    pub(super) fn new() -> Self {
-        Self { ahead: Vec::new(), usual: READ_AHEAD, memory: 0, begun: None }
+    pub(super) fn new(line: Line) -> Self {
+        Self { line, begun: Begun::Nobody }
     }
 
-    /// The next frame; `None` at the end, which is also where the peer breaks off within a frame.
-    pub(super) async fn next(&mut self, socket: &Socket) -> io::Result<Option<Frame>> {
+    /// Passes over a request whose call has been noted. Only the first of a line can be one, if an earlier server died
+    /// between noting it and taking it.
+    pub(super) fn pass_over(&mut self, is_noted: impl FnOnce(u32) -> bool) {
+        let waiting = self.line.waiting();
+        let Some(header) = waiting.first_chunk::<MESSAGE_HEADER_LENGTH>().map(MessageHeader::from) else {
+            return;
+        };
+        if is_noted(header.stream_id) {
+            let all = length(&header).saturating_add(MESSAGE_HEADER_LENGTH);
+            match all.checked_sub(waiting.len()).filter(|missing| *missing > 0) {
+                Some(missing) => self.line.begin_body(u32::try_from(missing).unwrap_or(u32::MAX)),
+                None => self.line.take(all),
+            }
+        }
+    }
+
+    /// The next frame and its call; `None` at the end, which is also where the peer breaks off within a frame.
+    pub(super) async fn next(&mut self, socket: &Socket) -> io::Result<Option<(Frame, Call)>> {
         loop {
-            if let Some(frame) = self.take() {
-                return Ok(Some(frame));
+            if self.line.missing() > 0 {
+                let Self { line, begun } = self;
+                let read = socket.read(|fd| match begun {
+                    Begun::Frame { header, body, .. } if !is_too_long(header) => {
+                        line.receive_body(fd, Some(body))
+                    }
+                    _ => line.receive_body(fd, None),
+                });
+                if read.await? == 0 {
+                    return Ok(None);
+                }
+                continue;
             }
-            let read = match &mut self.begun {
-                Some(begun) if !begun.is_too_long() => {
-                    // The capacity is what is missing, so nothing of the next frame comes along.
-                    begun.body.reserve_exact(begun.missing);
-                    let read = socket.read(&mut begun.body).await?;
-                    begun.missing = begun.missing.saturating_sub(read);
-                    read
+            if let Begun::Frame { header, body, call } = std::mem::replace(&mut self.begun, Begun::Nobody) {
+                call.received();
+                let body = if is_too_long(&header) { Body::TooLong } else { Body::Bytes(body) };
+                return Ok(Some((Frame { header, body }, call)));
+            }
+            match self.step() {
+                Step::Take(header) => {
+                    let (body, call) = self.note(&header, false);
+                    self.line.take(length(&header).saturating_add(MESSAGE_HEADER_LENGTH));
+                    return Ok(Some((Frame { header, body: Body::Bytes(body) }, call)));
                 }
-                _ => {
-                    self.make_room();
-                    socket.read(&mut self.ahead).await?
+                Step::Begin(header) => {
+                    let (body, call) = self.note(&header, true);
+                    let missing = length(&header).saturating_sub(body.len());
+                    self.line.begin_body(u32::try_from(missing).unwrap_or(u32::MAX));
+                    self.begun = Begun::Frame { header, body, call };
                 }
-            };
-            if read == 0 {
-                return Ok(None);
+                Step::Read => {
+                    let line = &mut self.line;
+                    if socket.read(|fd| line.receive(fd)).await? == 0 {
+                        return Ok(None);
+                    }
+                }
             }
         }
     }
 
-    /// How much to read ahead.
-    fn room(&self) -> usize {
-        if self.memory > 0 { self.usual } else { READ_AHEAD }
-    }
-
-    /// A buffer as large as it has to be. Between frames one that is too large is given back.
-    fn make_room(&mut self) {
-        let room = self.room();
-        let is_idle = self.ahead.is_empty();
-        if is_idle && (self.ahead.capacity() < room || self.ahead.capacity() > room.saturating_mul(2)) {
-            self.ahead = Vec::with_capacity(room);
+    /// Looks at what has been read.
+    fn step(&mut self) -> Step {
+        let waiting = self.line.waiting();
+        let Some(header) = waiting.first_chunk::<MESSAGE_HEADER_LENGTH>().map(MessageHeader::from) else {
+            self.line.has_room_for(MESSAGE_HEADER_LENGTH);
+            return Step::Read;
+        };
+        let have = waiting.len();
+        let all = length(&header).saturating_add(MESSAGE_HEADER_LENGTH);
+        if have >= all {
+            return Step::Take(header);
         }
-    }
-
-    /// Learns from a frame how large the next one may be.
-    fn note(&mut self, frame: usize) {
-        if frame > READ_AHEAD {
-            self.usual = frame.saturating_add(LARGE).min(LARGEST_AHEAD);
-            self.memory = MEMORY;
+        // As much as is noted of a request has to be there before it is.
+        let noted = Request::kept(length(&header)).saturating_add(MESSAGE_HEADER_LENGTH);
+        if self.line.has_room_for(all) || have < noted && self.line.has_room_for(noted) {
+            Step::Read
         } else {
-            self.memory = self.memory.saturating_sub(1);
+            Step::Begin(header)
         }
     }
 
-    /// A frame out of what has been read.
-    fn take(&mut self) -> Option<Frame> {
-        if self.begun.is_none() {
-            let header = MessageHeader::from(self.ahead.first_chunk::<MESSAGE_HEADER_LENGTH>()?);
-            let end = length(&header).saturating_add(MESSAGE_HEADER_LENGTH);
-            if (LARGE..=MESSAGE_LENGTH_MAX).contains(&length(&header)) && end < self.ahead.capacity() {
-                return self.take_buffer(header, end);
-            }
-            self.note(end);
-            self.ahead.drain(..MESSAGE_HEADER_LENGTH);
-            self.begun = Some(Begun { header, body: Vec::new(), missing: length(&header) });
-        }
-        let begun = self.begun.as_mut()?;
-        let here = begun.missing.min(self.ahead.len());
-        if !begun.is_too_long() {
-            begun.body.reserve_exact(begun.missing);
-            begun.body.extend_from_slice(self.ahead.get(..here).unwrap_or_default());
-        }
-        self.ahead.drain(..here);
-        begun.missing = begun.missing.saturating_sub(here);
-        if begun.missing > 0 {
-            return None;
-        }
-        self.begun.take().map(Begun::into_frame)
-    }
-
-    /// The frame that begins the buffer, which has room for it, once all of it is there. It takes the buffer.
-    fn take_buffer(&mut self, header: MessageHeader, end: usize) -> Option<Frame> {
-        let next = self.ahead.get(end..)?;
-        let mut rest = Vec::new();
-        if !next.is_empty() {
-            rest.reserve_exact(self.room().max(next.len()));
-            rest.extend_from_slice(next);
-        }
-        self.note(end);
-        let mut buffer = std::mem::replace(&mut self.ahead, rest);
-        buffer.truncate(end);
-        Some(Frame { header, body: Body::Bytes { buffer, start: MESSAGE_HEADER_LENGTH } })
+    /// Notes the request that waits, and copies what there is of its body.
+    fn note(&self, header: &MessageHeader, is_receiving: bool) -> (Vec<u8>, Call) {
+        let waiting = self.line.waiting().get(MESSAGE_HEADER_LENGTH..).unwrap_or_default();
+        let bytes = waiting.get(..length(header).min(waiting.len())).unwrap_or_default();
+        let MessageHeader { length: len, stream_id: stream, type_: kind, .. } = *header;
+        let call = self.line.open_call(Request { stream, kind, len, bytes, is_receiving });
+        // All of it at once; one that is too long is not wanted.
+        let mut body = Vec::with_capacity(if is_too_long(header) { 0 } else { length(header) });
+        body.extend_from_slice(bytes);
+        (body, call)
     }
 }
 

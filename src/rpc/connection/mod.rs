@@ -8,12 +8,19 @@
 //!
 //! A call is dropped when its time-out passes or the connection ends. Its answer is not: half a frame would be the end
 //! of the connection.
+//!
+//! Connections outlive their server: what it needs to know of them the next one finds in the [`crate::journal`], and
+//! `resume` says what becomes of the calls.
 
 mod around;
+mod asked;
 mod frame;
 mod reply;
+mod resume;
 mod router;
 mod socket;
+#[cfg(test)]
+mod takeover_tests;
 #[cfg(test)]
 mod tests;
 
@@ -26,49 +33,89 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use self::frame::{Frame, Frames};
+pub(super) use self::resume::{Effect, Effects};
 pub(super) use self::router::Router;
 use self::socket::Socket;
+use crate::journal::{Answer, Call, Journal, LeftCall, LeftLine, Sender};
 
 /// What the calls of a connection share.
 struct Connection {
     socket: Socket,
     router: Arc<Router>,
+    journal: Arc<Journal>,
+    sender: Sender,
     /// Held while a frame is written.
     writing: Mutex<()>,
 }
 
 /// Serves a connected socket until the peer has closed it, or until `stop` says true and the calls under way have been
-/// answered.
-pub(super) async fn serve(fd: OwnedFd, router: Arc<Router>, mut stop: watch::Receiver<bool>) {
+/// answered. With what an earlier server has left on its line.
+pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut stop: watch::Receiver<bool>) {
     let Ok(socket) = Socket::new(fd) else { return };
-    let connection = Arc::new(Connection { socket, router, writing: Mutex::new(()) });
-    let mut frames = Frames::new();
+    let LeftLine { line, sending, calls: left } = left;
+    let (journal, sender) = (line.journal().clone(), line.sender());
+    let connection = Arc::new(Connection { socket, router, journal, sender, writing: Mutex::new(()) });
+    let mut frames = Frames::new(line);
+    frames.pass_over(|stream| left.iter().any(|call| call.stream == stream));
+    if let Some((call, answer)) = sending {
+        connection.write(&call, &answer).await;
+    }
     let mut calls = JoinSet::new();
+    for left in left {
+        calls.spawn(connection.clone().go_on(left));
+    }
     loop {
-        let frame = tokio::select! {
+        let next = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
             Some(_) = calls.join_next(), if !calls.is_empty() => continue,
-            frame = frames.next(&connection.socket) => frame,
+            next = frames.next(&connection.socket) => next,
         };
-        // Nobody waits for the calls any more: they are dropped with their set.
-        let Ok(Some(frame)) = frame else { return };
-        let mut call = Box::pin(connection.clone().answer(frame));
+        let Ok(Some((frame, call))) = next else {
+            // Nobody waits for the calls any more: they are dropped with their set.
+            connection.socket.hang_up();
+            return;
+        };
+        let mut call = Box::pin(connection.clone().answer(frame, call));
         if poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await.is_pending() {
             calls.spawn(call);
         }
     }
     while calls.join_next().await.is_some() {}
+    connection.socket.hang_up();
 }
 
 impl Connection {
-    async fn answer(self: Arc<Self>, frame: Frame) {
+    async fn answer(self: Arc<Self>, frame: Frame, call: Call) {
         let stream = frame.header.stream_id;
-        let Some(reply) = self.router.serve(frame).await else { return };
-        let (head, body) = reply.into_frame(stream);
+        let Some(reply) = call.run(self.router.serve(frame, &call)).await else { return };
+        self.send(&call, reply.into_answer(stream, &self.journal)).await;
+    }
+
+    /// Goes on with a call of an earlier server's.
+    async fn go_on(self: Arc<Self>, mut left: LeftCall) {
+        let (call, stream) = (left.call.clone(), left.stream);
+        let answer = match left.answer.take() {
+            Some(answer) => answer,
+            None => {
+                let Some(reply) = call.run(self.router.go_on(left)).await else { return };
+                reply.into_answer(stream, &self.journal)
+            }
+        };
+        self.send(&call, answer).await;
+    }
+
+    async fn send(&self, call: &Call, answer: Answer) {
+        call.answered(&answer);
         let _turn = self.writing.lock().await;
-        if self.socket.write_all(&head, &body).await.is_err() {
-            self.socket.hang_up();
+        self.sender.begin(call);
+        self.write(call, &answer).await;
+    }
+
+    async fn write(&self, call: &Call, answer: &Answer) {
+        match self.socket.write(&self.sender, answer).await {
+            Ok(()) => self.sender.end(call),
+            Err(_) => self.socket.hang_up(),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Answers on their way out.
 
+use std::sync::Arc;
+
 use protobuf::Message as _;
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX};
 use ttrpc::{Code, Response, Status, get_status};
 
 use super::frame::push_header;
+use crate::journal::{Answer, Chunk, Journal};
 
 /// What a call is answered with.
 #[derive(Debug)]
@@ -13,6 +16,8 @@ pub(super) enum Reply {
     /// The answer is a message with one field, number 1, of these bytes: the data of a stream. They are sent from where
     /// they are, where a [`Response`] would take two copies of them.
     Data(Vec<u8>),
+    /// The same, in the journal.
+    Kept(Chunk),
 }
 
 /// The tags of fields of bytes: number and type in one, as protobuf has them on the wire.
@@ -32,15 +37,29 @@ impl Reply {
         }
     }
 
-    /// The frame on `stream`: its beginning, and the bytes that follow.
-    pub(super) fn into_frame(self, stream: u32) -> (Vec<u8>, Vec<u8>) {
+    /// The frame on `stream`, in the journal if there is room.
+    pub(super) fn into_answer(self, stream: u32, journal: &Arc<Journal>) -> Answer {
+        let keep = |head, body| Answer::keep(journal, head, body);
         match self {
+            Self::Kept(chunk) => {
+                let len = chunk.data().len();
+                let kept = data_head(stream, len).and_then(|head| chunk.into_answer(&head));
+                kept.unwrap_or_else(|| keep(too_long(stream, len), Vec::new()))
+            }
             Self::Data(data) if !data.is_empty() => match data_head(stream, data.len()) {
-                Some(head) => (head, data),
-                None => (too_long(stream, data.len()), Vec::new()),
+                Some(head) => keep(head, data),
+                None => keep(too_long(stream, data.len()), Vec::new()),
             },
-            Self::Data(_) => (message(stream, &status(get_status(Code::OK, ""))), Vec::new()),
-            Self::Message(response) => (message(stream, &response), Vec::new()),
+            Self::Data(_) => keep(message(stream, &status(get_status(Code::OK, ""))), Vec::new()),
+            Self::Message(response) => keep(message(stream, &response), Vec::new()),
+        }
+    }
+
+    /// The code of an answer, for whoever asked it.
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Message(response) => response.status.code.enum_value_or(Code::UNKNOWN),
+            Self::Data(_) | Self::Kept(_) => Code::OK,
         }
     }
 }

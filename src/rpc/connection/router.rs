@@ -16,6 +16,8 @@ use ttrpc::{Code, Request, Response, context};
 use super::around::{cut, find, parse_around};
 use super::frame::{Body, Frame};
 use super::reply::Reply;
+use super::resume::Effects;
+use crate::journal::Call as Noted;
 
 /// The service whose reads and writes move bulk data.
 const AGENT_SERVICE: &str = "grpc.AgentService";
@@ -34,21 +36,27 @@ const FRAME_HEAD: u32 = 64;
 pub(in crate::rpc) struct Router {
     services: HashMap<String, Service>,
     agent: Arc<dyn AgentService + Send + Sync>,
+    /// Knows what earlier servers have done.
+    pub(super) effects: Arc<dyn Effects>,
+    /// What the last one said when it panicked.
+    pub(super) panic: Option<String>,
 }
 
 impl Router {
     pub(in crate::rpc) fn new(
         health: Arc<dyn Health + Send + Sync>,
         agent: Arc<dyn AgentService + Send + Sync>,
+        effects: Arc<dyn Effects>,
+        panic: Option<String>,
     ) -> Self {
         let mut services = create_health(health);
         services.extend(create_agent_service(agent.clone()));
-        Self { services, agent }
+        Self { services, agent, effects, panic }
     }
 
     /// Serves a frame. What is no request may have no answer.
-    pub(super) async fn serve(&self, frame: Frame) -> Option<Reply> {
-        let Body::Bytes { buffer, start } = frame.body else {
+    pub(super) async fn serve(&self, frame: Frame, noted: &Noted) -> Option<Reply> {
+        let Body::Bytes(buffer) = frame.body else {
             let text = format!("the message is longer than the {MESSAGE_LENGTH_MAX} bytes that one may have");
             return Some(Reply::refusal(Code::INVALID_ARGUMENT, text));
         };
@@ -56,8 +64,8 @@ impl Router {
             return Some(Reply::refusal(Code::INVALID_ARGUMENT, "stream id must be odd"));
         }
         match frame.header.type_ {
-            MESSAGE_TYPE_REQUEST => match Call::parse(buffer, start) {
-                Ok(call) => Some(self.call(frame.header, call).await),
+            MESSAGE_TYPE_REQUEST => match Call::parse(buffer, 0) {
+                Ok(call) => Some(self.call(frame.header, call, noted).await),
                 Err(error) => Some(Reply::refusal(Code::INVALID_ARGUMENT, error.to_string())),
             },
             // The protocol has no streaming calls.
@@ -66,7 +74,7 @@ impl Router {
         }
     }
 
-    async fn call(&self, header: MessageHeader, call: Call) -> Reply {
+    async fn call(&self, header: MessageHeader, call: Call, noted: &Noted) -> Reply {
         let context = TtrpcContext {
             mh: header,
             metadata: context::from_pb(&call.request.metadata),
@@ -76,18 +84,19 @@ impl Router {
         match u64::try_from(call.request.timeout_nano) {
             Ok(nanoseconds) if nanoseconds > 0 => {
                 let limit = Duration::from_nanos(nanoseconds);
-                let answer = tokio::time::timeout(limit, self.dispatch(context, call));
+                noted.limit(limit);
+                let answer = tokio::time::timeout(limit, self.dispatch(context, call, noted));
                 answer.await.unwrap_or_else(|_| Reply::refusal(Code::DEADLINE_EXCEEDED, "timeout"))
             }
-            _ => self.dispatch(context, call).await,
+            _ => self.dispatch(context, call, noted).await,
         }
     }
 
-    async fn dispatch(&self, context: TtrpcContext, call: Call) -> Reply {
+    async fn dispatch(&self, context: TtrpcContext, call: Call, noted: &Noted) -> Reply {
         if call.request.service == AGENT_SERVICE {
             match call.request.method.as_str() {
                 "ReadStdout" | "ReadStderr" => {
-                    return self.read(context, call).await.unwrap_or_else(Reply::failure);
+                    return self.read(context, call, noted).await.unwrap_or_else(Reply::failure);
                 }
                 "WriteStdin" => return self.write(context, call).await.unwrap_or_else(Reply::failure),
                 _ => {}
@@ -108,7 +117,7 @@ impl Router {
     }
 
     /// ReadStdout and ReadStderr, past the copies that the generated stub makes of the data.
-    async fn read(&self, context: TtrpcContext, call: Call) -> ttrpc::Result<Reply> {
+    async fn read(&self, context: TtrpcContext, call: Call, noted: &Noted) -> ttrpc::Result<Reply> {
         let mut read = ReadStreamRequest::parse_from_bytes(call.payload()).map_err(unreadable)?;
         if read.len == WINDOW {
             read.len = WINDOW - FRAME_HEAD;
@@ -117,7 +126,7 @@ impl Router {
             "ReadStdout" => self.agent.read_stdout(&context, read).await?,
             _ => self.agent.read_stderr(&context, read).await?,
         };
-        Ok(Reply::Data(response.data))
+        Ok(noted.take_data().map_or_else(|| Reply::Data(response.data), Reply::Kept))
     }
 
     /// WriteStdin, likewise.

@@ -9,14 +9,16 @@
 #![expect(unsafe_code, reason = "AsyncFd's constructor trusts its caller not to close the fd")]
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, setsockopt, sockopt};
-use rustix::buffer::spare_capacity;
-use rustix::io::Errno;
+use nix::sys::uio::writev;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::journal::{Answer, Sender};
 
 /// How long to wait when descriptors are used up.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(20);
@@ -42,42 +44,58 @@ impl Socket {
         Ok(Self(register(fd, Interest::READABLE)?))
     }
 
-    /// Reads into the free room of `buffer`, of which there must be some. 0 is the end.
-    pub(super) async fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    /// Reads once there is something. `read` tells how much it took, 0 at the end, and whether that was all there is.
+    pub(super) async fn read(
+        &self,
+        mut read: impl FnMut(BorrowedFd<'_>) -> Result<(usize, bool), Errno>,
+    ) -> io::Result<usize> {
         loop {
             let mut ready = self.0.readable().await?;
-            let room = buffer.capacity().saturating_sub(buffer.len());
-            match rustix::io::read(self.0.get_ref(), spare_capacity(buffer)) {
-                Ok(read) => {
+            match read(self.0.get_ref().as_fd()) {
+                Ok((count, was_all)) => {
                     // There is no more for now, so it need not be asked. What comes from here on is an event of its own.
-                    if read > 0 && read < room {
+                    if count > 0 && was_all {
                         ready.clear_ready();
                     }
-                    return Ok(read);
+                    return Ok(count);
                 }
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                Err(Errno::INTR) => {}
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
     }
 
-    /// Writes `head` and then `body`, all of it, with as few calls of the kernel as there can be.
-    pub(super) async fn write_all(&self, mut head: &[u8], mut body: &[u8]) -> io::Result<()> {
+    /// Writes an answer, or what an earlier server has not written of it, with as few calls of the kernel as there can be.
+    pub(super) async fn write(&self, sender: &Sender, answer: &Answer) -> io::Result<()> {
+        match answer {
+            Answer::Kept { .. } => self.write_by(|fd| sender.send(fd, answer)).await,
+            Answer::Own(head, body) => {
+                let (mut head, mut body) = (head.as_slice(), body.as_slice());
+                self.write_by(|fd| {
+                    let written = writev(fd, &[IoSlice::new(head), IoSlice::new(body)])?;
+                    body = body.get(written.saturating_sub(head.len())..).unwrap_or_default();
+                    head = head.get(written..).unwrap_or_default();
+                    Ok(head.is_empty() && body.is_empty())
+                })
+                .await
+            }
+        }
+    }
+
+    /// Calls `write` whenever there may be room, until it says that all is written.
+    async fn write_by(&self, mut write: impl FnMut(BorrowedFd<'_>) -> Result<bool, Errno>) -> io::Result<()> {
         let mut room: Option<AsyncFd<OwnedFd>> = None;
-        while !head.is_empty() || !body.is_empty() {
+        loop {
             // From before the write: what it is told from then on is not forgotten with it.
             let ready = match &room {
                 Some(room) => Some(room.writable().await?),
                 None => None,
             };
-            match rustix::io::writev(self.0.get_ref(), &[IoSlice::new(head), IoSlice::new(body)]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    body = body.get(written.saturating_sub(head.len())..).unwrap_or_default();
-                    head = head.get(written..).unwrap_or_default();
-                }
-                Err(Errno::AGAIN) => match ready {
+            match write(self.0.get_ref().as_fd()) {
+                Ok(true) => return Ok(()),
+                Ok(false) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => match ready {
                     Some(mut ready) => ready.clear_ready(),
                     // The event loop takes a descriptor once.
                     None => {
@@ -88,14 +106,13 @@ impl Socket {
                         }
                     }
                 },
-                Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(())
     }
 
-    /// Ends the connection in both directions: whoever waits on it learns of it.
+    /// Ends the connection in both directions: whoever waits on it learns of it, also while the supervisor still has a
+    /// duplicate.
     pub(super) fn hang_up(&self) {
         let _ = nix::sys::socket::shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }

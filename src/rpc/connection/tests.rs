@@ -19,19 +19,20 @@ use ttrpc::r#async::{Client, TtrpcContext};
 use ttrpc::{Code, context};
 
 use super::*;
+use crate::journal::Line;
 use crate::rpc::HealthService;
 
 /// Answers reads with as many bytes as were asked for, and waits until it is told to go on.
 #[derive(Default)]
-struct Fake {
-    go_on: Notify,
+pub(super) struct Fake {
+    pub(super) go_on: Notify,
     /// Calls of WaitProcess that have begun and not ended.
     waiting: AtomicUsize,
     changed: Notify,
 }
 
 /// Bytes of which each tells its place, as far as a prime goes.
-fn numbered(len: usize) -> Vec<u8> {
+pub(super) fn numbered(len: usize) -> Vec<u8> {
     (0..=250).cycle().take(len).collect()
 }
 
@@ -90,6 +91,22 @@ impl AgentService for Shared {
         Ok(WaitProcessResponse { status: 7, ..Default::default() })
     }
 
+    async fn create_container(&self, _: &TtrpcContext, _: CreateContainerRequest) -> ttrpc::Result<Empty> {
+        std::future::pending().await
+    }
+
+    async fn add_swap(&self, _: &TtrpcContext, _: AddSwapRequest) -> ttrpc::Result<Empty> {
+        std::future::pending().await
+    }
+
+    async fn stats_container(
+        &self,
+        _: &TtrpcContext,
+        _: StatsContainerRequest,
+    ) -> ttrpc::Result<StatsContainerResponse> {
+        std::future::pending().await
+    }
+
     async fn start_container(&self, _: &TtrpcContext, _: StartContainerRequest) -> ttrpc::Result<Empty> {
         Ok(Empty::new())
     }
@@ -101,15 +118,29 @@ struct Peer {
     serving: JoinHandle<()>,
 }
 
+pub(super) fn router(fake: &Arc<Fake>, panic: Option<String>) -> Arc<Router> {
+    let agent = Arc::new(Shared(fake.clone()));
+    Arc::new(Router::new(Arc::new(HealthService), agent.clone(), agent, panic))
+}
+
+#[async_trait]
+impl Effects for Shared {
+    async fn settled(&self) {}
+
+    async fn is_there(&self, effect: Effect) -> bool {
+        matches!(effect, Effect::Container(id) if id == "made")
+    }
+}
+
 /// A connection that is served, and the other end of it.
 fn connect() -> (Peer, UnixStream) {
     let (ours, theirs) = StdStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
     let fake = Arc::new(Fake::default());
-    let router = Router::new(Arc::new(HealthService), Arc::new(Shared(fake.clone())));
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(serve(theirs.into(), Arc::new(router), stopped));
+    let line = Line::open(&Journal::create().unwrap()).unwrap();
+    let serving = tokio::spawn(serve(theirs.into(), LeftLine::new(line), router(&fake, None), stopped));
     (Peer { fake, stop, serving }, UnixStream::from_std(ours).unwrap())
 }
 
@@ -133,7 +164,7 @@ fn read_request(len: usize) -> ReadStreamRequest {
 }
 
 /// A frame with a request for `service`/`method`.
-fn frame(stream: u32, kind: u8, service: &str, method: &str, payload: Vec<u8>) -> Vec<u8> {
+pub(super) fn frame(stream: u32, kind: u8, service: &str, method: &str, payload: Vec<u8>) -> Vec<u8> {
     let request = ttrpc::Request {
         service: service.to_owned(),
         method: method.to_owned(),

@@ -102,8 +102,11 @@ impl Ctx {
         &self.0.address
     }
 
-    /// The same with another connection, as the server that had this one is gone.
+    /// The same, with another connection if this one has not outlived the server that it was made to.
     pub(crate) async fn reconnected(&self) -> Fallible<Self> {
+        if self.client().check().await.is_ok() {
+            return Ok(self.clone());
+        }
         Ok(Self(self.0.clone(), self.another_client().await?))
     }
 

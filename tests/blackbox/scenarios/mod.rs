@@ -47,6 +47,7 @@ mod cgroups;
 mod client;
 mod confinement;
 mod console;
+mod continuity;
 mod devices;
 mod diagnostics;
 mod disks;
@@ -93,6 +94,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         client::scenarios(),
         confinement::scenarios(),
         console::scenarios(),
+        continuity::scenarios(),
         devices::scenarios(),
         diagnostics::scenarios(),
         disks::scenarios(),

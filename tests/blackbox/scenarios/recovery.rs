@@ -29,7 +29,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 /// Ends the server; found by its name, as its pid is not the same in each namespace.
-const KILL_SERVER: &str = "for p in /proc/[0-9]*; do \
+pub(super) const KILL_SERVER: &str = "for p in /proc/[0-9]*; do \
      [ \"$(cat $p/comm 2> /dev/null)\" != nakai-server ] || kill -9 ${p##*/}; done";
 
 /// Kills the server in the middle of a creation, by a hook of that container, and connects to the next one.
@@ -58,7 +58,8 @@ pub(super) async fn crash(ctx: &Ctx) -> Fallible<Ctx> {
 }
 
 /// Counts, a line each, until the file is there.
-const COUNT: &str = "n=0; while [ ! -e /stop ]; do echo $n; n=$((n+1)); sleep 0.1; done; echo end; exit 7";
+pub(super) const COUNT: &str =
+    "n=0; while [ ! -e /stop ]; do echo $n; n=$((n+1)); sleep 0.1; done; echo end; exit 7";
 
 /// Reads until a line has come.
 async fn read_some(ctx: &Ctx, container: &str, exec: &str, text: &mut Vec<u8>) -> Outcome {
@@ -81,7 +82,7 @@ async fn read_to_end(ctx: &Ctx, container: &str, exec: &str, text: &mut Vec<u8>)
 }
 
 /// Every number once, in order.
-fn counted(text: Vec<u8>) -> Outcome {
+pub(super) fn counted(text: Vec<u8>) -> Outcome {
     let text = String::from_utf8(text)?;
     let lines: Vec<&str> = text.lines().collect();
     let (end, numbers) = lines.split_last().ok_or("no output")?;

@@ -1,0 +1,157 @@
+//! Memory for answers.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::Journal;
+use super::call::current;
+use super::layout::{self, CHUNK_FILLED, CHUNK_OWNER, LARGE, Place, SMALL, SMALL_CHUNKS};
+
+/// What is left free in front of the data of a chunk, for the beginning of its frame.
+pub const HEAD_ROOM: usize = 64;
+
+/// Bytes in the journal.
+#[derive(Debug)]
+pub struct Chunk {
+    journal: Arc<Journal>,
+    number: usize,
+    len: usize,
+}
+
+/// A chunk for what the call that this thread works at takes from a pipe, up to `capacity` bytes. `None` if there is no
+/// such call, or no room.
+pub fn chunk_of_current_call(capacity: usize) -> Option<Chunk> {
+    let call = current()?;
+    Chunk::take(&call.journal, capacity, Some(call.number?))
+}
+
+/// Gives the call that this thread works at what has been taken for its answer.
+pub fn hand_over(chunk: Chunk) {
+    if let Some(call) = current() {
+        *call.data() = Some(chunk);
+    }
+}
+
+impl Chunk {
+    /// One that has room for `capacity` bytes behind [`HEAD_ROOM`]. What is put there is its `owner`'s at once.
+    pub(super) fn take(journal: &Arc<Journal>, capacity: usize, owner: Option<usize>) -> Option<Self> {
+        let needed = capacity.checked_add(HEAD_ROOM)?;
+        let number = if needed <= SMALL {
+            journal.taken().small.take()
+        } else if needed <= LARGE {
+            journal.taken().large.take().and_then(|number| number.checked_add(SMALL_CHUNKS))
+        } else {
+            None
+        };
+        let chunk = Self { journal: journal.clone(), number: number?, len: 0 };
+        let (entry, at, _) = layout::chunk(chunk.number);
+        let memory = &journal.memory;
+        memory.store(entry.saturating_add(CHUNK_FILLED), at.saturating_add(HEAD_ROOM) as u64);
+        memory.store(entry.saturating_add(CHUNK_OWNER), layout::reference(owner));
+        Some(chunk)
+    }
+
+    /// One of an earlier server's, with so many bytes of data, that has been claimed.
+    pub(super) fn left(journal: &Arc<Journal>, number: usize, len: usize) -> Self {
+        Self { journal: journal.clone(), number, len }
+    }
+
+    /// How much a chunk has been filled with. `None` if that can't be.
+    pub(super) fn filled(journal: &Journal, number: usize) -> Option<usize> {
+        let (entry, at, size) = layout::chunk(number);
+        let end = usize::try_from(journal.memory.load(entry.saturating_add(CHUNK_FILLED))).ok()?;
+        end.checked_sub(at.saturating_add(HEAD_ROOM)).filter(|len| *len <= size.saturating_sub(HEAD_ROOM))
+    }
+
+    /// Takes what is in a pipe, up to `limit` bytes, without waiting. None is its end.
+    ///
+    /// # Errors
+    /// What splice(2) says; EAGAIN where there is nothing.
+    pub fn fill(&mut self, pipe: BorrowedFd<'_>, limit: usize) -> Result<usize, Errno> {
+        let (entry, _, size) = layout::chunk(self.number);
+        let room = size.saturating_sub(HEAD_ROOM).saturating_sub(self.len);
+        let place = entry.saturating_add(CHUNK_FILLED);
+        let filled = self.journal.memory.splice(pipe, place, limit.min(room))?;
+        self.len = self.len.saturating_add(filled);
+        Ok(filled)
+    }
+
+    /// The data.
+    pub fn data(&self) -> &[u8] {
+        let (_, at, _) = layout::chunk(self.number);
+        self.journal.memory.bytes(at.saturating_add(HEAD_ROOM), self.len)
+    }
+
+    /// Makes an answer of it, by what comes in front of the data. Too much of that is refused.
+    pub fn into_answer(self, head: &[u8]) -> Option<Answer> {
+        let start = HEAD_ROOM.checked_sub(head.len())?;
+        let (_, at, _) = layout::chunk(self.number);
+        self.journal.memory.write(at.saturating_add(start), head);
+        let len = head.len().saturating_add(self.len);
+        Some(Answer::Kept { chunk: self, start, len })
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        let (entry, ..) = layout::chunk(self.number);
+        self.journal.memory.store(entry.saturating_add(CHUNK_OWNER), 0);
+        let mut taken = self.journal.taken();
+        match self.number.checked_sub(SMALL_CHUNKS) {
+            None => taken.small.put(self.number),
+            Some(number) => taken.large.put(number),
+        }
+    }
+}
+
+/// A frame that answers a call.
+#[derive(Debug)]
+pub enum Answer {
+    /// In the journal.
+    Kept {
+        /// Where it is.
+        chunk: Chunk,
+        /// Where in the chunk it begins.
+        start: usize,
+        /// How long it is.
+        len: usize,
+    },
+    /// In this process's own memory, in two parts.
+    Own(Vec<u8>, Vec<u8>),
+}
+
+impl Answer {
+    /// Puts a frame of two parts into the journal, if there is room.
+    pub fn keep(journal: &Arc<Journal>, head: Vec<u8>, body: Vec<u8>) -> Self {
+        let len = head.len().saturating_add(body.len());
+        let Some(chunk) = Chunk::take(journal, len.saturating_sub(HEAD_ROOM), None) else {
+            return Self::Own(head, body);
+        };
+        let (_, at, _) = layout::chunk(chunk.number);
+        journal.memory.write(at, &head);
+        journal.memory.write(at.saturating_add(head.len()), &body);
+        Self::Kept { chunk, start: 0, len }
+    }
+
+    /// As it is noted.
+    pub(super) fn place(&self) -> Option<u64> {
+        match self {
+            Self::Kept { chunk, start, len } => {
+                Some(Place { chunk: chunk.number, start: *start, len: *len }.to_word())
+            }
+            Self::Own(..) => None,
+        }
+    }
+
+    /// Where in the file it is, and how long.
+    pub(super) fn range(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::Kept { chunk, start, len } => {
+                Some((layout::chunk(chunk.number).1.saturating_add(*start), *len))
+            }
+            Self::Own(..) => None,
+        }
+    }
+}
