@@ -60,7 +60,9 @@ pub(super) async fn remove(agent: &Agent, request: RemoveContainerRequest) -> An
     let timeout = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
     let container = agent.sandbox().await?.container(&request.container_id)?;
     let removed = container.remove(timeout).await;
+    // Nothing is left open once nobody has a container to ask about; what asks again opens it again.
     agent.kept.cgroups.forget(container.cgroup());
+    agent.kept.network.close();
     removed?;
     Ok(Empty::new())
 }
