@@ -15,6 +15,7 @@ use tokio::net::{UnixSocket, UnixStream};
 use tokio_vsock::{VsockAddr, VsockStream};
 
 use crate::address::Address;
+use crate::hybrid::Hybrid;
 
 /// How long [`connect`] waits for the other side unless told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -96,11 +97,16 @@ async fn dial(address: &Address) -> Result<Connected, ConnectError> {
         Address::Hybrid { path, port } => {
             let mut stream = UnixStream::connect(path).await.map_err(failed)?;
             handshake(&mut stream, *port, address).await?;
-            stream
+            let peer = peer(&stream);
+            return Ok((Box::new(Hybrid::new(stream)), peer));
         }
     };
-    let peer = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(process);
+    let peer = peer(&stream);
     Ok((Box::new(stream), peer))
+}
+
+fn peer(stream: &UnixStream) -> Option<String> {
+    stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(process)
 }
 
 /// A process by pid and start time, since pids come again (proc_pid_stat(5)); none for one that is not seen from here.
@@ -154,7 +160,7 @@ async fn dial_stream(address: &Address, port: u32) -> Result<(Box<dyn Stream>, u
             let own = handshake(&mut stream, port, address).await?;
             let no_port =
                 || failed(io::Error::other("the VMM does not say which port it has connected from"));
-            Ok((Box::new(stream), own.filter(|own| *own != port).ok_or_else(no_port)?))
+            Ok((Box::new(Hybrid::new(stream)), own.filter(|own| *own != port).ok_or_else(no_port)?))
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod disk;
 pub mod docker;
 pub mod error;
 pub mod hotplug;
+mod hybrid;
 pub mod image;
 mod mounts;
 mod network;

@@ -10,9 +10,12 @@
 use std::time::Duration;
 
 use nakai_ctl::CallError;
+use nakai_ctl::connect::connect;
 use nakai_ctl::sandbox::{request, shm_storage};
 use nakai_ctl::spec::HookKind;
 use nakai_protocols::agent::{RemoveContainerRequest, Storage};
+use protobuf::Message as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use ttrpc::Code;
 
 use crate::harness::expect::{refused, succeeded};
@@ -21,6 +24,7 @@ use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(calls_that_are_cut_off_leave_nothing),
+        scenario!(connections_end_with_their_clients),
         scenario!(servers_killed_at_any_moment_leave_nothing).ends_its_agent().host_only(),
         scenario!(what_hangs_keeps_nobody_waiting).vm_only(),
         scenario!(a_removal_that_takes_too_long_says_so_and_goes_on),
@@ -106,6 +110,36 @@ async fn calls_that_are_cut_off_leave_nothing(ctx: Ctx) -> Outcome {
     victim.start().await?;
     assert_eq!(succeeded(victim.finish(b"").await?), "works");
     Ok(())
+}
+
+/// A frame of the protocol that asks `method` of `service` for something, without arguments.
+fn question(stream: u32, service: &str, method: &str) -> Fallible<Vec<u8>> {
+    let (service, method) = (service.to_owned(), method.to_owned());
+    let body = ttrpc::Request { service, method, ..Default::default() }.write_to_bytes()?;
+    let mut frame = u32::try_from(body.len())?.to_be_bytes().to_vec();
+    frame.extend(stream.to_be_bytes());
+    frame.extend([1, 0]);
+    frame.extend(body);
+    Ok(frame)
+}
+
+/// Clients that vanish: with an answer half read, with more answers than the sockets hold, within a request.
+async fn connections_end_with_their_clients(ctx: Ctx) -> Outcome {
+    assert!(!ctx.guest_sh("echo warm").await?.is_empty());
+    let before = ctx.inventory().await?;
+    for questions in [1, 1, 1, 200, 200] {
+        let mut client = connect(ctx.address(), Duration::from_secs(180)).await?;
+        for number in 0..questions {
+            let frame = question(2 * number + 1, "grpc.AgentService", "GetMetrics")?;
+            client.write_all(&frame).await?;
+        }
+        client.read_exact(&mut [0]).await?;
+    }
+    let mut client = connect(ctx.address(), Duration::from_secs(180)).await?;
+    let frame = question(1, "grpc.Health", "Check")?;
+    client.write_all(&frame[..frame.len() - 1]).await?;
+    drop(client);
+    ctx.returns_to(&before).await
 }
 
 /// Waits until there is no such container, and its id is free.
