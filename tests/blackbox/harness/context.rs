@@ -24,6 +24,9 @@ pub(crate) const SHELL_LIMIT: Duration = Duration::from_secs(180);
 /// How long what was given back may take to be gone: more than an exec'd process is remembered.
 const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
+/// What the agent says of a connection for a stream.
+const STREAM_WORDS: &str = "a connection for a stream\"";
+
 /// In a container's root as in the guest's.
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -63,6 +66,8 @@ pub(crate) struct MachineSide {
     pub(crate) qmp: PathBuf,
     /// A directory for the images of disks, which goes with the machine.
     pub(crate) files: PathBuf,
+    /// What the guest has said, to the end of the last line.
+    pub(crate) console: PathBuf,
 }
 
 /// What a context is made of.
@@ -117,7 +122,36 @@ impl Ctx {
 
     /// A connection for a stream of a process, and the port that names it.
     pub(crate) async fn stream(&self) -> Fallible<(Box<dyn Stream>, u32)> {
-        Ok(connect_stream(&self.0.address, STREAM_PORT, SHELL_LIMIT).await?)
+        if self.is_host() {
+            return Ok(connect_stream(&self.0.address, STREAM_PORT, SHELL_LIMIT).await?);
+        }
+        // The VMM does not say which port it has connected from. The agent does, in its log.
+        let known = self.ports_on_the_console()?.len();
+        let stream = self.connect(STREAM_PORT).await?;
+        let deadline = Instant::now() + SHELL_LIMIT;
+        loop {
+            if let Some(port) = self.ports_on_the_console()?.get(known) {
+                return Ok((stream, *port));
+            }
+            if Instant::now() > deadline {
+                return Err("the agent does not tell of a connection for a stream".into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The hosts' ports of all connections for streams that the agent has told of.
+    fn ports_on_the_console(&self) -> Fallible<Vec<u32>> {
+        let text = std::fs::read(&self.machine_side()?.console)?;
+        let text = String::from_utf8_lossy(&text);
+        let lines =
+            text.split_inclusive('\n').filter(|line| line.ends_with('\n') && line.contains(STREAM_WORDS));
+        let port = |line: &str| {
+            let (_, value) = line.split_once("\"port\":")?;
+            let value = value.trim_start_matches('"');
+            value.get(..value.find(|c: char| !c.is_ascii_digit())?)?.parse().ok()
+        };
+        Ok(lines.filter_map(port).collect())
     }
 
     /// A connection to another vsock port of the agent's guest.

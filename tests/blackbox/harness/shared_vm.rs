@@ -163,6 +163,10 @@ pub(super) fn context(
         roots: Roots { host: share, guest: GUEST_SHARE.trim_end_matches('/').to_owned() },
         view,
         hooks: Hooks(super::own_vm::HOOKS.to_owned()),
-        machine: Some(MachineSide { qmp: vm.qmp_socket(), files }),
+        machine: Some(MachineSide {
+            qmp: vm.qmp_socket(),
+            files,
+            console: vm.run_directory().join("console.log"),
+        }),
     })
 }

@@ -9,12 +9,11 @@ use crate::harness::expect::{noise, refused, same_bytes};
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    // The VM's VMM does not tell the ports of its ends.
     vec![
-        scenario!(every_byte_runs_over_its_connection).host_only(),
-        scenario!(a_terminal_runs_over_connections).host_only(),
-        scenario!(the_end_comes_after_all_output).host_only(),
-        scenario!(a_host_that_hangs_up_or_does_not_read_harms_nobody).host_only(),
+        scenario!(every_byte_runs_over_its_connection),
+        scenario!(a_terminal_runs_over_connections),
+        scenario!(the_end_comes_after_all_output),
+        scenario!(a_host_that_hangs_up_or_does_not_read_harms_nobody),
         scenario!(a_port_that_nobody_connects_from_is_refused),
     ]
 }
@@ -57,7 +56,8 @@ async fn every_byte_runs_over_its_connection(ctx: Ctx) -> Outcome {
     (request.stdin_port, request.stdout_port, request.stderr_port) = (stdin_port, stdout_port, stderr_port);
     ctx.client().create_container_with(&request).await?;
     container.start().await?;
-    let bytes = noise(1 << 20, 7);
+    // The vsock device forgets what its own sockets had no room for when the guest ends a connection.
+    let bytes = noise(if ctx.is_host() { 1 << 20 } else { 100_000 }, 7);
     let written = async {
         input.write_all(&bytes).await?;
         input.shutdown().await?;
