@@ -136,6 +136,14 @@ const BAD_SPECS: &[(SpecEdit, &[&str])] = &[
     (|spec| spec.mount("/../up", "tmpfs", "tmpfs", &[]), &["/../up"]),
     (|spec| spec.mount("/", "tmpfs", "tmpfs", &[]), &["mount", "root"]),
     (|spec| spec.mount("/x", "tmpfs", "tmpfs", &["idmap"]), &["/x", "id-mapped"]),
+    (|spec| spec.mount("/x", "/tmp", "bind", &["rbind", "ridmap"]), &["/x", "id-mapped"]),
+    (
+        |spec| {
+            let mapping = oci::LinuxIDMapping { HostID: 1000, Size: 1, ..Default::default() };
+            spec.edit(|spec| spec.Linux.mut_or_insert_default().UIDMappings.push(mapping))
+        },
+        &["linux.uidMappings"],
+    ),
     (|spec| spec.sysctl("kernel.hostname", "x"), &["kernel.hostname"]),
     (|spec| spec.sysctl("vm.swappiness", "1"), &["vm.swappiness"]),
     (
