@@ -32,4 +32,5 @@ pub mod spec;
 pub mod stdio;
 pub mod storage;
 pub mod supervisor;
+pub mod systemd;
 pub mod worker;

@@ -34,6 +34,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod unit;
 mod update;
 
 pub use devices::{AttachError, ProgramError};
@@ -50,6 +51,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tree::Dir;
+
+use crate::systemd::{SystemdError, Unit};
 
 /// What can go wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -189,6 +192,14 @@ pub enum CgroupError {
         /// Why not.
         source: AttachError,
     },
+    /// systemd does not have the cgroup as it is to be.
+    #[error("cgroup {path:?}: {source}")]
+    Systemd {
+        /// Below the hierarchy's root.
+        path: PathBuf,
+        /// What it said.
+        source: SystemdError,
+    },
     /// More than [`MAX_DEPTH`] levels of sub-cgroups.
     #[error("cgroup {path:?} has more than {MAX_DEPTH} levels of sub-cgroups")]
     TooDeep {
@@ -203,6 +214,8 @@ pub struct Cgroup {
     hierarchy: Arc<Hierarchy>,
     path: PathBuf,
     huge_pages: stats::HugePages,
+    /// What systemd knows it as, if it does.
+    unit: Option<Unit>,
 }
 
 impl Cgroup {
@@ -223,7 +236,7 @@ impl Cgroup {
         if below.as_os_str().is_empty() {
             return Err(CgroupError::BadPath { path });
         }
-        Ok(Self { hierarchy, path: below, huge_pages: stats::HugePages::default() })
+        Ok(Self { hierarchy, path: below, huge_pages: stats::HugePages::default(), unit: None })
     }
 
     /// The path below the root of the hierarchy.

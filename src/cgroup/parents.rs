@@ -21,6 +21,10 @@ impl Cgroup {
     /// Makes the cgroups above this one where they are missing, in all trees; returns them all, for [`remove_empty`].
     /// One that can't be made is left to whoever makes the cgroup itself, and says why.
     pub fn make_ancestors(&self) -> Vec<PathBuf> {
+        // Those of a unit are systemd's.
+        if self.unit.is_some() {
+            return Vec::new();
+        }
         let mut ancestors: Vec<&Path> =
             self.path.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
         ancestors.reverse();

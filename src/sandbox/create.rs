@@ -91,6 +91,7 @@ async fn steps(
         state_root: state_root.clone(),
         storages: request.storages.iter().map(|storage| storage.mount_point.to_string()).collect(),
         cgroup: None,
+        unit: None,
         killed_before: 0,
         made: None,
     };
@@ -110,7 +111,8 @@ async fn steps(
     sysctl::write(&prepared.sandbox_sysctls).await?;
     let own_network = diagnostics::has_own_network(&prepared.spec);
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
-        .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?;
+        .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?
+        .in_unit(prepared.unit.take());
     let config = write_config(&bundle, &prepared.spec, undo)?;
     clear(&mut prepared.spec);
     let trees = prepared.own_cgroups.is_some().then(|| trees(&cgroup, &state_root, &id));
@@ -167,6 +169,7 @@ async fn take_cgroup(
             return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
         }
         record.cgroup = Some(cgroup.path().to_owned());
+        record.unit = cgroup.unit().cloned();
         record.write(&records)?;
         let parents = cgroup.make_ancestors();
         Ok((record, killed_before, parents))
@@ -354,7 +357,10 @@ pub(super) fn push_launch_undo(id: &ContainerId, state_root: &Path, cgroup: &Cgr
     });
     let cgroup = cgroup.clone();
     undo.push_blocking("remove the cgroup", move || {
-        cgroup.kill_all().and_then(|()| cgroup.remove()).map_err(|error| error.to_string())
+        let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
+        // The unit goes in any case.
+        let stopped = cgroup.stop_unit();
+        removed.and(stopped).map_err(|error| error.to_string())
     });
 }
 
@@ -405,8 +411,8 @@ fn as_of_the_launch(id: &ContainerId, error: SandboxError) -> SandboxError {
 }
 
 /// The device rules, if libcontainer has not written them, and the limits that it gets wrong; then the namespaces of
-/// init. Only now: libcontainer makes the device nodes from inside the cgroup. The init waits, so that nothing of the
-/// image has run yet.
+/// init. Only now: libcontainer makes the device nodes from inside the cgroup. systemd is told of it when all limits are
+/// in force. The init waits, so that nothing of the image has run yet.
 async fn confine(
     id: &ContainerId,
     cgroup: &Cgroup,
@@ -417,8 +423,10 @@ async fn confine(
     let (id, cgroup) = (id.clone(), cgroup.clone());
     blocking(move || {
         let enforced = rules.map_or(Ok(()), |rules| cgroup.enforce_devices(&rules));
-        let limited = enforced.and_then(|()| limits.map_or(Ok(()), |limits| cgroup.update(&limits)));
-        limited.map_err(|source| SandboxError::Cgroup { id, source })?;
+        let limited = enforced.and_then(|()| limits.map_or(Ok(()), |limits| cgroup.write_limits(&limits)));
+        limited
+            .and_then(|()| cgroup.start_unit(&format!("Container {id}")))
+            .map_err(|source| SandboxError::Cgroup { id, source })?;
         pins::of(init)
     })
     .await

@@ -17,6 +17,7 @@ use crate::ids::ContainerId;
 use crate::spec::{
     AddedDevice, CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, SharedNamespaces,
 };
+use crate::systemd;
 use crate::worker::stand_in;
 
 /// Gathers everything; blocks for a handful of file reads.
@@ -37,6 +38,7 @@ pub(super) fn gather(
         rootfs,
         shared,
         cgroup_version: if environment.hierarchy.is_v2() { CgroupVersion::V2 } else { CgroupVersion::V1 },
+        systemd: environment.hierarchy.is_v2() && systemd::is_running(),
         stand_in,
         swap_accounting: has_swap_accounting(&environment.hierarchy),
         online_cpus,

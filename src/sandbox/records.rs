@@ -29,6 +29,7 @@ use crate::cgroup::Cgroup;
 use crate::ids::ContainerId;
 use crate::records::Records;
 use crate::spec::ExecFacts;
+use crate::systemd::Unit;
 
 /// The directories of records.
 pub(super) const KINDS: [&str; 7] = ["containers", "asked", "started", "oom", "execs", "storages", "used"];
@@ -80,6 +81,9 @@ pub(super) struct ContainerRecord {
     pub(super) storages: Vec<String>,
     /// Once it may be there.
     pub(super) cgroup: Option<PathBuf>,
+    /// What systemd knows it as.
+    #[serde(default)]
+    pub(super) unit: Option<Unit>,
     /// OOM kills in the cgroup before its time.
     pub(super) killed_before: u64,
     /// Once its creation has succeeded.

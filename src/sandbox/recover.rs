@@ -157,6 +157,7 @@ impl Sandbox {
             environment.logger.new(o!("container" => record.id.clone(), "sandbox" => running.id.clone()));
         let cgroup = record.cgroup.as_ref().map(|path| {
             Cgroup::new(environment.hierarchy.clone(), path.clone())
+                .map(|cgroup| cgroup.in_unit(record.unit.clone()))
                 .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })
         });
         let cgroup = cgroup.transpose()?;

@@ -19,6 +19,8 @@ pub struct Facts {
     pub shared: SharedNamespaces,
     /// Which cgroup interface the guest has mounted.
     pub cgroup_version: CgroupVersion,
+    /// Whether systemd is there to make units for containers.
+    pub systemd: bool,
     /// A directory that stands in for the container's cgroup on v1, if the agent can make that itself.
     pub stand_in: Option<PathBuf>,
     /// Whether a cgroup has swap files (`memory.swap.max`, `memory.memsw.limit_in_bytes`): they need

@@ -76,7 +76,8 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         spec.set_hostname(None).set_domainname(None);
     }
     let sandbox_sysctls = sysctl::split(&mut linux, layout.own_network)?;
-    let cgroup_path = cgroups_path::resolve(linux.cgroups_path().as_deref(), &facts.container_id)?;
+    let (cgroup_path, unit) =
+        cgroups_path::resolve(linux.cgroups_path().as_deref(), &facts.container_id, facts.systemd)?;
     linux.set_cgroups_path(Some(cgroup_path.clone()));
     devices::apply(&mut linux, facts)?;
     cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
@@ -103,6 +104,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         late: edited.late,
         sandbox_sysctls,
         cgroup_path,
+        unit,
         device_rules,
         limits,
         own_cgroups,

@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 use serde::{Deserialize, Serialize};
 
 use super::{Facts, MountPropagation, OwnCgroups, Sysctl};
+use crate::systemd::Unit;
 
 /// A container ready to be launched.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct Prepared {
     pub sandbox_sysctls: Vec<Sysctl>,
     /// The container's path in the cgroup hierarchy (in each one on v1), absolute.
     pub cgroup_path: PathBuf,
+    /// The unit that has the cgroup at that path, if systemd is to know of it.
+    pub unit: Option<Unit>,
     /// The device rules, complete: to be enforced between create and start where libcontainer does not.
     pub device_rules: Vec<LinuxDeviceCgroup>,
     /// Limits that libcontainer gets wrong, or all, if the cgroups are our own: to be written to the cgroup between

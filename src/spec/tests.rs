@@ -8,6 +8,7 @@ use crate::ids::ContainerId;
 /// A guest with four CPUs, cgroup v2, no swap accounting and no security modules.
 pub(super) fn facts() -> Facts {
     Facts {
+        systemd: false,
         stand_in: None,
         container_id: ContainerId::try_from("c1").unwrap(),
         rootfs: "/run/kata-containers/c1/rootfs".into(),

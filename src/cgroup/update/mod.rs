@@ -152,7 +152,17 @@ impl Cgroup {
     /// [`CgroupError::NotFound`] if the cgroup is gone, [`CgroupError::BadLimit`], [`CgroupError::NoSuchLimit`], or
     /// [`CgroupError::Write`] with what the kernel says: `EBUSY` if more is in use (v1; on v2 the kernel
     /// reclaims, and kills when that is not enough).
+    /// [`CgroupError::Systemd`]: the limits are in force, and systemd does not know of it.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        self.write_limits(resources)?;
+        self.tell_systemd()
+    }
+
+    /// As [`Cgroup::update`], before systemd knows of the cgroup.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn write_limits(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let dirs = self.limit_dirs()?;
         let dir = |controller: &str| dirs.iter().find(|(name, _)| *name == controller).map(|(_, dir)| dir);
         let read = |controller: &str, file: &str| match dir(controller) {
