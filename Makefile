@@ -23,7 +23,7 @@ export CARGO_NET_RETRY ?= 10
 # The vhost-user vsock device that scripts/install-deps builds, and cargo where that has just installed it.
 export PATH := $(CACHE)/tools/bin:$(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-.PHONY: build deps agent ctl rootfs image run debian test bench soak lint clean
+.PHONY: build deps agent ctl rootfs image systemd run debian test bench soak lint clean
 
 build: agent ctl rootfs
 
@@ -41,6 +41,10 @@ image: agent rootfs
 	$(ROOTFS) initrd --agent $(AGENT) --output $(IMAGE)/initrd
 	$(ROOTFS) busybox --output $(IMAGE)/busybox
 
+# systemd and its libraries, unpacked for a container in a test.
+systemd: rootfs
+	$(ROOTFS) systemd
+
 # Sharing a root file system with the guest takes root, too.
 # Building a Debian root makes device nodes and enters it: only root can.
 debian: rootfs
@@ -52,7 +56,7 @@ run: deps
 		--busybox $(IMAGE)/busybox --debian $(IMAGE)/debian
 
 test: deps
-	$(MAKE) image
+	$(MAKE) image systemd
 	NAKAI_AGENT=$(AGENT) NAKAI_KERNEL=$(IMAGE)/vmlinuz NAKAI_INITRD=$(IMAGE)/initrd \
 		NAKAI_BUSYBOX_ROOT=$(IMAGE)/busybox cargo test --locked --workspace
 	cargo test --locked --package nakai --lib --features policy -- policy:: gate::

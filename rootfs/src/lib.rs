@@ -7,7 +7,8 @@
 //!
 //! - [`kernel`]: fetches a kernel package and knows its parts; [`modules`]: which modules another one needs.
 //! - [`tree`]: a file tree in memory; [`cpio`]: that tree as the kernel wants an initrd.
-//! - [`initrd`]: the guest's root; [`busybox`]: a small container root; [`debian`]: a real one.
+//! - [`initrd`]: the guest's root; [`busybox`]: a small container root; [`debian`]: a real one; [`systemd`]: for a container
+//!   that is a small system.
 
 pub mod busybox;
 pub mod cache;
@@ -19,4 +20,5 @@ pub mod files;
 pub mod initrd;
 pub mod kernel;
 pub mod modules;
+pub mod systemd;
 pub mod tree;

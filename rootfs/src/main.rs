@@ -1,4 +1,4 @@
-//! Builds the guest image: `nakai-rootfs kernel`, `initrd`, `busybox`, `debian`. See `--help`.
+//! Builds the guest image: `nakai-rootfs kernel`, `initrd`, `busybox`, `systemd`, `debian`. See `--help`.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use nakai_rootfs::busybox::{self, Busybox};
 use nakai_rootfs::cache::Cache;
 use nakai_rootfs::initrd::{Builder, Compression, ExtraFile};
-use nakai_rootfs::{debian, files, kernel};
+use nakai_rootfs::{debian, files, kernel, systemd};
 
 /// Builds the guest image of nakai, and root file systems for containers in it
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         output: PathBuf,
     },
+    /// Fetches systemd and its libraries for tests, and prints where they are
+    Systemd,
     /// Makes a Debian root file system for containers (needs root)
     Debian {
         /// The folder, which is made; or a file `*.tar`
@@ -104,6 +106,10 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         Command::Kernel(options) => fetch_kernel(&cache, &options),
         Command::Initrd(options) => build_initrd(&cache, options),
         Command::Busybox { output } => Ok(busybox::write_root(&Busybox::find()?, &output)?),
+        Command::Systemd => {
+            println!("{}", systemd::fetch(&cache)?.display());
+            Ok(())
+        }
         Command::Debian { output, suite } => fetch_debian(&cache, &output, suite.as_deref()),
     }
 }

@@ -270,6 +270,11 @@ impl Ctx {
         Ok(root)
     }
 
+    /// Makes another one, anywhere.
+    pub(crate) fn copy_root(&self, target: &Path) -> Fallible<()> {
+        self.0.images.copy_root(target)
+    }
+
     /// Where the agent sees it.
     pub(crate) fn guest_root(&self, id: &str) -> String {
         format!("{}/{id}/rootfs", self.0.roots.guest)

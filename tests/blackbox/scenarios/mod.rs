@@ -77,6 +77,7 @@ mod shims;
 mod signals;
 mod stdio;
 mod storages;
+mod systemd;
 mod tty;
 mod update;
 mod watching;
@@ -123,6 +124,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         signals::scenarios(),
         stdio::scenarios(),
         storages::scenarios(),
+        systemd::scenarios(),
         tty::scenarios(),
         update::scenarios(),
         watching::scenarios(),

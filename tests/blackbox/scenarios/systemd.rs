@@ -1,0 +1,174 @@
+//! The agent as a service of systemd, which makes units of containers.
+//!
+//! A container is the system: its init is systemd, whose one service is the agent, on a vsock port of its own. What is
+//! asked of that agent becomes containers in the container.
+
+use std::process::Command;
+
+use nakai_ctl::sandbox::request;
+use nakai_ctl::{Address, Client, SpecBuilder};
+use nakai_protocols::agent::UpdateContainerRequest;
+use nakai_protocols::spec::CAPABILITIES;
+use nakai_rootfs::cache::Cache;
+use nakai_rootfs::systemd;
+use tokio::time::Instant;
+use ttrpc::Code;
+
+use super::update::{MEGABYTE, memory};
+use crate::harness::context::SHELL_LIMIT;
+use crate::harness::expect::{refused, succeeded};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![scenario!(containers_are_scopes_in_their_slices).vm_only()]
+}
+
+const PORT: u32 = 2024;
+
+const SERVICE: &str = "[Unit]\nDefaultDependencies=no\n[Service]\n\
+     ExecStart=/usr/bin/nakai --log-level debug --server-addr vsock://-1:2024\n\
+     StandardOutput=file:/run/agent.log\nStandardError=file:/run/agent.log\n";
+
+/// The system: systemd from its packages, the guest's agent and busybox, and roots for two containers.
+fn system(ctx: &Ctx) -> Fallible<Container> {
+    let agent = "/usr/bin/nakai";
+    let options = ["bind", "ro"];
+    let system = ctx.container(|spec| {
+        spec.args(["/lib/systemd/systemd", "--unit=agent.service"])
+            .env("container", "blackbox")
+            .capabilities(CAPABILITIES.map(|name| format!("CAP_{name}")))
+            .no_new_privileges(false)
+            .masked_paths([""; 0])
+            .readonly_paths([""; 0])
+            .without_mount("/sys/fs/cgroup")
+            .mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev"])
+            .mount("/run", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755"])
+            .mount("/tmp", "tmpfs", "tmpfs", &["nosuid", "nodev"])
+            .mount(agent, agent, "bind", &options)
+    })?;
+    let tree = systemd::fetch(&Cache::of_project()?)?;
+    for entry in std::fs::read_dir(&tree)? {
+        let entry = entry?;
+        // Newer releases have links there, into usr, and the programs' path has that, too.
+        if entry.file_type()?.is_symlink() && system.root.join(entry.file_name()).exists() {
+            continue;
+        }
+        let copied = Command::new("cp").arg("-a").arg(entry.path()).arg(&system.root).status()?;
+        assert!(copied.success(), "cp: {copied}");
+    }
+    std::fs::write(system.file(agent), "")?;
+    std::fs::write(system.file("/etc/machine-id"), "")?;
+    std::fs::write(system.file("/etc/systemd/system/agent.service"), SERVICE)?;
+    for name in ["one", "two"] {
+        std::fs::create_dir(system.root.join(name))?;
+        ctx.copy_root(&system.root.join(name).join("rootfs"))?;
+    }
+    Ok(system)
+}
+
+/// A connection to the agent in the system. Nobody connects before it listens: the vsock device would hang.
+async fn inner_client(ctx: &Ctx, system: &Container, times: u32) -> Fallible<Client> {
+    let deadline = Instant::now() + SHELL_LIMIT;
+    let served = format!(
+        "[ -e /run/agent.log ] && [ $(grep -c '\"serving\"' /run/agent.log) -ge {times} ] && echo yes || :"
+    );
+    // While systemd divides its cgroup, no process can be put there.
+    while !shell(system, &served).await.is_ok_and(|said| said == "yes") {
+        if Instant::now() > deadline {
+            let log = shell(system, "cat /run/agent.log; systemctl status agent.service 2>&1 || :").await?;
+            return Err(format!("the agent in the system does not serve: {log}").into());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    let Address::Hybrid { path, .. } = ctx.address() else { return Err("no hybrid vsock".into()) };
+    let client = Client::connect(&Address::Hybrid { path: path.clone(), port: PORT }).await?;
+    client.check().await?;
+    Ok(client)
+}
+
+async fn shell(system: &Container, script: &str) -> Fallible<String> {
+    Ok(succeeded(system.exec(["/bin/busybox", "sh", "-c", script]).await?))
+}
+
+/// What systemd says of a unit, a line each.
+async fn show(system: &Container, unit: &str, properties: &[&str]) -> Fallible<Vec<String>> {
+    let properties: Vec<String> = properties.iter().map(|property| format!("-p {property}")).collect();
+    let said = shell(system, &format!("systemctl show {} {unit}", properties.join(" "))).await?;
+    let mut lines: Vec<String> = said.lines().map(str::to_owned).collect();
+    lines.sort_unstable();
+    Ok(lines)
+}
+
+fn inner(name: &str, cgroup: &str) -> SpecBuilder {
+    SpecBuilder::new(name, &format!("/{name}/rootfs"))
+        .args(["sleep", "1000000"])
+        .memory_limit(64 * MEGABYTE)
+        .cpu_quota(50_000, 200_000)
+        .pids_limit(32)
+        .cgroups_path(cgroup)
+}
+
+async fn containers_are_scopes_in_their_slices(ctx: Ctx) -> Outcome {
+    const CGROUP: &str = "/sys/fs/cgroup/pods.slice/pods-a.slice/nakai-one.scope";
+    const LIMITS: &str = "cat memory.max cpu.max pids.max";
+    let system = system(&ctx)?;
+    system.create().await?;
+    system.start().await?;
+    let client = inner_client(&ctx, &system, 1).await?;
+    client.create_sandbox(&request("system", "system", false)).await?;
+    let misnamed = client.create_container("one", inner("one", "pods:nakai:one").build()).await;
+    refused(misnamed, Code::INVALID_ARGUMENT, &["pods:nakai:one", "slice"]);
+
+    client.create_container("one", inner("one", "pods-a.slice:nakai:one").build()).await?;
+    client.start_container("one").await?;
+    let properties =
+        ["ActiveState", "Slice", "Delegate", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax", "ControlGroup"];
+    let expected = |memory: &str| {
+        vec![
+            "ActiveState=active".to_owned(),
+            "CPUQuotaPerSecUSec=250ms".to_owned(),
+            "ControlGroup=/pods.slice/pods-a.slice/nakai-one.scope".to_owned(),
+            "Delegate=yes".to_owned(),
+            format!("MemoryMax={memory}"),
+            "Slice=pods-a.slice".to_owned(),
+            "TasksMax=32".to_owned(),
+        ]
+    };
+    let limits = format!("cd {CGROUP}; {LIMITS}");
+    assert_eq!(show(&system, "nakai-one.scope", &properties).await?, expected("67108864"));
+    assert_eq!(shell(&system, &limits).await?, "67108864\n50000 200000\n32");
+    client.exec_process("one", "x", inner("one", "").args(["sleep", "1000000"]).process()).await?;
+    let both = format!("wc -l < {CGROUP}/cgroup.procs");
+    assert_eq!(shell(&system, &both).await?, "2", "the exec'd process is elsewhere");
+
+    let resources = Some(memory(128 * MEGABYTE, 0)).into();
+    let update = UpdateContainerRequest { container_id: "one".into(), resources, ..Default::default() };
+    client.agent().update_container(client.context(), &update).await?;
+    assert_eq!(show(&system, "nakai-one.scope", &properties).await?, expected("134217728"));
+    // systemd reads all of its units anew, and puts in force what it knows.
+    shell(&system, "systemctl daemon-reload; systemctl set-property --runtime pods-a.slice TasksMax=900")
+        .await?;
+    assert_eq!(shell(&system, &limits).await?, "134217728\n50000 200000\n32");
+    assert_eq!(shell(&system, &both).await?, "2");
+
+    // The next server knows of the unit, and what has ended by itself is gone as well.
+    client.create_container("two", inner("two", "pods-a.slice:nakai:two").args(["true"]).build()).await?;
+    client.start_container("two").await?;
+    assert_eq!(client.wait_process("two", "").await?, 0);
+    let kill = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != nakai-server ] || kill -9 ${p##*/}; done";
+    shell(&system, kill).await?;
+    let client = inner_client(&ctx, &system, 2).await?;
+    for name in ["one", "two"] {
+        client.remove_container(name).await?;
+        let unit = format!("nakai-{name}.scope");
+        let gone = ["ActiveState=inactive", "LoadState=not-found"];
+        assert_eq!(show(&system, &unit, &["ActiveState", "LoadState"]).await?, gone, "{unit}");
+    }
+    assert_eq!(shell(&system, "find /sys/fs/cgroup/pods.slice -name '*.scope'").await?, "");
+    // The name is free again.
+    client.create_container("one", inner("one", "pods-a.slice:nakai:one").build()).await?;
+    client.remove_container("one").await?;
+    client.destroy_sandbox().await?;
+    system.remove().await?;
+    Ok(())
+}
