@@ -79,7 +79,7 @@ lint:
 	cargo fetch --locked --target x86_64-unknown-linux-gnu
 	cargo xtask deny
 	cargo xtask lines
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features nakai-fuzz/targets -- -D warnings
 	cargo clippy --locked --package nakai --lib --features policy -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 

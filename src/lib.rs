@@ -14,7 +14,7 @@ pub mod cgroup;
 pub mod config;
 pub mod console;
 pub mod device;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod guest;
 pub mod ids;

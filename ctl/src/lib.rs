@@ -16,6 +16,8 @@ pub mod cri;
 pub mod disk;
 pub mod docker;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod hotplug;
 mod hybrid;
 pub mod image;

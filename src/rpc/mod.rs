@@ -7,6 +7,8 @@
 //! the boot, which goes on meanwhile.
 
 mod connection;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use connection::{read_frames, read_request};
 mod container;
 mod continuity;
 mod diagnostics;

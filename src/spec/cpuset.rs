@@ -74,10 +74,10 @@ impl FromStr for CpuSet {
     type Err = CpuSetError;
 
     fn from_str(text: &str) -> Result<Self, CpuSetError> {
-        let mut set = BTreeSet::new();
+        let mut ranges = Vec::new();
         let text = text.trim();
         if text.is_empty() {
-            return Ok(Self(set));
+            return Ok(Self::default());
         }
         for part in text.split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -85,7 +85,14 @@ impl FromStr for CpuSet {
             if first > last {
                 return Err(CpuSetError::Part { part: part.to_owned() });
             }
-            set.extend(first..=last);
+            ranges.push((first, last));
+        }
+        // Each number once, so that many large ranges over each other cost no more than one.
+        ranges.sort_unstable();
+        let (mut set, mut next) = (BTreeSet::new(), 0);
+        for (first, last) in ranges {
+            set.extend(first.max(next)..=last);
+            next = next.max(last.saturating_add(1));
         }
         Ok(Self(set))
     }

@@ -73,10 +73,14 @@ impl Catalog {
             return Err(format!("it is larger than {FILE_MAX} bytes"));
         }
         let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        self.add_text(path, &text, is_json)
+    }
+
+    fn add_text(&mut self, path: &Path, text: &str, is_json: bool) -> Result<(), String> {
         let value = if is_json {
-            serde_json::from_str(&text).map_err(|error| error.to_string())?
+            serde_json::from_str(text).map_err(|error| error.to_string())?
         } else {
-            yaml::parse(&text).map_err(|error| error.to_string())?
+            yaml::parse(text).map_err(|error| error.to_string())?
         };
         let file: File = serde_json::from_value(value).map_err(|error| error.to_string())?;
         check_kind(&file.kind)?;
@@ -91,6 +95,15 @@ impl Catalog {
             kind.insert(name, Known { file: path.to_owned(), general, own });
         }
         Ok(())
+    }
+
+    /// All edits of the devices in a file with this text.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn edits_in(text: &str, is_json: bool) -> Result<Vec<Value>, String> {
+        let mut catalog = Self::default();
+        catalog.add_text(Path::new("/x"), text, is_json)?;
+        let devices = catalog.devices.into_values().flat_map(BTreeMap::into_values);
+        Ok(devices.flat_map(|known| known.general.into_iter().chain(known.own)).collect())
     }
 
     /// The edits for these devices, or those of which nobody knows the kind.

@@ -157,6 +157,12 @@ impl CdiRequest {
     }
 }
 
+/// What a specification of devices with this text says, for fuzzing.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn edits_in(text: &str, is_json: bool) -> Result<Vec<Value>, String> {
+    Catalog::edits_in(text, is_json)
+}
+
 fn join<T: ToString>(names: impl Iterator<Item = T>) -> String {
     names.map(|name| name.to_string()).collect::<Vec<_>>().join(", ")
 }

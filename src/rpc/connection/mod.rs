@@ -15,6 +15,8 @@
 mod around;
 mod asked;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz;
 mod reply;
 mod resume;
 mod router;
@@ -33,6 +35,8 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use self::frame::{Frame, Frames};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::fuzz::{read_frames, read_request};
 pub(super) use self::resume::{Effect, Effects};
 pub(super) use self::router::Router;
 use self::socket::Socket;

@@ -23,7 +23,7 @@ use crate::journal::Call as Noted;
 const AGENT_SERVICE: &str = "grpc.AgentService";
 
 /// The fields that carry the bulk: of ttrpc's request, and of the request to write.
-const REQUEST_PAYLOAD: u64 = 3;
+pub(super) const REQUEST_PAYLOAD: u64 = 3;
 const WRITE_DATA: u64 = 3;
 
 /// What vsock lets a peer have under way with most hosts, the most that a packet of it carries, and what many a shim
