@@ -121,6 +121,11 @@ impl Records {
         self.remove_all(Path::new(""))
     }
 
+    /// Whether there is such a record.
+    pub fn has(&self, name: &Path) -> bool {
+        self.directory.join(name).exists()
+    }
+
     /// Reads a record, if it is there.
     ///
     /// # Errors

@@ -146,10 +146,23 @@ impl ContainerRecord {
 /// Removes all that is known of a container; blocks.
 pub(super) fn forget_container(records: &Records, id: &str) -> Result<(), SandboxError> {
     records.remove_all(&Path::new("execs").join(id))?;
-    for kind in ["asked", "started", "oom"] {
+    for kind in ["asked", "started"] {
         records.remove(&Path::new(kind).join(id))?;
     }
-    Ok(records.remove(&ContainerRecord::name(id))?)
+    records.remove(&ContainerRecord::name(id))?;
+    // Behind it: see `note_told`.
+    Ok(records.remove(&told_name(id))?)
+}
+
+/// Notes that the host has been told of an OOM kill; blocks. The container may be gone, or go now: either its removal
+/// comes later and takes the note with it, or its record is missing here.
+pub(super) fn note_told(records: &Records, id: &str) {
+    let name = told_name(id);
+    let told: u64 = records.read(&name).ok().flatten().unwrap_or(0);
+    let _ = records.write(&name, &told.saturating_add(1));
+    if !records.has(&ContainerRecord::name(id)) {
+        let _ = records.remove(&name);
+    }
 }
 
 /// Where the records of a container's exec'd processes are.
@@ -175,4 +188,23 @@ pub(super) fn started_name(id: &str) -> PathBuf {
 /// Where it is noted of how many OOM kills the host has been told.
 pub(super) fn told_name(id: &str) -> PathBuf {
     Path::new("oom").join(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_that_is_told_when_its_container_is_gone_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::new(directory.path().to_owned());
+        records.prepare(&KINDS).unwrap();
+        records.write(&ContainerRecord::name("c"), &1).unwrap();
+        note_told(&records, "c");
+        note_told(&records, "c");
+        assert_eq!(records.read::<u64>(&told_name("c")).unwrap(), Some(2));
+        forget_container(&records, "c").unwrap();
+        note_told(&records, "c");
+        assert!(records.read_all::<u64>(Path::new("oom")).unwrap().is_empty());
+    }
 }

@@ -248,11 +248,8 @@ impl Sandbox {
     /// Notes that the host is told of an OOM kill in a container.
     pub fn note_told(&self, id: &ContainerId) {
         let records = self.environment().records.clone();
-        let name = told_name(id.as_str());
-        tokio::task::spawn_blocking(move || {
-            let told: u64 = records.read(&name).ok().flatten().unwrap_or(0);
-            let _ = records.write(&name, &told.saturating_add(1));
-        });
+        let id = id.clone();
+        tokio::task::spawn_blocking(move || super::records::note_told(&records, id.as_str()));
     }
 }
 

@@ -22,6 +22,9 @@ done
 :
 "#;
 
+/// What is in the paths of mounts that clients of other scenarios make.
+const OF_OTHERS: [&str; 3] = ["/share-", "/nakai-vm-", "/nakai-bench-"];
+
 /// The lines, and how often each was there.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Inventory(BTreeMap<String, u32>);
@@ -31,15 +34,8 @@ impl Inventory {
     pub(crate) fn parse(text: &str) -> Self {
         let mut lines = BTreeMap::new();
         // The look itself is an exec, with a socket that has its name by chance.
-        // That the host has been told of an OOM kill is noted also when the container is gone.
-        let passing = ["/observer/tenant-", "/execs/observer", "/records/oom/"];
-        // Mounts that scenarios at the same time have on the host, of which an agent's namespace there is a copy: they go
-        // with their directories, and nothing is ever mounted in the copy. A guest has no such paths.
-        let of_others = ["/share-", "/nakai-vm-", "/nakai-bench-"];
-        let is_passing = |line: &str| {
-            passing.iter().any(|name| line.contains(name))
-                || line.starts_with("mount ") && of_others.iter().any(|name| line.contains(name))
-        };
+        let passing = ["/observer/tenant-", "/execs/observer"];
+        let is_passing = |line: &str| passing.iter().any(|name| line.contains(name));
         for line in text.lines().filter(|line| !is_passing(line)) {
             *lines.entry(without_inodes(line)).or_default() += 1;
         }
@@ -51,9 +47,14 @@ impl Inventory {
         let keys = self.0.keys().chain(now.0.keys().filter(|key| !self.0.contains_key(*key)));
         let count = |inventory: &Self, key| i64::from(inventory.0.get(key).copied().unwrap_or(0));
         let changed = keys.map(|key| (count(now, key) - count(self, key), key.clone()));
-        // Descriptors of an earlier scenario, such as those of a connection that its client has closed, may go now.
-        // Everything else has to stay.
-        let matters = |change: i64, line: &str| change > 0 || (change < 0 && !line.starts_with("fd "));
+        // Descriptors of an earlier scenario, such as those of a connection that its client has closed, may go now. So
+        // may mounts that other scenarios had on the host when this one's agent got a copy of all: they go with their
+        // directories. Everything else has to stay, and nothing may be more.
+        let may_go = |line: &str| {
+            line.starts_with("fd ")
+                || line.starts_with("mount ") && OF_OTHERS.iter().any(|name| line.contains(name))
+        };
+        let matters = |change: i64, line: &str| change > 0 || (change < 0 && !may_go(line));
         Difference(changed.filter(|(change, line)| matters(*change, line)).collect())
     }
 }

@@ -28,5 +28,12 @@ pub(super) async fn a_container_that_is_killed_for_its_memory_is_named(ctx: Ctx)
         .await?;
     event_of(&ctx, &container.id).await?;
     assert_eq!(container.wait().await?, 137);
+    // Also if nobody has asked before it was removed; and then no note of it is left (see the inventory).
+    let gone = ctx
+        .started(|spec| spec.memory_limit(16 << 20).memory_swap(16 << 20).args(["sh", "-c", eater]))
+        .await?;
+    assert_eq!(gone.wait().await?, 137);
+    gone.remove().await?;
+    event_of(&ctx, &gone.id).await?;
     Ok(())
 }
