@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use libtest_mimic::Failed;
 use nakai_ctl::vm::Vm;
-use nakai_rootfs::cpio;
+use nakai_rootfs::cache::Cache;
+use nakai_rootfs::initrd::MODULES;
+use nakai_rootfs::modules::{self, Modules};
 use nakai_rootfs::tree::Tree;
+use nakai_rootfs::{cpio, kernel};
 
 use super::guest_view::GuestView;
 use super::shared_vm::{context, files, share};
@@ -38,7 +41,13 @@ const CDI_FILE: (&str, &str) = (
     "cdiVersion: 0.6.0\nkind: blackbox.test/fuse\ncontainerEdits:\n  env:\n  - CDI_KIND=fuse\ndevices:\n\
      - name: \"0\"\n  containerEdits:\n    additionalGids: [4321]\n    env:\n    - CDI_DEVICE=0\n\
      \x20   deviceNodes:\n    - path: /dev/cdi-fuse\n      hostPath: /dev/fuse\n\
-     \x20   mounts:\n    - hostPath: /opt/blackbox\n      containerPath: /cdi\n      options: [ro, nosuid]\n",
+     \x20   mounts:\n    - hostPath: /opt/blackbox\n      containerPath: /cdi\n      options: [ro, nosuid]\n\
+     \x20   hooks:\n\
+     \x20   - hookName: createRuntime\n      path: /opt/blackbox/hooks/prestart/10-first\n      args: [first, cdi-create]\n\
+     \x20   - hookName: poststart\n      path: /bin/sh\n      args:\n      - sh\n      - -c\n\
+     \x20     - \"echo $CDI_WORD >> /run/guest-hooks\"\n      env: [CDI_WORD=cdi-start]\n\
+     \x20   - hookName: startContainer\n      path: /bin/sh\n      args: [sh, -c, id -u > /cdi-hook-inside]\n\
+     \x20   - hookName: poststop\n      path: /opt/blackbox/hooks/poststop/10-end\n      args: [end, cdi-stop]\n      timeout: 60\n",
 );
 
 /// What is in each hook.
@@ -86,19 +95,40 @@ fn initrd_with_hooks(images: &Images) -> Fallible<PathBuf> {
     Ok(path)
 }
 
+/// Writes another initrd, whose guest can load one more of its kernel's modules.
+pub(crate) fn add_module(initrd: &Path, name: &str, path: &Path) -> Fallible<()> {
+    // `nakai-rootfs` has made the initrd of the same kernel.
+    let kernel = kernel::fetch(&Cache::of_project()?, None)?;
+    let directory = format!("lib/modules/{}", kernel.release);
+    let modules = Modules::open(&kernel.modules)?;
+    let mut tree = Tree::new();
+    for module in modules.closure(&[name])? {
+        tree.file(&format!("{directory}/{}", modules::plain(module)), 0o644, modules.read(module)?)?;
+    }
+    let names: Vec<_> = MODULES.iter().copied().chain([name]).collect();
+    let all = modules.closure(&names)?;
+    tree.file(&format!("{directory}/modules.dep"), 0o644, modules.dependencies(&all))?;
+    append(initrd, &tree, path)
+}
+
 fn write_initrd(initrd: &Path, path: &Path) -> Fallible<()> {
     let mut tree = Tree::new();
     for (hook, mode) in HOOK_FILES {
         tree.file(&format!("{}/{hook}", HOOKS.trim_start_matches('/')), mode, hook_script())?;
     }
     tree.file(CDI_FILE.0, 0o644, CDI_FILE.1.to_owned())?;
+    append(initrd, &tree, path)
+}
+
+/// A copy of an initrd with more files.
+fn append(initrd: &Path, tree: &Tree, path: &Path) -> Fallible<()> {
     let unfinished = path.with_extension("part");
     let mut output = File::create(&unfinished)?;
     let length = io::copy(&mut File::open(initrd)?, &mut output)?;
     // An archive starts at a multiple of four bytes.
     let padding = length.next_multiple_of(4) - length;
     output.write_all(&vec![0; usize::try_from(padding)?])?;
-    cpio::write(&tree, &output)?;
+    cpio::write(tree, &output)?;
     fs::rename(unfinished, path)?;
     Ok(())
 }

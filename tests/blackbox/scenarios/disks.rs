@@ -8,9 +8,12 @@ use std::process::Command;
 use nakai_ctl::qmp::Qmp;
 use nakai_ctl::sandbox;
 use nakai_ctl::vm::VmConfig;
-use nakai_protocols::agent::{FSGroup, Storage};
+use nakai_protocols::agent::{Device, FSGroup, Storage};
+use nakai_protocols::oci;
 use serde_json::json;
+use ttrpc::Code;
 
+use crate::harness::expect::refused;
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -101,12 +104,12 @@ fn partitioned(files: &Path, images: &[PathBuf]) -> Fallible<PathBuf> {
 }
 
 /// Debian keeps some programs out of a user's PATH.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let beside = ["/sbin", "/usr/sbin"].map(|directory| Path::new(directory).join(name));
     beside.into_iter().find(|path| path.exists()).unwrap_or_else(|| name.into())
 }
 
-fn succeed(command: &mut Command) -> Outcome {
+pub(crate) fn succeed(command: &mut Command) -> Outcome {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     match output.status.success() {
         true => Ok(()),
@@ -164,21 +167,64 @@ async fn disks_of_every_kind_are_mounted(ctx: Ctx) -> Outcome {
     // A second container finds it mounted, a third something else than it asks for.
     let again = with_storages(&ctx, &storages[..1]).await?;
     assert_eq!(again.sh("echo kept > /first/kept; cat /first/name").await?, "first");
-    let refused = with_storages(&ctx, &[ext4("blk", &second, "first")]).await.map(drop).unwrap_err();
-    assert!(refused.to_string().contains("/dev/vda"), "{refused}");
+    let taken = with_storages(&ctx, &[ext4("blk", &second, "first")]).await.map(drop).unwrap_err();
+    assert!(taken.to_string().contains("/dev/vda"), "{taken}");
     container.remove().await?;
     assert_eq!(again.sh("cat /first/kept").await?, "kept");
     again.remove().await?;
     assert_eq!(ctx.guest_sh("grep -c sandbox/storage $PROC/1/mountinfo; true").await?, "0");
     // What an encrypted volume needs is not there: it is refused, never mounted in the clear.
-    let key = Storage { driver_options: vec!["encryption_key=ephemeral".into()], ..storages[0].clone() };
-    let refused = with_storages(&ctx, &[key]).await.map(drop).unwrap_err();
-    assert!(refused.to_string().contains("encryption_key"), "{refused}");
+    // Nor is one formatted: it may hold what somebody needs.
+    for (option, name) in
+        [("encryption_key=ephemeral", "encryption_key"), ("create_filesystem", "create_filesystem")]
+    {
+        let storage = Storage { driver_options: vec![option.into()], ..storages[0].clone() };
+        let mut request = ctx.container(|spec| spec)?.request();
+        request.storages = vec![storage];
+        let asked = ctx.client().create_container_with(&request).await;
+        refused(asked, Code::UNIMPLEMENTED, &[name, "not supported"]);
+    }
+    disks_are_devices_by_their_nodes(&ctx).await?;
     let mmio = with_storages(&ctx, &[ext4("mmioblk", "/dev/vda", "mmio")]).await?;
     assert_eq!(mmio.sh("cat /mmio/kept").await?, "kept");
     mmio.remove().await?;
     layers_make_a_root(&ctx).await?;
     huge_pages_come_and_go(&ctx).await
+}
+
+/// What a container gets of a disk that is named by its node in the guest is the disk, under the container's name for it.
+async fn disks_are_devices_by_their_nodes(ctx: &Ctx) -> Outcome {
+    let device = |kind: &str, node: &str, path: &str| Device {
+        type_: kind.into(),
+        vm_path: node.into(),
+        container_path: path.into(),
+        ..Default::default()
+    };
+    let node = |path: &str, minor| oci::LinuxDevice {
+        Path: path.into(),
+        Type: "b".into(),
+        Major: 250,
+        Minor: minor,
+        FileMode: 0o600,
+        ..Default::default()
+    };
+    let container = ctx.container(|spec| {
+        spec.args(["sleep", "1000000"])
+            .add_device(node("/dev/by-node", 1))
+            .add_device(node("/dev/in-memory", 2))
+    })?;
+    let mut request = container.request();
+    request.devices =
+        vec![device("mmioblk", "/dev/vda", "/dev/by-node"), device("nvdimm", "/dev/pmem0", "/dev/in-memory")];
+    ctx.client().create_container_with(&request).await?;
+    container.start().await?;
+    for path in ["/dev/by-node", "/dev/in-memory"] {
+        // The magic number of ext4, where its superblock has it.
+        let magic = format!("dd if={path} bs=2 skip=540 count=1 2>/dev/null | od -An -tx1");
+        assert_eq!(container.sh(&magic).await?.trim(), "53 ef", "{path}");
+    }
+    container.remove().await?;
+    Ok(())
 }
 
 /// Images on each other: partitions of one disk under a layer in memory; a disk under one that keeps what is written.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use ttrpc::Code;
 
 use crate::harness::expect::{refused, succeeded};
+use crate::harness::own_vm::HOOK_LOG;
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -183,6 +184,20 @@ async fn devices_have_names_too(ctx: Ctx) -> Outcome {
     assert_eq!(other.sh(&script).await?, "1", "another container can't open it");
     let by_variable = ctx.idle(|spec| spec.env("VISIBLE_CDI_DEVICES", "blackbox.test/fuse=all")).await?;
     assert_eq!(by_variable.sh(": <>/dev/cdi-fuse && echo opened").await?, "opened");
+    // Its hooks run like those of the container's own: in the guest but for the one that is the container's affair.
+    assert_eq!(container.sh("cat /cdi-hook-inside").await?, "0");
+    assert!(!other.file("/cdi-hook-inside").exists());
+    let id = container.id.clone();
+    container.remove().await?;
+    by_variable.remove().await?;
+    let log = ctx.guest_sh(&format!("cat $PROC/$SERVER/root{HOOK_LOG}")).await?;
+    for word in ["cdi-create", "cdi-start", "cdi-stop"] {
+        assert_eq!(log.lines().filter(|line| line.contains(word)).count(), 2, "{word}: {log}");
+    }
+    for (word, status) in [("cdi-create", "creating"), ("cdi-stop", "stopped")] {
+        let told = |line: &&str| line.contains(word) && line.contains(&id) && line.contains(status);
+        assert_eq!(log.lines().filter(told).count(), 1, "{word}: {log}");
+    }
     for (asked, code, words) in [
         ("blackbox.test/fuse=1", Code::NOT_FOUND, ["blackbox.test/fuse=1", "kind: 0"]),
         ("blackbox.test/none=0", Code::DEADLINE_EXCEEDED, ["blackbox.test/none=0", "blackbox.test/fuse"]),
