@@ -116,9 +116,27 @@ fn resolve(wanted: &[RouteRequest], links: &[Link]) -> Result<Vec<Route>, Networ
 
 /// The changes that lead from the routes that are there to those that are wanted, each with its way back.
 fn plan(there: &[Entry], wanted: Vec<Route>) -> Vec<(Change, Change)> {
-    let is_there = |route: &Route| there.iter().any(|entry| entry.route == *route || serves(entry, route));
-    let mut missing: Vec<Entry> =
-        wanted.iter().filter(|route| !is_there(route)).cloned().map(Entry::new).collect();
+    // Those of the kernel's that have to give way to one of the list; they serve no other one of it then.
+    let mut replaced: Vec<&Entry> = Vec::new();
+    let mut missing: Vec<Entry>;
+    loop {
+        let is_there = |route: &Route| {
+            there
+                .iter()
+                .any(|entry| entry.route == *route || (serves(entry, route) && !replaced.contains(&entry)))
+        };
+        missing = wanted.iter().filter(|route| !is_there(route)).cloned().map(Entry::new).collect();
+        let gives_way = |entry: &&Entry| {
+            entry.is_the_kernels()
+                && !replaced.contains(entry)
+                && missing.iter().any(|missing| missing.route.key() == entry.route.key())
+        };
+        let more: Vec<&Entry> = there.iter().filter(gives_way).collect();
+        if more.is_empty() {
+            break;
+        }
+        replaced.extend(more);
+    }
     missing.sort_by_key(|entry| entry.route.gateway.is_some());
     let mut surplus: Vec<&Entry> =
         there.iter().filter(|entry| !entry.is_the_kernels() && !wanted.contains(&entry.route)).collect();
@@ -127,10 +145,8 @@ fn plan(there: &[Entry], wanted: Vec<Route>) -> Vec<(Change, Change)> {
         .into_iter()
         .map(|entry| (Change::RemoveRoute(entry.clone()), Change::AddRoute(entry.clone())));
     let additions = missing.into_iter().map(|entry| {
-        let in_the_way =
-            there.iter().find(|there| there.is_the_kernels() && there.route.key() == entry.route.key());
-        match in_the_way {
-            Some(kernels) => (Change::ReplaceRoute(entry), Change::ReplaceRoute(kernels.clone())),
+        match replaced.iter().find(|kernels| kernels.route.key() == entry.route.key()) {
+            Some(&kernels) => (Change::ReplaceRoute(entry), Change::ReplaceRoute(kernels.clone())),
             None => (Change::AddRoute(entry.clone()), Change::RemoveRoute(entry)),
         }
     });

@@ -2,6 +2,9 @@
 
 use nakai_protocols::types;
 use nix::errno::Errno;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::interface::InterfaceRequest;
 use super::kernel::{Change, Kernel};
@@ -24,6 +27,8 @@ struct Fake {
     routes: Vec<Entry>,
     /// Refuses the change that is described so.
     refused: Option<&'static str>,
+    /// Refuses one change, when so many have been done.
+    refused_at: Option<usize>,
     done: Vec<String>,
 }
 
@@ -43,6 +48,9 @@ impl Kernel for Fake {
     fn apply(&mut self, change: &Change) -> Result<(), Refused> {
         let what = change.describe(&self.links);
         if self.refused.is_some_and(|refused| what == refused) {
+            return Err(Errno::ENETUNREACH.into());
+        }
+        if self.refused_at.take_if(|at| *at == self.done.len()).is_some() {
             return Err(Errno::ENETUNREACH.into());
         }
         self.done.push(what);
@@ -105,7 +113,7 @@ impl Fake {
             self.addresses.iter().map(|address| format!("{} {}", address.link, address.cidr)).collect();
         addresses.sort_unstable();
         let mut routes = self.routes.clone();
-        routes.sort_by_key(|entry| entry.route.to_string());
+        routes.sort_by_key(|entry| format!("{entry:?}"));
         (self.links.clone(), addresses, routes)
     }
 }
@@ -256,6 +264,19 @@ fn routes_change_all_or_none() {
     assert_eq!(fake.state(), before);
 }
 
+/// The kernel has made the route to a card's network, and the list names another card for it first.
+#[test]
+fn a_route_that_gives_way_serves_no_other() {
+    let mut fake = Fake::with_two_links();
+    let own = route("192.0.2.0/24", "", "eth0");
+    routes::update(&mut fake, &requests(std::slice::from_ref(&own)), &log()).unwrap();
+    fake.routes[0].protocol = nix::libc::RTPROT_KERNEL;
+    let list = [route("192.0.2.0/24", "", "eth1"), own];
+    routes::update(&mut fake, &requests(&list), &log()).unwrap();
+    let links: Vec<_> = fake.routes.iter().map(|entry| (entry.route.link, entry.route.priority)).collect();
+    assert_eq!(links, [(Some(3), 0), (Some(2), 1)]);
+}
+
 #[test]
 fn requests_that_make_no_sense_are_refused_by_name() {
     let refused = |route: types::Route| RouteRequest::try_from(&route).unwrap_err().to_string();
@@ -290,5 +311,45 @@ fn requests_that_make_no_sense_are_refused_by_name() {
         (refused(|i| i.IPAddresses.push(types::IPAddress::new())), "IPAddresses"),
     ] {
         assert!(message.contains(words), "{message:?} does not tell {words:?}");
+    }
+}
+
+fn any_routes() -> impl Strategy<Value = Vec<RouteRequest>> {
+    let to = select(vec!["", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "2001:db8::/32"]);
+    let gateway = select(vec!["", "192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+    let one = (to, gateway, select(vec!["eth0", "eth1"]), select(vec![0, 1400]));
+    let one = one.prop_filter_map("families differ", |(to, gateway, device, mtu)| {
+        RouteRequest::try_from(&types::Route { mtu, ..route(to, gateway, device) }).ok()
+    });
+    vec(one, 0..6)
+}
+
+proptest! {
+    /// Whatever was there, the routes are those of the list and the kernel's, and asking again changes nothing; or, if
+    /// the kernel refuses any one change, they are what they were.
+    #[test]
+    fn routes_become_the_list_or_stay(
+        before in any_routes(), after in any_routes(), refused_at in prop::option::of(0_usize..8),
+    ) {
+        let kernels = RouteRequest::try_from(&route("192.0.2.0/24", "", "eth0")).unwrap();
+        let mut network = Fake::with_two_links();
+        routes::update(&mut network, &[kernels], &log()).unwrap();
+        network.routes[0].protocol = nix::libc::RTPROT_KERNEL;
+        routes::update(&mut network, &before, &log()).unwrap();
+        let start = network.state();
+        network.done.clear();
+        network.refused_at = refused_at;
+        if routes::update(&mut network, &after, &log()).is_err() {
+            prop_assert_eq!(network.state(), start);
+            return Ok(());
+        }
+        let mut fresh = Fake::with_two_links();
+        fresh.routes = start.2.into_iter().filter(Entry::is_the_kernels).collect();
+        routes::update(&mut fresh, &after, &log()).unwrap();
+        prop_assert_eq!(network.state(), fresh.state());
+        network.refused_at = None;
+        network.done.clear();
+        routes::update(&mut network, &after, &log()).unwrap();
+        prop_assert!(network.done.is_empty(), "{:?}", network.done);
     }
 }
