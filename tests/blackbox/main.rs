@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         }
     }
     trials.push(Trial::test("docs::orchestrators_md", scenarios::page_is_up_to_date));
+    trials.push(Trial::test("docs::coverage_md", scenarios::all_is_covered));
     trials.push(Trial::test("docs::faults_md", scenarios::faults_are_tested));
     let conclusion = libtest_mimic::run(&arguments, trials);
     vm.stop();

@@ -57,8 +57,15 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ImagesCommand,
     },
-    /// List the containers that clients of this host have made at the address
-    Ps,
+    /// List the containers that clients of this host have made at the address, those too that have ended
+    Ps {
+        /// Their names only
+        #[arg(short, long)]
+        quiet: bool,
+        /// All of them, as without it
+        #[arg(short, long)]
+        all: bool,
+    },
     /// Follow what happens to containers, a JSON object a line
     Events {
         /// Begin with what has happened before
@@ -76,28 +83,33 @@ pub(crate) enum Command {
         /// The container
         id: String,
     },
-    /// Start a created container and leave it running
+    /// Start containers that have been created, or have ended, and leave them running
     Start {
-        /// The container
-        id: String,
+        /// The containers
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
-    /// Ask a container to end, and kill it when it does not; it is not started again
+    /// Ask containers to end, and kill those that do not; they are not started again
     Stop {
-        /// How long it may take, in seconds
-        #[arg(short, long, default_value_t = 10)]
+        /// How long each may take, in seconds
+        #[arg(short, long, visible_alias = "time", default_value_t = 10)]
         timeout: u64,
-        /// The container
-        id: String,
+        /// The containers
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
-    /// Freeze all processes of a container
+    /// Freeze all processes of containers
     Pause {
-        /// The container
-        id: String,
+        /// The containers
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
     /// Let them go on
+    #[command(visible_alias = "unpause")]
     Resume {
-        /// The container
-        id: String,
+        /// The containers
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
     /// Print the output of a container that runs detached, or is kept
     Logs {
@@ -123,10 +135,14 @@ pub(crate) enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// Remove a container, killing what still runs in it
+    /// Remove containers, killing what still runs in them
     Rm {
-        /// The container
-        id: String,
+        /// Also those that run, as without it
+        #[arg(short, long)]
+        force: bool,
+        /// The containers
+        #[arg(required = true)]
+        ids: Vec<String>,
     },
     /// Tell whether the agent answers
     Check,
@@ -381,11 +397,22 @@ mod tests {
             "nakai-ctl run --root-disk=none /i",
             "nakai-ctl exec web",
             "nakai-ctl exec -u root web sh",
+            "nakai-ctl rm",
+            "nakai-ctl stop -t 1",
             "nakai-ctl kill web NOPE",
             "nakai-ctl kill web 0",
         ];
         for line in table {
             assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn dockers_habits_are_understood() {
+        for line in
+            ["ps -a", "ps -aq", "rm -f one two", "unpause one", "stop --time 3 one two", "start one two"]
+        {
+            parse(&format!("nakai-ctl {line}")).unwrap();
         }
     }
 

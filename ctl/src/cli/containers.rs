@@ -14,30 +14,52 @@ use super::{attend, target};
 /// How often a log that is followed is looked at: files tell nobody when they grow.
 const FOLLOW_POLL: Duration = Duration::from_millis(100);
 
+/// Does something to one container after the other. What fails is told, and the others have their turn; the status is
+/// that of the last failure.
+async fn each<T>(
+    address: Option<&Address>,
+    ids: &[String],
+    step: impl AsyncFn(&Engine, &str) -> Result<T, CriError>,
+) -> Result<u8, CliError> {
+    let engine = target::engine(address).await?;
+    let mut status = 0;
+    for id in ids {
+        if let Err(error) = step(&engine, id).await {
+            let error = CliError::from(error);
+            eprintln!("nakai-ctl: {error}");
+            status = error.status();
+        }
+    }
+    Ok(status)
+}
+
 /// `start`
-pub(crate) async fn start(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
-    target::engine(address).await?.start(id).await?;
-    attend::leave(address.ok_or(CliError::NoAddress)?, id)?;
-    println!("{id}");
-    Ok(0)
+pub(crate) async fn start(address: Option<&Address>, ids: &[String]) -> Result<u8, CliError> {
+    let at = address.ok_or(CliError::NoAddress)?;
+    let leave =
+        |id: &str| attend::leave(at, id).map_err(|error| CriError::io(id)(std::io::Error::other(error)));
+    each(address, ids, async |engine, id| {
+        engine.start(id).await?;
+        leave(id)?;
+        println!("{id}");
+        Ok(())
+    })
+    .await
 }
 
 /// `stop`
-pub(crate) async fn stop(address: Option<&Address>, id: &str, seconds: u64) -> Result<u8, CliError> {
-    target::engine(address).await?.stop(id, Duration::from_secs(seconds)).await?;
-    Ok(0)
+pub(crate) async fn stop(address: Option<&Address>, ids: &[String], seconds: u64) -> Result<u8, CliError> {
+    each(address, ids, async |engine, id| engine.stop(id, Duration::from_secs(seconds)).await).await
 }
 
 /// `pause`
-pub(crate) async fn pause(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
-    target::engine(address).await?.pause(id).await?;
-    Ok(0)
+pub(crate) async fn pause(address: Option<&Address>, ids: &[String]) -> Result<u8, CliError> {
+    each(address, ids, async |engine, id| engine.pause(id).await).await
 }
 
 /// `resume`
-pub(crate) async fn resume(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
-    target::engine(address).await?.resume(id).await?;
-    Ok(0)
+pub(crate) async fn resume(address: Option<&Address>, ids: &[String]) -> Result<u8, CliError> {
+    each(address, ids, async |engine, id| engine.resume(id).await).await
 }
 
 /// `kill`
@@ -58,9 +80,8 @@ pub(crate) async fn kill(
 }
 
 /// `rm`
-pub(crate) async fn rm(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
-    target::engine(address).await?.remove(id).await?;
-    Ok(0)
+pub(crate) async fn rm(address: Option<&Address>, ids: &[String]) -> Result<u8, CliError> {
+    each(address, ids, async |engine, id| engine.remove(id).await).await
 }
 
 /// `inspect`

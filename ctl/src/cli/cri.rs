@@ -108,12 +108,12 @@ pub(crate) async fn dispatch(address: Option<&Address>, command: CriCommand) -> 
             println!("{}", run::create(&target.engine, &order, false).await?.id);
             Ok(0)
         }
-        CriCommand::Start { id } => containers::start(address, &id).await,
+        CriCommand::Start { id } => containers::start(address, &[id]).await,
         CriCommand::Exec(options) => run::exec(address, &options).await,
         CriCommand::Logs { follow, id } => containers::logs(address, &id, follow).await,
-        CriCommand::Stop { timeout, id } => containers::stop(address, &id, timeout).await,
-        CriCommand::Rm { id } => containers::rm(address, &id).await,
-        CriCommand::Ps => query::ps(address).await,
+        CriCommand::Stop { timeout, id } => containers::stop(address, &[id], timeout).await,
+        CriCommand::Rm { id } => containers::rm(address, &[id]).await,
+        CriCommand::Ps => query::ps(address, false).await,
         CriCommand::Inspect { id } => containers::inspect(address, &id).await,
     }
 }

@@ -8,6 +8,12 @@ use nakai_ctl::rootfs::RootfsError;
 use nakai_ctl::stdio::StdioError;
 use nakai_ctl::vm::VmError;
 use nakai_ctl::vms::VmsError;
+use ttrpc::Code;
+
+/// The exit status when the program can't be run.
+const NOT_EXECUTABLE: u8 = 126;
+/// The exit status when there is no such program.
+const NO_PROGRAM: u8 = 127;
 
 /// Why a command failed; the library's errors name object and reason themselves.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +32,8 @@ pub(crate) enum CliError {
     Image(#[from] ImageError),
     #[error("no image: give --rootfs, --image, or a path in front of the program")]
     NoImage,
+    #[error("{0} is no option of run: nakai-ctl run --help lists them")]
+    NoOption(String),
     #[error(transparent)]
     Cri(#[from] CriError),
     #[error(transparent)]
@@ -55,6 +63,17 @@ pub(crate) enum CliError {
 }
 
 impl CliError {
+    /// The exit status that tells it: Docker's for a program that is not there or can't be run, else that of a failure
+    /// which is not the container's.
+    pub(crate) fn status(&self) -> u8 {
+        let (Self::Call(error) | Self::Cri(CriError::Call(error))) = self else { return super::OWN_FAILURE };
+        let words = &error.message;
+        if !words.contains("can't execute \"") && !words.contains("not found in $PATH") {
+            return super::OWN_FAILURE;
+        }
+        if error.code == Code::NOT_FOUND { NO_PROGRAM } else { NOT_EXECUTABLE }
+    }
+
     /// Adds what was being done to a system's error.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();

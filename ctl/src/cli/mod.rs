@@ -45,7 +45,10 @@ pub(crate) fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(status) => ExitCode::from(status),
-        Err(error) => own_failure(&error),
+        Err(error) => {
+            own_failure(&error);
+            ExitCode::from(error.status())
+        }
     }
 }
 
@@ -85,16 +88,16 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Zun { command } => zun::dispatch(address, command).await,
         Command::Demo(options) => demo::demo(&options).await,
         Command::Images { command } => images::dispatch(&command),
-        Command::Ps => query::ps(address).await,
+        Command::Ps { quiet, all: _ } => query::ps(address, quiet).await,
         Command::Events { all } => events::follow(address, all).await,
         Command::Attend { id } => attend::run(address, &id).await,
         Command::Stats { id } => query::stats(address, &id).await,
-        Command::Start { id } => containers::start(address, &id).await,
-        Command::Stop { timeout, id } => containers::stop(address, &id, timeout).await,
-        Command::Pause { id } => containers::pause(address, &id).await,
-        Command::Resume { id } => containers::resume(address, &id).await,
+        Command::Start { ids } => containers::start(address, &ids).await,
+        Command::Stop { timeout, ids } => containers::stop(address, &ids, timeout).await,
+        Command::Pause { ids } => containers::pause(address, &ids).await,
+        Command::Resume { ids } => containers::resume(address, &ids).await,
         Command::Kill { id, signal, all } => containers::kill(address, &id, signal, all).await,
-        Command::Rm { id } => containers::rm(address, &id).await,
+        Command::Rm { force: _, ids } => containers::rm(address, &ids).await,
         Command::Logs { follow, id } => containers::logs(address, &id, follow).await,
         Command::Inspect { id } => containers::inspect(address, &id).await,
         Command::Check => query::check(address).await,

@@ -9,8 +9,12 @@ use super::error::CliError;
 use super::target::{client, engine};
 
 /// `ps`
-pub(crate) async fn ps(address: Option<&Address>) -> Result<u8, CliError> {
+pub(crate) async fn ps(address: Option<&Address>, quiet: bool) -> Result<u8, CliError> {
     let engine = engine(address).await?;
+    if quiet {
+        engine.state().containers().iter().for_each(|container| println!("{}", container.id));
+        return Ok(0);
+    }
     println!(
         "{:<24} {:<24} {:<10} {:<10} {:<10} {:<9} COMMAND",
         "CONTAINER", "STATE", "PROCESSES", "MEMORY", "HEALTH", "RESTARTS"

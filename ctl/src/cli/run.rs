@@ -50,6 +50,9 @@ pub(crate) fn order(options: &RunOptions, id: &str) -> Result<Order, CliError> {
     let (root, image, args) = match (&options.rootfs, &options.image, options.args.split_first()) {
         (Some(path), ..) => (RootKind::Itself, path.display().to_string(), options.args.as_slice()),
         (None, Some(image), _) => (RootKind::Image, image.clone(), options.args.as_slice()),
+        (None, None, Some((option, _))) if option.starts_with('-') => {
+            return Err(CliError::NoOption(option.clone()));
+        }
         // As Docker has it.
         (None, None, Some((image, args))) => (RootKind::Image, image.clone(), args),
         (None, None, None) => return Err(CliError::NoImage),
@@ -254,6 +257,7 @@ mod tests {
         );
         for (line, message) in [
             ("", "no image"),
+            ("--detech /i sh", "--detech is no option"),
             ("--rootfs /r --image /i sh", "cannot be used with"),
             ("--rootfs /r --root-disk sh", "cannot be used with"),
             ("--root-disk --root-layers /i", "cannot be used with"),

@@ -153,6 +153,7 @@ impl Engine {
             root: &root.guest,
             places: self.places(),
         })?;
+        make_sources(&order)?;
         lent.write(&plan.files)?;
         lent.bind(&plan.binds)?;
         record.log = log_file(&order, record.attempt)?;
@@ -218,6 +219,16 @@ fn take_defaults(order: &mut Order, image: &Image) -> Result<(), CriError> {
     {
         let check = HealthCheck::of_image(check);
         order.extras.health = check.map_err(|reason| CriError::field("the image's Healthcheck", reason))?;
+    }
+    Ok(())
+}
+
+/// Makes the directories of this host that are to be mounted and are not there, as Docker and containerd do.
+fn make_sources(order: &Order) -> Result<(), CriError> {
+    for path in order.config.mounts.iter().map(|mount| Path::new(&*mount.host_path)) {
+        if path.is_absolute() && !path.exists() {
+            std::fs::create_dir_all(path).map_err(CriError::io(format!("mount of {}", path.display())))?;
+        }
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::config::{NamespaceMode, PodSandboxConfig};
 use super::image::signal;
 use super::mounts::Places;
 use super::spec::{resolv_conf, sandbox_id};
-use crate::state::{Action, ContainerRecord, ContainerState, Event, Lock, State};
+use crate::state::{Action, ContainerRecord, ContainerState, Event, Health, Lock, State};
 use crate::{CallError, Client, SpecBuilder, sandbox};
 
 /// An agent, and where this client keeps what it needs to know.
@@ -145,11 +145,12 @@ impl Engine {
         }
     }
 
-    /// Lets a container's program run. One that can't be started is taken down, and stays on record with the reason.
+    /// Lets a container's program run: for the first time, or again when it has ended, with the root filesystem that it
+    /// has left. One that can't be started for the first time is taken down; both stay on record with the reason.
     ///
     /// # Errors
     ///
-    /// There is no such container, it is not waiting for its start, or the agent refuses.
+    /// There is no such container, it runs or has failed, or the agent refuses.
     pub async fn start(&self, id: &str) -> Result<ContainerRecord, CriError> {
         let lock = self.lock(id).await?;
         let started = self.start_locked(id).await;
@@ -159,6 +160,11 @@ impl Engine {
 
     async fn start_locked(&self, id: &str) -> Result<ContainerRecord, CriError> {
         let mut record = self.record(id)?;
+        if matches!(record.state, ContainerState::Stopped { .. }) {
+            record.stopped = false;
+            self.run_again(&mut record, Action::Start).await?;
+            return Ok(record);
+        }
         self.expect(&record, &[ContainerState::Created])?;
         if let Err(error) =
             self.state.journal().step(id, Action::Start, self.client.start_container(id)).await
@@ -171,6 +177,32 @@ impl Engine {
         record.run();
         self.put(&record)?;
         Ok(record)
+    }
+
+    /// Makes a container that has ended anew under its name, and starts it.
+    pub(super) async fn run_again(
+        &self,
+        record: &mut ContainerRecord,
+        action: Action,
+    ) -> Result<(), CriError> {
+        let id = record.id.clone();
+        record.health = record.order.extras.health.as_ref().map(|_| Health::Starting);
+        let again = async {
+            gone(self.client.remove_container(&id).await)?;
+            self.create_at_agent(record).await?;
+            let started = self.client.start_container(&id).await;
+            if started.is_err() {
+                let _ = self.client.remove_container(&id).await;
+            }
+            Ok::<_, CriError>(started?)
+        };
+        let again = self.state.journal().step(&id, action, again).await;
+        match &again {
+            Ok(()) => record.run(),
+            Err(error) => record.fail(error),
+        }
+        self.put(record)?;
+        again
     }
 
     fn expect(&self, record: &ContainerRecord, states: &[ContainerState]) -> Result<(), CriError> {

@@ -59,27 +59,14 @@ pub async fn supervise(engine: &Engine, id: &str, mut console: Console) -> Resul
     }
 }
 
-/// Makes a container anew under its name and starts it, unless it has been stopped or removed meanwhile.
+/// Makes a container anew under its name and starts it, unless it has been stopped, removed or started meanwhile.
 async fn start_again(engine: &Engine, id: &str) -> Result<bool, CriError> {
     let lock = engine.lock(id).await?;
     let again = async {
-        let Some(mut record) = engine.state().container(id).filter(|record| !record.stopped) else {
-            return Ok(false);
-        };
+        let is_to = |record: &ContainerRecord| !record.stopped && !record.lives();
+        let Some(mut record) = engine.state().container(id).filter(is_to) else { return Ok(false) };
         record.restarts = record.restarts.saturating_add(1);
-        record.health = record.order.extras.health.as_ref().map(|_| Health::Starting);
-        let again = async {
-            engine.client().remove_container(id).await?;
-            engine.create_at_agent(&record).await?;
-            Ok::<_, CriError>(engine.client().start_container(id).await?)
-        };
-        let result = engine.state().journal().step(id, Action::Restart, again).await;
-        match &result {
-            Ok(()) => record.run(),
-            Err(error) => record.fail(error),
-        }
-        engine.put(&record)?;
-        result.map(|()| true)
+        engine.run_again(&mut record, Action::Restart).await.map(|()| true)
     };
     let again = again.await;
     engine.state().unlock(id, lock);

@@ -15,18 +15,19 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_machine_outlives_the_client_that_started_it).vm_only(),
         Scenario { in_vm: false, ..scenario!(all_front_ends_have_one_notebook) },
+        Scenario { in_vm: false, ..scenario!(failures_have_dockers_exit_codes) },
         scenario!(an_attendant_outlives_the_server).ends_its_agent().host_only(),
     ]
 }
 
 /// `nakai-ctl`, which finds kernel and initrd in the environment, with notes and images of its own.
-struct Client {
+pub(super) struct Client {
     program: PathBuf,
     directory: tempfile::TempDir,
 }
 
 impl Client {
-    fn new() -> Fallible<Self> {
+    pub(super) fn new() -> Fallible<Self> {
         // Cargo puts programs above its tests.
         let tests = std::env::current_exe()?;
         let beside = tests.ancestors().nth(2).unwrap_or_else(|| Path::new("")).join("nakai-ctl");
@@ -39,7 +40,7 @@ impl Client {
         Ok(Self { program, directory: tempfile::Builder::new().prefix("nakai-vm-client-").tempdir()? })
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(args).stdin(Stdio::null()).kill_on_drop(true);
         command.env("XDG_RUNTIME_DIR", self.directory.path()).env_remove("NAKAI_ADDRESS");
@@ -52,7 +53,7 @@ impl Client {
     }
 
     /// What a command prints. It has to succeed.
-    async fn run(&self, args: &[&str]) -> Fallible<String> {
+    pub(super) async fn run(&self, args: &[&str]) -> Fallible<String> {
         let output = self.try_run(args).await?;
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr);
@@ -115,7 +116,8 @@ async fn all_front_ends_have_one_notebook(ctx: Ctx) -> Outcome {
     assert_eq!(run(&["cri", "create", "--id", &two, &pod, &container]).await?, two);
     let docker =
         ["docker", "run", "--name", &three, "--cgroup-parent", &parent, "--image", &image, "sh", "-c"];
-    assert_eq!(run(&[&docker[..], &["echo $HOSTNAME"]].concat()).await?, three);
+    let counts = "echo $HOSTNAME; echo >> /runs; echo run $(wc -l < /runs)";
+    assert_eq!(run(&[&docker[..], &[counts]].concat()).await?, format!("{three}\nrun 1"));
     let taken =
         client.try_run(&at(&flags).iter().map(String::as_str).chain([&*image]).collect::<Vec<_>>()).await?;
     let words = String::from_utf8_lossy(&taken.stderr);
@@ -136,7 +138,15 @@ async fn all_front_ends_have_one_notebook(ctx: Ctx) -> Outcome {
     assert!(String::from_utf8_lossy(&again.stderr).contains("is paused"));
     run(&["resume", &one]).await?;
     assert!(!run(&["exec", &one, "hostname"]).await?.is_empty());
+    // What has ended runs again, and finds what it has left; nobody counts that as a restart.
+    run(&["start", &three]).await?;
+    until(&["logs", &three], "run 2").await?;
+    until(&["inspect", &three], r#""status": "stopped""#).await?;
+    let inspected = run(&["inspect", &three]).await?;
+    assert!(inspected.contains(r#""restarts": 0"#) && inspected.contains(r#""code": 0"#), "{inspected}");
     run(&["start", &two]).await?;
+    let twice = client.try_run(&at(&["start", &two]).iter().map(String::as_str).collect::<Vec<_>>()).await?;
+    assert!(String::from_utf8_lossy(&twice.stderr).contains("is running"));
     assert_eq!(states().await?, "running running stopped");
     assert!(run(&["stats", &two]).await?.contains("processes"));
     run(&["kill", &two, "KILL"]).await?;
@@ -170,6 +180,49 @@ async fn all_front_ends_have_one_notebook(ctx: Ctx) -> Outcome {
         assert!(seen.contains(&format!("{id} kill")) && seen.contains(&format!("{id} die")), "{seen:#?}");
     }
     assert!(seen.contains(&format!("{three} image done")), "{seen:#?}");
+    std::fs::remove_dir_all(root.parent().unwrap_or(&root))?;
+    Ok(())
+}
+
+/// 127 for a program that is not there, 126 for one that can't be run, 125 for what is the client's own.
+async fn failures_have_dockers_exit_codes(ctx: Ctx) -> Outcome {
+    let client = Client::new()?;
+    let root = ctx.make_root(&format!("{}-image", ctx.prefix()))?;
+    let (image, parent) = (root.display().to_string(), format!("/nakai-{}", ctx.prefix()));
+    let address = ctx.address().to_string();
+    let [one, two] = ["one", "two"].map(|name| format!("{}-{name}", ctx.prefix()));
+    let at = ["--address", &*address];
+    let run = [&at[..], &["run", "--cgroup-parent", &parent]].concat();
+    let made = client.directory.path().join("made/volume");
+    let volume = format!("{}:/volume", made.display());
+    for name in [&one, &two] {
+        client.run(&[&run[..], &["-d", "--name", name, &image, "sleep", "1000000"]].concat()).await?;
+    }
+    let exec = [&at[..], &["exec", &one]].concat();
+    let rm = [&at[..], &["rm", "-f"]].concat();
+    for (start, words, code, told) in [
+        (&run, &[&*image, "no-such-program"] as &[_], 127, "\"no-such-program\" not found in $PATH"),
+        (&run, &[&*image, "/no/such"], 127, "\"/no/such\""),
+        (&run, &[&*image, "/etc/passwd"], 126, "Permission denied"),
+        (&run, &[&*image, "/etc"], 126, "Is a directory"),
+        (&run, &[&*image, "sh", "-c", "exit 42"], 42, ""),
+        (&run, &["/no/image", "true"], 125, "/no/image"),
+        (&run, &["--detech", &image, "true"], 125, "--detech is no option of run"),
+        // The host's directory is made, as Docker and the kubelet's containerd do.
+        (&run, &["-v", &volume, &image, "sh", "-c", "echo text > /volume/file"], 0, ""),
+        (&exec, &["no-such-program"], 127, "not found in $PATH"),
+        (&exec, &["/etc/passwd"], 126, "Permission denied"),
+        (&exec, &["sh", "-c", "exit 42"], 42, ""),
+        // One that fails keeps no other from its turn.
+        (&rm, &["no-such-container", &one, &two], 125, "no-such-container"),
+    ] {
+        let output = client.try_run(&[&start[..], words].concat()).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {said}");
+        assert!(said.contains(told) && said.is_empty() == told.is_empty(), "{words:?}: {said}");
+    }
+    assert_eq!(std::fs::read_to_string(made.join("file"))?, "text\n");
+    assert_eq!(client.run(&[&at[..], &["ps", "-aq"]].concat()).await?, "");
     std::fs::remove_dir_all(root.parent().unwrap_or(&root))?;
     Ok(())
 }

@@ -48,6 +48,7 @@ mod client;
 mod confinement;
 mod console;
 mod continuity;
+mod coverage;
 mod devices;
 mod diagnostics;
 mod disks;
@@ -78,10 +79,12 @@ mod signals;
 mod stdio;
 mod storages;
 mod systemd;
+mod terminals;
 mod tty;
 mod update;
 mod watching;
 
+pub(crate) use coverage::check as all_is_covered;
 pub(crate) use faults::check as faults_are_tested;
 pub(crate) use orchestrators::page_is_up_to_date;
 
@@ -125,6 +128,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         stdio::scenarios(),
         storages::scenarios(),
         systemd::scenarios(),
+        terminals::scenarios(),
         tty::scenarios(),
         update::scenarios(),
         watching::scenarios(),

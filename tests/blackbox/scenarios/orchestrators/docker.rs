@@ -19,7 +19,16 @@ pub(super) fn groups() -> Vec<Group> {
     let here = Scenario { in_vm: false, ..scenario!(docker_flags) };
     // A host's root may have a capability less.
     let privileged = scenario!(docker_privileged).vm_only();
-    vec![group(Section::Docker, here, FLAGS, &[]), group(Section::Docker, privileged, PRIVILEGED, &[]), disk]
+    let v1 = scenario!(docker_limits_on_cgroup_v1)
+        .own_agent()
+        .vm_only()
+        .kernel_parameter("agent.unified_cgroup_hierarchy=0");
+    vec![
+        group(Section::Docker, v1, ON_V1, &[]),
+        group(Section::Docker, here, FLAGS, &[]),
+        group(Section::Docker, privileged, PRIVILEGED, &[]),
+        disk,
+    ]
 }
 
 const FLAGS: &[Check] = &[
@@ -121,6 +130,31 @@ async fn docker_flags(ctx: Ctx) -> Outcome {
          --memory 64m --cpuset-cpus 0 --pids-limit 60"
     );
     bench.prove(&order(&bench, &flags, &["sleep", "1000000"])?, FLAGS).await
+}
+
+const ON_V1: &[Check] = &[
+    check(
+        "`--cpus` on cgroup v1",
+        "the quota",
+        "cat /sys/fs/cgroup/cpu*/cpu.cfs_quota_us | head -n 1",
+        &["50000"],
+    ),
+    check(
+        "`--memory` on cgroup v1",
+        "the limit",
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes",
+        &["67108864"],
+    ),
+    check("`--cpuset-cpus` on cgroup v1", "the CPUs", "cat /sys/fs/cgroup/cpuset/cpuset.cpus", &["0"]),
+    check("`--pids-limit` on cgroup v1", "the limit", "cat /sys/fs/cgroup/pids/pids.max", &["60"]),
+];
+
+async fn docker_limits_on_cgroup_v1(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let flags = "--cpus 0.5 --memory 64m --cpuset-cpus 0 --pids-limit 60";
+    let order = order(&bench, flags, &["sleep", "1000000"])?;
+    assert!(bench.engine.need_sandbox(&order.pod).await?);
+    bench.prove(&order, ON_V1).await
 }
 
 const PRIVILEGED: &[Check] = &[
