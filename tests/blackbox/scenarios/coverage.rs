@@ -23,6 +23,8 @@ on the test's host (`host::`), too. It is not all that meets them. Three methods
 there: SetPolicy (the agent has it with the feature `policy`, whose tests are in `src/policy`), GetIPTables and SetIPTables
 (the guest has no iptables; `host::network` has them at work), and `image_guest_pull` (a guest without a confidential
 data hub; `src/storage/hub.rs` has a stand-in for one).
+Devices of the types `mmioblk` and `nvdimm` are found there as storages of these drivers are; no scenario gives one to a
+container.
 ";
 
 /// Scenarios by their names, parted by blanks.

@@ -8,8 +8,7 @@ use std::process::Command;
 use nakai_ctl::qmp::Qmp;
 use nakai_ctl::sandbox;
 use nakai_ctl::vm::VmConfig;
-use nakai_protocols::agent::{Device, FSGroup, Storage};
-use nakai_protocols::oci;
+use nakai_protocols::agent::{FSGroup, Storage};
 use serde_json::json;
 use ttrpc::Code;
 
@@ -184,47 +183,11 @@ async fn disks_of_every_kind_are_mounted(ctx: Ctx) -> Outcome {
         let asked = ctx.client().create_container_with(&request).await;
         refused(asked, Code::UNIMPLEMENTED, &[name, "not supported"]);
     }
-    disks_are_devices_by_their_nodes(&ctx).await?;
     let mmio = with_storages(&ctx, &[ext4("mmioblk", "/dev/vda", "mmio")]).await?;
     assert_eq!(mmio.sh("cat /mmio/kept").await?, "kept");
     mmio.remove().await?;
     layers_make_a_root(&ctx).await?;
     huge_pages_come_and_go(&ctx).await
-}
-
-/// What a container gets of a disk that is named by its node in the guest is the disk, under the container's name for it.
-async fn disks_are_devices_by_their_nodes(ctx: &Ctx) -> Outcome {
-    let device = |kind: &str, node: &str, path: &str| Device {
-        type_: kind.into(),
-        vm_path: node.into(),
-        container_path: path.into(),
-        ..Default::default()
-    };
-    let node = |path: &str, minor| oci::LinuxDevice {
-        Path: path.into(),
-        Type: "b".into(),
-        Major: 250,
-        Minor: minor,
-        FileMode: 0o600,
-        ..Default::default()
-    };
-    let container = ctx.container(|spec| {
-        spec.args(["sleep", "1000000"])
-            .add_device(node("/dev/by-node", 1))
-            .add_device(node("/dev/in-memory", 2))
-    })?;
-    let mut request = container.request();
-    request.devices =
-        vec![device("mmioblk", "/dev/vda", "/dev/by-node"), device("nvdimm", "/dev/pmem0", "/dev/in-memory")];
-    ctx.client().create_container_with(&request).await?;
-    container.start().await?;
-    for path in ["/dev/by-node", "/dev/in-memory"] {
-        // The magic number of ext4, where its superblock has it.
-        let magic = format!("dd if={path} bs=2 skip=540 count=1 2>/dev/null | od -An -tx1");
-        assert_eq!(container.sh(&magic).await?.trim(), "53 ef", "{path}");
-    }
-    container.remove().await?;
-    Ok(())
 }
 
 /// Images on each other: partitions of one disk under a layer in memory; a disk under one that keeps what is written.
