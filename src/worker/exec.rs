@@ -245,7 +245,7 @@ impl Entry<'_> {
         let syscall = create_syscall();
         // As root, who may enter more; but root may be kept out where the user is not.
         let denied = match chdir(cwd) {
-            Err(Errno::EPERM) => true,
+            Err(Errno::EPERM | Errno::EACCES) => true,
             other => other.map(|()| false).map_err(|errno| about_cwd(cwd, errno))?,
         };
         let groups: Vec<Gid> =
