@@ -107,7 +107,9 @@ fn start(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -
     crate::guest::allocator::keep_small();
     // Told from the supervisor and its workers in a list of processes.
     let _ = nix::sys::prctl::set_name(c"nakai-server");
-    let kernel = (mode == Mode::Init).then(|| std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    // A service with a file of its own has been told all.
+    let reads_kernel = mode == Mode::Init || overrides.config_file.is_none();
+    let kernel = reads_kernel.then(|| std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     let env: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();

@@ -8,8 +8,8 @@
 //!
 //! 1. the defaults;
 //! 2. a TOML file, named by `--config` or by the kernel parameter `agent.config_file`;
-//! 3. the kernel's command line, if the caller hands it over: PID 1 does, an agent on a developer's host
-//!    does not, because that command line is about another system;
+//! 3. the kernel's command line, if the caller hands it over: PID 1 does, and a service that has no `--config`, because
+//!    a shim gives the options of its guests there;
 //! 4. the environment;
 //! 5. the command line.
 //!
@@ -103,7 +103,7 @@ pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
 /// Where options come from. See the module for which wins.
 #[expect(missing_debug_implementations, reason = "holds a function")]
 pub struct Sources<'a> {
-    /// The text of `/proc/cmdline`; `None` unless the agent is PID 1 or was told to read it.
+    /// The text of `/proc/cmdline`; `None` if it is not to be read.
     pub kernel: Option<&'a str>,
     /// The environment.
     pub env: &'a [(String, String)],

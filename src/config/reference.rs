@@ -35,7 +35,7 @@ Options are read from these places. A later one wins over an earlier one.
 
 1. The defaults below.
 2. A TOML file of the keys below: `--config FILE`, or else the kernel parameter `agent.config_file=FILE`.
-3. The kernel's command line, if the agent is PID 1. A name without `=` means `true`.
+3. The kernel's command line, if the agent is PID 1 or has no `--config`. A name without `=` means `true`.
 4. The environment.
 5. The command line.
 
