@@ -115,6 +115,17 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_behind_a_field_is_no_part_of_it() {
+        let data = WriteStreamRequest { data: vec![9; 300], ..Default::default() };
+        let rest = WriteStreamRequest { container_id: "c".to_owned(), ..Default::default() };
+        let bytes = [data.write_to_bytes().unwrap(), rest.write_to_bytes().unwrap()].concat();
+        let found = find(&bytes, DATA).unwrap();
+        let parsed: WriteStreamRequest = parse_around(&bytes, &found).unwrap();
+        assert_eq!(parsed, rest);
+        assert_eq!(cut(bytes, found.bytes_at(0)), data.data);
+    }
+
+    #[test]
     fn what_is_not_there_once_is_not_found() {
         for (message, what) in [
             (&b""[..], "nothing"),
