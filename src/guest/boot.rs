@@ -4,12 +4,12 @@
 //! supervisor   root::prepare, fork
 //! server       before_listen: the vsock transport      needed to be reached at all
 //!              listen, announce                        the host may connect from here on
-//!              after_listen: cgroups, loopback,        needed by the first container
-//!                            hostname
+//!              after_listen: cgroups, security         needed by the first container
+//!                            modules, loopback, hostname
 //! ```
 //!
 //! Each step is timed and logged. A step without which no container can run ends the boot; what only some
-//! containers miss (loopback, hostname) is logged as an error, and the guest serves.
+//! containers miss (security modules, loopback, hostname) is logged as an error, and the guest serves.
 //!
 //! All of this blocks, a few milliseconds in all but for modules under emulation. Not on an async thread.
 
@@ -22,7 +22,7 @@ use slog::{Logger, error, info, warn};
 
 use super::cgroups::{self, CgroupError};
 use super::modules::{ModuleError, Modules};
-use super::{hostname, loopback};
+use super::{hostname, loopback, security};
 use crate::config::{Config, ServerAddress};
 use crate::observe::console;
 
@@ -85,6 +85,7 @@ pub fn after_listen(mode: Mode, config: &Config, logger: &Logger) -> Result<(), 
     for controller in missing {
         warn!(logger, "cgroup controller not available"; "controller" => controller.name, "error" => %controller.source);
     }
+    tolerated(logger, "security modules", security::mount_file_systems);
     tolerated(logger, "loopback", loopback::up);
     tolerated(logger, "hostname", || hostname::set_from(Path::new("/etc/hostname")));
     Ok(())

@@ -11,7 +11,7 @@
 //!   directories for them and for storages;
 //! - [`bulkhead`]: keeps a file system that hangs from taking all threads;
 //! - [`allocator`]: the server's own memory; [`program`]: what of it is the program;
-//! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`]: one step each.
+//! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`], [`security`]: one step each.
 //!
 //! Lowest floor: imports nothing of the crate but `config` and `observe` (and the types of messages). Everything
 //! here blocks for the time of a few system calls; async code calls it by `spawn_blocking`.
@@ -36,6 +36,7 @@ pub mod program;
 pub mod random;
 pub mod rlimit;
 pub mod root;
+pub mod security;
 pub mod swap;
 pub mod tree;
 pub mod volume;

@@ -13,6 +13,7 @@ use super::error::SandboxError;
 use crate::cgroup::Hierarchy;
 use crate::device::{DeviceKind as FoundKind, FoundDevice, FoundDevices};
 use crate::guest::details::Hardware;
+use crate::guest::security::has_selinux_policy;
 use crate::ids::ContainerId;
 use crate::spec::{
     AddedDevice, CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, SharedNamespaces,
@@ -48,7 +49,7 @@ pub(super) fn gather(
         added_devices: devices.added.into_iter().map(added_device).collect(),
         pci_map: devices.pci,
         root_devices: root_devices(),
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        selinux: has_selinux_policy(Path::new("/sys/fs/selinux")),
         apparmor_profiles: apparmor_profiles(),
     })
 }

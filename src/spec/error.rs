@@ -111,7 +111,7 @@ pub enum SpecError {
         reason: String,
     },
     /// A label of a security module that the guest does not have.
-    #[error("{field} is {label:?}, but the guest's kernel does not run {module}")]
+    #[error("{field} is {label:?}, but the guest's kernel does not run {module}, or without a policy")]
     NoSecurityModule {
         /// Its name in the runtime specification.
         field: &'static str,

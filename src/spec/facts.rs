@@ -41,7 +41,7 @@ pub struct Facts {
     /// The guest's own root disk: the partition and the whole disk, or the device-mapper target and what is
     /// below it. Block devices that no container may open.
     pub root_devices: Vec<DeviceNumber>,
-    /// Whether the guest's kernel runs SELinux.
+    /// Whether the guest's kernel runs SELinux, with a policy.
     pub selinux: bool,
     /// The AppArmor profiles that are loaded in the guest; none where its kernel does not run AppArmor.
     pub apparmor_profiles: BTreeSet<String>,

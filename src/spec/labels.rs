@@ -10,13 +10,16 @@
 
 use std::collections::BTreeSet;
 
-use oci_spec::runtime::{Linux, Process};
+use oci_spec::runtime::{Linux, Process, Spec};
 
 use super::SpecError;
 
 /// The profiles that containerd, Docker, CRI-O and nerdctl name by themselves.
 const ENGINE_DEFAULTS: [&str; 4] =
     ["cri-containerd.apparmor.d", "docker-default", "crio-default", "nerdctl-default"];
+
+/// Of which each mount is a new one.
+const OWN_FILE_SYSTEMS: [&str; 5] = ["tmpfs", "ramfs", "devpts", "hugetlbfs", "overlay"];
 
 /// What Podman's begin with; the version follows.
 const PODMAN_DEFAULT: &str = "containers-default-";
@@ -74,15 +77,28 @@ fn is_engine_default(profile: &str) -> bool {
     ENGINE_DEFAULTS.contains(&profile) || profile.starts_with(PODMAN_DEFAULT)
 }
 
-/// Leaves the mount label only where it can be applied. Without SELinux files have no labels, and nothing is
-/// less confined for want of one.
-pub(super) fn mount_label(linux: &mut Linux, available: bool, warnings: &mut Vec<String>) {
+/// Takes the mount label out, and gives it to the file systems that are the container's own: libcontainer gives it to
+/// nearly all, and the kernel refuses another label for a file system that is mounted elsewhere already, such as the
+/// sandbox's message queues or the cgroups. Where there are no labels it is left out with a warning: nothing is less
+/// confined for want of one.
+pub(super) fn mount_label(spec: &mut Spec, linux: &mut Linux, available: bool, warnings: &mut Vec<String>) {
     let label = linux.mount_label().clone().filter(|label| !label.is_empty());
-    if let Some(label) = label.as_ref().filter(|_| !available) {
-        warnings
-            .push(format!("linux.mountLabel {label:?} left out: the guest's kernel does not run SELinux"));
+    linux.set_mount_label(None);
+    let Some(label) = label else { return };
+    if !available {
+        warnings.push(format!(
+            "linux.mountLabel {label:?} left out: the guest's kernel does not run SELinux, or without a policy"
+        ));
+        return;
     }
-    linux.set_mount_label(label.filter(|_| available));
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let mut options = mount.options().clone().unwrap_or_default();
+        let is_labelled = options.iter().any(|option| option.starts_with("context="));
+        if mount.typ().as_deref().is_some_and(|kind| OWN_FILE_SYSTEMS.contains(&kind)) && !is_labelled {
+            options.push(format!("context={label}"));
+            mount.set_options(Some(options));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -136,13 +152,29 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_label_without_selinux_is_left_out_with_a_warning() {
-        let mut warnings = Vec::new();
-        for (available, expected, warned) in [(true, Some("l"), 0), (false, None, 1)] {
-            let mut linux: Linux = serde_json::from_value(json!({"mountLabel": "l"})).unwrap();
-            mount_label(&mut linux, available, &mut warnings);
-            assert_eq!(linux.mount_label().as_deref(), expected);
+    fn a_mount_label_is_for_the_containers_own_file_systems() {
+        let mounts = json!([
+            {"destination": "/a", "type": "tmpfs", "options": ["ro"]},
+            {"destination": "/b", "type": "devpts"},
+            {"destination": "/c", "type": "mqueue", "options": ["ro"]},
+            {"destination": "/d", "type": "bind", "options": ["bind"]},
+            {"destination": "/e", "type": "tmpfs", "options": ["context=mine"]},
+        ]);
+        let plain = [vec!["ro"], vec![], vec!["ro"], vec!["bind"], vec!["context=mine"]];
+        let mut labelled = plain.clone();
+        labelled[0].push("context=u:r:t:s0:c1,c2");
+        labelled[1].push("context=u:r:t:s0:c1,c2");
+        for (available, expected, warned) in [(true, labelled, 0), (false, plain, 1)] {
+            let mut warnings = Vec::new();
+            let mut spec: Spec =
+                serde_json::from_value(json!({"ociVersion": "1.1.0", "mounts": mounts})).unwrap();
+            let mut linux: Linux = serde_json::from_value(json!({"mountLabel": "u:r:t:s0:c1,c2"})).unwrap();
+            mount_label(&mut spec, &mut linux, available, &mut warnings);
+            assert!(linux.mount_label().is_none());
             assert_eq!(warnings.len(), warned);
+            let options = |mount: &oci_spec::runtime::Mount| mount.options().clone().unwrap_or_default();
+            let options: Vec<_> = spec.mounts().iter().flatten().map(options).collect();
+            assert_eq!(options, expected);
         }
     }
 }

@@ -86,7 +86,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let device_rules = device_rules_of(&linux);
     let copy_up = mounts::take_copy_up(&mut spec)?;
     let propagation = mounts::apply(&mut spec, &mut linux, &mut warnings)?;
-    labels::mount_label(&mut linux, facts.selinux, &mut warnings);
+    labels::mount_label(&mut spec, &mut linux, facts.selinux, &mut warnings);
     let mut hooks = spec.hooks_mut().take().unwrap_or_default();
     let (poststart, poststop) = hooks::apply(&mut hooks, facts.hooks.as_ref())?;
     spec.set_hooks(hooks::or_none(hooks));

@@ -175,8 +175,13 @@ impl Way {
 /// The cgroup of init, if the container has divided its own: nobody may be in that itself then.
 pub(super) fn open_beside_init(cgroups: &ExecCgroups) -> Result<Option<File>, Failure> {
     let ExecCgroups::V2 { root, path, init } = cgroups else { return Ok(None) };
-    let place = crate::cgroup::place_beside(Pid::from_raw(*init), path);
-    place.map(|place| open_directory(&root.join(path).join(place))).transpose()
+    let Some(place) = crate::cgroup::place_beside(Pid::from_raw(*init), path) else { return Ok(None) };
+    let directory = root.join(path).join(place);
+    match File::open(&directory) {
+        // Init has left it since.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some).map_err(|error| not_opened(&directory, &error)),
+    }
 }
 
 fn open_directory(directory: &Path) -> Result<File, Failure> {

@@ -14,7 +14,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use libcontainer::capabilities;
@@ -32,11 +32,14 @@ use oci_spec::runtime::Process;
 
 use super::cgroups::{self, Way};
 use super::create::{Started, started};
-use super::executor::{LastSteps, program};
+use super::executor::{LastSteps, open_proc, program};
 use super::job::{ExecCgroups, ExecJob, Failure, FailureKind, ProcessIo};
 use super::{chain, console, create, limits, sys};
 use crate::spec::NamespaceId;
 use crate::supervisor::{Forked, fork, fork_into};
+
+/// In how many places a child is tried to be born. A container that divides its cgroup needs two or three.
+const PLACES_MAX: usize = 100;
 
 /// All that the child needs.
 struct Entry<'a> {
@@ -62,9 +65,7 @@ pub(super) fn start(job: ExecJob, mut fds: Vec<OwnedFd>) -> Result<Started, Fail
     let init = fds.next().ok_or_else(|| Failure::internal("an exec without the container's init"))?;
     limits::raise(&job.late.rlimits);
     let namespaces = flags_of(&job.late.namespaces)?;
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let proc =
-        nix::fcntl::open("/proc", flags, Mode::empty()).map_err(|errno| failed("open /proc", errno))?;
+    let proc = open_proc()?;
     let stdio = fds.map(|fd| create::give(fd, job.io.owner)).collect();
     let way = Way::open(&job.cgroups)?;
     // Inherited. Who is not dumpable may not write there without a capability.
@@ -82,7 +83,7 @@ pub(super) fn start(job: ExecJob, mut fds: Vec<OwnedFd>) -> Result<Started, Fail
         io: &job.io,
         cgroups: &job.cgroups,
         way,
-        steps: LastSteps::new(job.late.clone(), filter),
+        steps: LastSteps::new(job.late.clone(), filter)?,
         proc,
     };
     entry.launch()
@@ -148,13 +149,7 @@ impl Entry<'_> {
 
     fn fork(&self) -> Result<Forked, Failure> {
         let Some(cgroup) = self.way.directory() else { return fork().map_err(about_fork) };
-        match fork_into(cgroup) {
-            Err(Errno::EBUSY) => match cgroups::open_beside_init(self.cgroups)? {
-                Some(cgroup) => fork_into(cgroup.as_fd()).map_err(about_fork),
-                None => Err(about_fork(Errno::EBUSY)),
-            },
-            other => other.map_err(about_fork),
-        }
+        born_beside_init(cgroup, fork_into, || cgroups::open_beside_init(self.cgroups))
     }
 
     fn join(&self, namespaces: CloneFlags) -> Result<(), Failure> {
@@ -271,6 +266,24 @@ impl Entry<'_> {
     }
 }
 
+/// Forks into `cgroup`, or where init is if the container has divided that. It may be about to: what was init's place a
+/// moment ago may be divided or gone now, or init may be back.
+fn born_beside_init<T>(
+    cgroup: BorrowedFd<'_>,
+    fork_into: impl Fn(BorrowedFd<'_>) -> Result<T, Errno>,
+    find_init: impl Fn() -> Result<Option<File>, Failure>,
+) -> Result<T, Failure> {
+    let mut place = None::<File>;
+    for _ in 0..PLACES_MAX {
+        match fork_into(place.as_ref().map_or(cgroup, AsFd::as_fd)) {
+            // Divided; removed.
+            Err(Errno::EBUSY | Errno::ENODEV) => place = find_init()?,
+            other => return other.map_err(about_fork),
+        }
+    }
+    Err(about_fork(Errno::EBUSY))
+}
+
 /// The ids, with all capabilities kept for now.
 fn become_id(syscall: &dyn Syscall, uid: u32, gid: u32) -> Result<(), Failure> {
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
@@ -315,4 +328,59 @@ fn about_cwd(cwd: &Path, errno: Errno) -> Failure {
 /// What the child said went wrong.
 fn told(text: &[u8]) -> Failure {
     serde_json::from_slice(text).unwrap_or_else(|_| Failure::internal("the process could not be started"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::os::unix::fs::MetadataExt;
+
+    /// What a fork into each place in turn comes to, and which places they were: `c` for the cgroup, `i` for init's.
+    fn born(results: &[Result<(), Errno>], init_is_below: &[bool]) -> (Result<(), Failure>, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let (cgroup, below) = (directory.path(), directory.path().join("below"));
+        std::fs::create_dir(&below).unwrap();
+        let top = File::open(cgroup).unwrap();
+        let inode = top.metadata().unwrap().ino();
+        let (mut results, mut places) = (results.iter().copied(), init_is_below.iter().copied());
+        let (results, places) = (RefCell::new(&mut results), RefCell::new(&mut places));
+        let tried = RefCell::new(String::new());
+        let result = born_beside_init(
+            top.as_fd(),
+            |place| {
+                let is_top = nix::sys::stat::fstat(place).unwrap().st_ino == inode;
+                tried.borrow_mut().push(if is_top { 'c' } else { 'i' });
+                results.borrow_mut().next().unwrap_or(Err(Errno::EBUSY))
+            },
+            || Ok(places.borrow_mut().next().unwrap_or(false).then(|| File::open(&below).unwrap())),
+        );
+        (result, tried.into_inner())
+    }
+
+    #[test]
+    fn a_child_is_born_where_init_is_however_the_container_divides_its_cgroup() {
+        let (busy, gone) = (Err(Errno::EBUSY), Err(Errno::ENODEV));
+        for (results, init_is_below, tried) in [
+            (&[Ok(())][..], &[][..], "c"),
+            (&[busy, Ok(())], &[true], "ci"),
+            (&[busy, gone, busy, Ok(())], &[true, true, true], "ciii"),
+            // Init has come back, and the cgroup is whole again.
+            (&[busy, Ok(())], &[false], "cc"),
+            (&[busy, busy, Ok(())], &[true, false], "cic"),
+        ] {
+            let (result, seen) = born(results, init_is_below);
+            result.unwrap();
+            assert_eq!(seen, tried);
+        }
+    }
+
+    #[test]
+    fn a_cgroup_that_stays_busy_and_any_other_refusal_are_told() {
+        let (refused, tried) = born(&[Err(Errno::EAGAIN)], &[]);
+        assert_eq!((refused.unwrap_err().kind, tried.as_str()), (FailureKind::ProcessLimit, "c"));
+        let (busy, tried) = born(&[], &[]);
+        assert!(busy.unwrap_err().message.contains("cgroup"));
+        assert_eq!(tried.len(), PLACES_MAX);
+    }
 }

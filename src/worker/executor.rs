@@ -5,18 +5,21 @@
 //! the order and the duplicates of the environment.
 //!
 //! Order: wait for the terminal, default signals, session keyring, resource limits, seccomp filter, final
-//! capabilities, execve. What fails while the launch of an init is waiting, the look for the program, is left in the
-//! report as a [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
+//! capabilities, execve. What fails while the launch of an init is waiting, the look for the program and its security
+//! label, is left in the report as a [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
 //! as a shell would.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::fcntl::AtFlags;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::Mode;
 use nix::unistd::AccessFlags;
 use oci_spec::runtime::{PosixRlimit, Process, Spec};
 
@@ -33,11 +36,14 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(super) struct LastSteps {
     late: LateProcess,
     filter: Option<Filter>,
+    /// The guest's `/proc`, to set a label with: what is at that place in the container is not to be trusted.
+    proc: Option<Rc<OwnedFd>>,
 }
 
 impl LastSteps {
-    pub(super) fn new(late: LateProcess, filter: Option<Filter>) -> Self {
-        Self { late, filter }
+    pub(super) fn new(late: LateProcess, filter: Option<Filter>) -> Result<Self, Failure> {
+        let proc = late.selinux_label.as_ref().map(|_| open_proc()).transpose()?.map(Rc::new);
+        Ok(Self { late, filter, proc })
     }
 
     /// Everything up to execve; comes back only with the reason why not.
@@ -76,11 +82,7 @@ impl LastSteps {
                 Err(errno) => return Err(Failure::internal(format!("join a session keyring: {errno}"))),
             }
         }
-        if let Some(label) = &self.late.selinux_label {
-            // Of the thread itself, and for the next execve (proc_pid_attr(5)).
-            std::fs::write("/proc/thread-self/attr/exec", label)
-                .map_err(|error| invalid(format!("set the SELinux label {label:?}: {error}")))?;
-        }
+        self.set_selinux_label()?;
         for limit in &self.late.rlimits {
             set_limit(limit)?;
         }
@@ -93,6 +95,16 @@ impl LastSteps {
                 .map_err(|error| invalid(format!("set the capabilities: {}", super::chain(&error))))?;
         }
         Ok(())
+    }
+
+    /// For the next execve(2) of this thread (proc_pid_attr(5)). The kernel refuses what its policy does not know.
+    fn set_selinux_label(&self) -> Result<(), Failure> {
+        let (Some(label), Some(proc)) = (&self.late.selinux_label, &self.proc) else { return Ok(()) };
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        nix::fcntl::openat(proc, "thread-self/attr/exec", flags, Mode::empty())
+            .map_err(std::io::Error::from)
+            .and_then(|file| File::from(file).write_all(label.as_bytes()))
+            .map_err(|error| invalid(format!("set the SELinux label {label:?}: {error}")))
     }
 }
 
@@ -130,7 +142,8 @@ impl Executor for ContainerExecutor {
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let process = spec.process().as_ref().ok_or_else(|| invalid("no process is given".to_owned()));
-        process.and_then(program).map(drop).map_err(|failure| {
+        let ready = process.and_then(program).and_then(|_| self.steps.set_selinux_label());
+        ready.map_err(|failure| {
             report::leave(&self.report, &failure);
             ExecutorValidationError::ArgValidationError(failure.message)
         })
@@ -140,6 +153,13 @@ impl Executor for ContainerExecutor {
         // The process's own environment is never used: execve gets the ordered list of the specification.
         Ok(())
     }
+}
+
+/// A handle of the `/proc` that is there now.
+pub(super) fn open_proc() -> Result<OwnedFd, Failure> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open("/proc", flags, Mode::empty())
+        .map_err(|errno| Failure::internal(format!("open /proc: {}", errno.desc())))
 }
 
 fn invalid(message: String) -> Failure {

@@ -11,7 +11,7 @@
 //! | capabilities that are left out are all kept | `confinement::capabilities_are_exactly_the_given_ones` |
 //! | an exec into a user namespace stays outside it | `errors::bad_specs_are_refused_by_name` (there are none) |
 //! | no session keyring | `process::each_container_has_a_session_keyring` |
-//! | security labels are not applied | `errors::bad_specs_are_refused_by_name` |
+//! | security labels are not applied | `labels::an_selinux_label_confines_init_and_exec` |
 //! | programs without `o+x` are refused | `process::a_program_for_its_owner_alone_runs` |
 //! | an environment without `PATH` is refused | `process::an_environment_without_a_path_will_do` |
 //! | the environment loses its order | `process::the_environment_keeps_its_order` |
@@ -60,6 +60,7 @@ mod fire;
 mod guest;
 mod hooks;
 mod hotplug;
+mod labels;
 mod lifecycle;
 mod metrics;
 mod mounts;
@@ -109,6 +110,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         fire::scenarios(),
         hooks::scenarios(),
         hotplug::scenarios(),
+        labels::scenarios(),
         lifecycle::scenarios(),
         metrics::scenarios(),
         mounts::scenarios(),
