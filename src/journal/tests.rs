@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use super::layout::{self, call_field, halves, head, line_field};
 use super::*;
@@ -58,6 +59,44 @@ fn calls_are_found_again_with_their_requests_and_ended_ones_are_not() {
     assert_eq!(found, [(7, 9, false, 9), (9, 10_000, true, kept)]);
     assert_eq!((left.panic, left.lines[0].calls[0].request.as_slice()), (None, REQUEST));
     forget(line);
+}
+
+/// The time that the one call there still has.
+fn limit_of_the_call(journal: &Arc<Journal>) -> Option<Duration> {
+    let left = reopened(journal);
+    left.journal.is_taken_over();
+    let [call] = left.lines[0].calls.as_slice() else { panic!("{} calls", left.lines[0].calls.len()) };
+    let limit = call.limit;
+    forget(left);
+    limit
+}
+
+#[test]
+fn a_call_has_its_own_time_and_not_that_of_one_before_it_in_the_same_place() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let journal = Journal::create().unwrap();
+    let line = Line::open(&journal).unwrap();
+    let first = line.open_call(request(1));
+    first.limit(HOUR);
+    let number = first.0.number;
+    // What it is told later, a server that begins it again for one, takes nothing away and adds nothing.
+    first.limit(HOUR * 9);
+    let left = limit_of_the_call(&journal).unwrap();
+    assert!(left > HOUR / 2 && left <= HOUR, "{left:?}");
+    drop(first);
+    let unlimited = line.open_call(request(3));
+    assert_eq!(unlimited.0.number, number, "in the same place");
+    assert_eq!(limit_of_the_call(&journal), None);
+    drop(unlimited);
+    let longer = line.open_call(request(5));
+    longer.limit(HOUR * 5);
+    let left = limit_of_the_call(&journal).unwrap();
+    assert!(left > HOUR * 4 && left <= HOUR * 5, "{left:?}");
+    drop(longer);
+    let late = line.open_call(request(7));
+    late.limit(Duration::ZERO);
+    assert_eq!(limit_of_the_call(&journal), Some(Duration::ZERO), "its time is up");
+    forget((late, line));
 }
 
 #[test]

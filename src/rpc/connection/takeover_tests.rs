@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
 
 use nakai_protocols::agent::*;
 use protobuf::Message as _;
 use ttrpc::{Code, Response};
 
-use super::tests::{Fake, frame, numbered, router};
+use super::tests::{Fake, frame, frame_with_limit, numbered, router};
 use super::*;
 use crate::journal::Line;
 
@@ -131,6 +132,30 @@ fn calls_that_wait_go_on_however_often_their_server_dies() {
     // And what comes next is served.
     host.killed_at(5, "StartContainer", Vec::new());
     assert_eq!(status(&host.until(3)[&5]).0, Code::OK);
+}
+
+#[test]
+fn a_calls_time_goes_on_over_the_death_of_its_server() {
+    const SHORT: Duration = Duration::from_millis(5);
+    let mut host = Host::new();
+    let wait = |stream, limit| frame_with_limit(stream, 1, (AGENT, "WaitProcess"), Vec::new(), limit);
+    // It is up with the next server.
+    host.send(&mut wait(1, SHORT).as_slice(), usize::MAX);
+    host.turns(20);
+    host.kill();
+    assert_eq!(status(&host.until(1)[&1]).0, Code::DEADLINE_EXCEEDED);
+    // Those that come then have nothing of it.
+    host.send(&mut wait(3, Duration::ZERO).as_slice(), usize::MAX);
+    host.send(&mut wait(5, SHORT * 100_000).as_slice(), usize::MAX);
+    host.turns(20);
+    host.kill();
+    host.turns(20);
+    host.kill();
+    host.turns(20);
+    assert_eq!(host.answers().len(), 1);
+    host.fake.go_on.notify_waiters();
+    let answers = host.until(3);
+    assert_eq!((status(&answers[&3]).0, status(&answers[&5]).0), (Code::OK, Code::OK));
 }
 
 #[test]

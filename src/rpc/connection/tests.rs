@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use nakai_protocols::agent::*;
@@ -165,7 +166,19 @@ fn read_request(len: usize) -> ReadStreamRequest {
 
 /// A frame with a request for `service`/`method`.
 pub(super) fn frame(stream: u32, kind: u8, service: &str, method: &str, payload: Vec<u8>) -> Vec<u8> {
+    frame_with_limit(stream, kind, (service, method), payload, Duration::ZERO)
+}
+
+/// A limit of zero is none.
+pub(super) fn frame_with_limit(
+    stream: u32,
+    kind: u8,
+    (service, method): (&str, &str),
+    payload: Vec<u8>,
+    limit: Duration,
+) -> Vec<u8> {
     let request = ttrpc::Request {
+        timeout_nano: i64::try_from(limit.as_nanos()).unwrap(),
         service: service.to_owned(),
         method: method.to_owned(),
         payload,
