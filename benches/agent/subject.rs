@@ -75,7 +75,7 @@ impl Subject {
             .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork"])
             .args(["--kill-child=KILL", "--propagation", "private", "sh", "-c", setup, "sh"])
             .arg(agent)
-            .args(["--server-addr", &format!("unix://{}", socket.display())])
+            // The environment and not an argument: agents have different arguments, and the same variables.
             .env("KATA_AGENT_SERVER_ADDR", format!("unix://{}", socket.display()))
             .env("KATA_AGENT_LOG_LEVEL", "error")
             .stdin(Stdio::piped())
