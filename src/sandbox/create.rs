@@ -26,6 +26,7 @@ use crate::ids::ContainerId;
 use crate::spec::{self, NamespaceId, PidNamespace, Prepared};
 use crate::stdio::ports::{self, StreamConnections};
 use crate::storage::StorageHandle;
+use crate::worker::console;
 use crate::worker::job::{CgroupTrees, CreateJob, Failure, Job};
 use crate::worker::stand_in;
 
@@ -325,17 +326,23 @@ fn write_config(
     let path = bundle.join("config.json");
     let json = serde_json::to_vec(spec)
         .map_err(|error| SandboxError::file("encode", &path)(std::io::Error::from(error)))?;
-    push_config_undo(&path, undo);
+    push_config_undo(bundle, undo);
     Ok(move || std::fs::write(&path, json).map_err(SandboxError::file("write", &path)))
 }
 
-pub(super) fn push_config_undo(path: &Path, undo: &mut Undo) {
-    let path = path.to_owned();
-    undo.push_blocking("remove the bundle's configuration", move || match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("{}: {error}", path.display()))
+/// The configuration, and the socket of a worker that was killed while it made a terminal.
+pub(super) fn push_config_undo(bundle: &Path, undo: &mut Undo) {
+    let files = ["config.json", console::SOCKET].map(|name| bundle.join(name));
+    undo.push_blocking("remove the bundle's files", move || {
+        for path in &files {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(format!("{}: {error}", path.display()));
+                }
+                _ => {}
+            }
         }
-        _ => Ok(()),
+        Ok(())
     });
 }
 

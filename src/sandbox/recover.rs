@@ -182,7 +182,7 @@ impl Sandbox {
         push_forget(self.environment(), id, &mut undo);
         push_bundle_undo(&record.bundle, &mut undo);
         self.take_storages(&record.storages, &mut undo);
-        push_config_undo(&record.bundle.join("config.json"), &mut undo);
+        push_config_undo(&record.bundle, &mut undo);
         push_stand_in_undo(id, &record.state_root, &mut undo);
         if let Some(cgroup) = cgroup {
             push_launch_undo(id, &record.state_root, cgroup, &mut undo);

@@ -123,7 +123,9 @@ pub struct Supervisor<F> {
     /// Those whose server has died, and by when they have to be done.
     lingering: Vec<(Pid, Instant)>,
     restarts: Restarts,
-    /// By when a server that was asked to stop has to be gone.
+    /// Whether the server was asked to stop: then its end is ours.
+    stopping: bool,
+    /// By when it has to be gone.
     stop_by: Option<Instant>,
     /// The limit that workers get back.
     open_files: Option<OpenFiles>,
@@ -154,6 +156,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             workers: Vec::new(),
             lingering: Vec::new(),
             restarts: Restarts::new(now),
+            stopping: false,
             stop_by: None,
             open_files,
         })
@@ -252,7 +255,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 return Some(Ended::ShutDown);
             }
         }
-        if !self.served || self.stop_by.is_some() || self.generation == u32::MAX {
+        if !self.served || self.stopping || self.generation == u32::MAX {
             return Some(Ended::Server(status));
         }
         let now = Instant::now();
@@ -331,7 +334,8 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             console::say(format_args!("asked to stop while there is no server: containers are left behind"));
             return false;
         }
-        if self.stop_by.is_none() {
+        if !self.stopping {
+            self.stopping = true;
             self.stop_by = Instant::now().checked_add(STOP_LIMIT);
         }
         self.tell(Header::new(Kind::Stop, 0));

@@ -24,6 +24,9 @@ use super::job::{Failure, ProcessIo};
 use super::sys;
 use crate::supervisor::{Forked, fork, own};
 
+/// The socket's name in a container's bundle. A worker that is killed leaves it there.
+pub(crate) const SOCKET: &str = "console.sock";
+
 /// The worker's side of a terminal in the making.
 #[derive(Debug)]
 pub(super) struct Console {
@@ -40,9 +43,8 @@ impl Console {
         let failed = |step: &str, cause: &dyn std::fmt::Display| {
             Failure::internal(format!("prepare a terminal: {step}: {cause}"))
         };
-        let name = format!("console-{}.sock", std::process::id());
-        let socket = dir.join(&name);
-        let listener = listen(dir, &name).map_err(|e| failed("listen", &e))?;
+        let socket = dir.join(SOCKET);
+        let listener = listen(dir, SOCKET).map_err(|e| failed("listen", &e))?;
         let (ready, done) =
             nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| failed("pipe", &e))?;
         let (master, relayed) =
@@ -75,6 +77,7 @@ impl Drop for Console {
 
 /// A socket path is limited to 107 bytes; through the directory's descriptor it is always short enough.
 fn listen(dir: &Path, name: &str) -> std::io::Result<UnixListener> {
+    let _ = std::fs::remove_file(dir.join(name));
     let dir = std::fs::File::open(dir)?;
     UnixListener::bind(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }

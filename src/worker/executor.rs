@@ -5,8 +5,10 @@
 //! the order and the duplicates of the environment.
 //!
 //! Order: wait for the terminal, default signals, session keyring, resource limits, seccomp filter, final
-//! capabilities, execve. What fails while the launch of an init is waiting, the look for the program and its security
-//! label, is left in the report as a [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
+//! capabilities, execve; with `noNewPrivileges` the filter comes after the capabilities, so that it need not allow
+//! what sets them. Nothing else comes after the filter, which may refuse anything. What fails while the launch of an
+//! init is waiting, the look for the program and its security label, is left in the report as a [`Failure`]. What
+//! fails in an init that has been started goes to its standard error, and the init ends
 //! as a shell would.
 
 use std::collections::HashMap;
@@ -55,10 +57,9 @@ impl LastSteps {
         else {
             return invalid("an argument or environment variable holds a NUL byte".to_owned());
         };
-        if let Err(failure) = self.confine() {
+        if let Err(failure) = self.confine(process.no_new_privileges().unwrap_or_default()) {
             return failure;
         }
-        let _ = nix::sys::prctl::set_pdeathsig(None);
         let Err(errno) = nix::unistd::execve(program, &args, &env);
         exec_failure(program, errno)
     }
@@ -74,7 +75,7 @@ impl LastSteps {
         env
     }
 
-    fn confine(&self) -> Result<(), Failure> {
+    fn confine(&self, no_new_privileges: bool) -> Result<(), Failure> {
         if let Ok(name) = CString::new(self.late.session_keyring.as_str()) {
             match sys::join_session_keyring(&name) {
                 // Kernels without keyrings, and a full quota, are no reason to refuse a container.
@@ -86,15 +87,28 @@ impl LastSteps {
         for limit in &self.late.rlimits {
             set_limit(limit)?;
         }
-        if let Some(filter) = &self.filter {
-            filter.load().map_err(|errno| invalid(format!("load the seccomp filter: {}", errno.desc())))?;
+        // From here on the process can do without its worker.
+        let _ = nix::sys::prctl::set_pdeathsig(None);
+        if no_new_privileges {
+            self.take_capabilities()?;
+            self.load_filter()
+        } else {
+            // Loading it takes CAP_SYS_ADMIN (seccomp(2)).
+            self.load_filter()?;
+            self.take_capabilities()
         }
-        if let Some(capabilities) = &self.late.capabilities {
-            let syscall = libcontainer::syscall::syscall::create_syscall();
-            libcontainer::capabilities::drop_privileges(capabilities, syscall.as_ref())
-                .map_err(|error| invalid(format!("set the capabilities: {}", super::chain(&error))))?;
-        }
-        Ok(())
+    }
+
+    fn load_filter(&self) -> Result<(), Failure> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        filter.load().map_err(|errno| invalid(format!("load the seccomp filter: {}", errno.desc())))
+    }
+
+    fn take_capabilities(&self) -> Result<(), Failure> {
+        let Some(capabilities) = &self.late.capabilities else { return Ok(()) };
+        let syscall = libcontainer::syscall::syscall::create_syscall();
+        libcontainer::capabilities::drop_privileges(capabilities, syscall.as_ref())
+            .map_err(|error| invalid(format!("set the capabilities: {}", super::chain(&error))))
     }
 
     /// For the next execve(2) of this thread (proc_pid_attr(5)). The kernel refuses what its policy does not know.

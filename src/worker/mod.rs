@@ -10,7 +10,7 @@
 
 mod cgroups;
 mod compact;
-mod console;
+pub(crate) mod console;
 mod copy_up;
 mod create;
 mod exec;

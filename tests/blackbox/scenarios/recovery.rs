@@ -23,6 +23,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_crash_loop_backs_off_and_says_so).machine(with_console_in_a_file),
         scenario!(an_exec_that_hangs_without_its_server_is_ended).ends_its_agent().host_only(),
         scenario!(an_agent_that_is_asked_to_stop_leaves_nothing).ends_its_agent().host_only(),
+        scenario!(an_agent_that_is_asked_to_stop_ends_with_a_server_that_hangs).ends_its_agent().host_only(),
         scenario!(what_a_killed_supervisor_had_is_given_back).ends_its_agent().host_only(),
         scenario!(what_a_killed_agent_had_is_given_back_by_the_next).ends_its_agent().host_only(),
     ]
@@ -241,6 +242,17 @@ async fn an_agent_that_is_asked_to_stop_leaves_nothing(ctx: Ctx) -> Outcome {
     ctx.guest_sh("kill -TERM $SUPERVISOR").await?;
     // Whoever waits for the container hears of its end, or that the agent is gone.
     let _ = waited.await?;
+    Ok(())
+}
+
+/// The server is killed when its time is up, and no other starts.
+async fn an_agent_that_is_asked_to_stop_ends_with_a_server_that_hangs(ctx: Ctx) -> Outcome {
+    let gone = "while kill -0 $SUPERVISOR 2> /dev/null; do sleep 0.1; done; echo gone";
+    let script = format!("kill -STOP $SERVER; kill -TERM $SUPERVISOR; {gone}");
+    let ended = tokio::time::timeout(LIMIT, ctx.guest_sh(&script)).await;
+    assert_eq!(ended.map_err(|_| "it goes on")??.trim(), "gone");
+    // Here an agent that was killed is started again, as services are.
+    ctx.reconnected().await?.client().destroy_sandbox().await?;
     Ok(())
 }
 

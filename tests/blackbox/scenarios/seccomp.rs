@@ -10,6 +10,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_filter_holds_for_init_and_exec),
         scenario!(a_filter_answers_with_its_errno),
         scenario!(a_filter_can_kill),
+        scenario!(a_filter_may_refuse_what_the_last_steps_need),
         scenario!(a_masked_comparison_is_the_right_way_round),
     ]
 }
@@ -76,6 +77,19 @@ async fn a_filter_can_kill(ctx: Ctx) -> Outcome {
     // 128 + SIGSYS.
     assert_eq!(container.exec(["mkdir", "/made"]).await?.status, 159);
     assert_eq!(container.sh("echo alive").await?, "alive");
+    Ok(())
+}
+
+/// A process is put in its place before the filter holds: with `noNewPrivileges` by all that is needed for it.
+async fn a_filter_may_refuse_what_the_last_steps_need(ctx: Ctx) -> Outcome {
+    for action in ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"] {
+        let refuse = filter(&["prctl", "capset", "setuid", "setgid"], action, 1, Vec::new());
+        let edit = |spec: SpecBuilder| spec.seccomp(refuse).no_new_privileges(true);
+        let container = ctx.idle(edit).await?;
+        // Longer than the process that has started it.
+        assert_eq!(container.sh("sleep 0.3; echo alive").await?, "alive", "{action}");
+        container.remove().await?;
+    }
     Ok(())
 }
 
