@@ -2,7 +2,7 @@
 //!
 //! `docs/architecture.md` tells how the rooms below belong together. Imports go down the floors only:
 //! `rpc` -> `sandbox` -> `storage`, `network`, `device`, `cgroup`, `stdio`, `spec` -> `guest`, `ids`. Every floor may use
-//! `config` and `observe`. `server` joins the rooms into one process.
+//! `config`, `observe` and `vsock`. `server` joins the rooms into one process.
 //!
 //! `supervisor` and `worker` run in processes of their own and stand apart: the server's side of them is
 //! `supervisor::client`, which launches a `worker::job`.
@@ -33,4 +33,5 @@ pub mod stdio;
 pub mod storage;
 pub mod supervisor;
 pub mod systemd;
+pub mod vsock;
 pub mod worker;

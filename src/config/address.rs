@@ -10,6 +10,9 @@ const MAX_UNIX_NAME: usize = 107;
 /// `VMADDR_CID_ANY` of vsock(7), written -1.
 const CID_ANY: u32 = u32::MAX;
 
+/// `VMADDR_CID_LOCAL` of vsock(7).
+const CID_LOCAL: u32 = 1;
+
 /// Where the server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerAddress {
@@ -44,6 +47,14 @@ pub enum AddressError {
     /// Not a port.
     #[error("the port must be a number of 32 bits, neither 0 nor 4294967295")]
     Port,
+}
+
+impl ServerAddress {
+    /// Whether whoever listens there is for processes of this machine: as a unix socket is, and vsock's address for it.
+    /// All other addresses of vsock are for the host, and containers must not be taken for it.
+    pub fn is_for_this_machine(&self) -> bool {
+        !matches!(self, Self::Vsock { cid, .. } if *cid != CID_LOCAL)
+    }
 }
 
 impl FromStr for ServerAddress {

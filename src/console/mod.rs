@@ -10,7 +10,7 @@ mod sys;
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::config::Config;
 use crate::supervisor::client::{LaunchError, Launcher, StartedProcess};
+use crate::vsock;
 use crate::worker::job::{Job, ShellJob};
 
 /// The shells that are looked for, the one of a debugging image first.
@@ -33,6 +34,8 @@ const SHELLS: [&str; 3] = ["/run/kata-extensions/devkit/bin/devkit-sh", "/bin/ba
 const TERMINAL: &str = "/dev/console";
 /// Connections that wait for their shells.
 const BACKLOG: i32 = 8;
+/// How long nothing is accepted when something has run out.
+const RECOVERY: Duration = Duration::from_millis(500);
 /// A shell on the machine's terminal that ends sooner than this gets no successor: nobody is there.
 const LIFE: Duration = Duration::from_secs(1);
 
@@ -80,14 +83,18 @@ fn open_port(port: u32) -> Result<AsyncFd<OwnedFd>, ConsoleError> {
     sys::register(listener, Interest::READABLE).map_err(io_error("watch the port"))
 }
 
-async fn serve_port(
-    listener: &AsyncFd<OwnedFd>,
-    launcher: &Launcher,
-    logger: &Logger,
-) -> Result<(), ConsoleError> {
+async fn serve_port(listener: &AsyncFd<OwnedFd>, launcher: &Launcher, logger: &Logger) -> ! {
     loop {
-        let accepted = listener.async_io(Interest::READABLE, accept).await;
-        let connection = accepted.map_err(io_error("accept a connection"))?;
+        let connection = match listener.async_io(Interest::READABLE, accept).await {
+            Ok(Some(connection)) => connection,
+            Ok(None) => continue,
+            // Of descriptors, or of memory: there will be some again, and this is wanted most when things go wrong.
+            Err(error) => {
+                warn!(logger, "no connection to the debug console can be accepted"; "error" => %error);
+                tokio::time::sleep(RECOVERY).await;
+                continue;
+            }
+        };
         let (launcher, logger) = (launcher.clone(), logger.clone());
         tokio::spawn(async move {
             if let Err(error) = serve_connection(connection, &launcher).await {
@@ -97,11 +104,14 @@ async fn serve_port(
     }
 }
 
-fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
+/// `None` for whoever has gone again, and for the guest itself: a container's process would be root of the guest.
+fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
-        Ok(fd) => Ok(crate::supervisor::own(fd)),
-        // Whoever knocked has gone again.
-        Err(Errno::ECONNABORTED) => Err(Errno::EINTR.into()),
+        Ok(fd) => {
+            let connection = crate::supervisor::own(fd);
+            Ok((!vsock::is_from_this_machine(connection.as_fd())).then_some(connection))
+        }
+        Err(Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
 }

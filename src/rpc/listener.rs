@@ -8,8 +8,9 @@
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, VsockAddr, accept4, bind as bind_socket,
     listen as listen_on, socket,
@@ -18,6 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::ServerAddress;
+use crate::vsock;
 
 /// How many connections wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -47,11 +49,16 @@ pub(super) fn bind(address: &ServerAddress) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Takes a connection from `listener`, non-blocking and close-on-exec.
-pub(super) fn accept(listener: &OwnedFd) -> nix::Result<OwnedFd> {
+/// Takes a connection from `listener`, non-blocking and close-on-exec. ECONNREFUSED if it is one that is not served: of
+/// the guest itself, where only others may be heard.
+pub(super) fn accept(listener: &OwnedFd, is_for_all: bool) -> nix::Result<OwnedFd> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // SAFETY: the number is of a descriptor that was just made for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let connection = unsafe { OwnedFd::from_raw_fd(fd) };
+    if !is_for_all && vsock::is_from_this_machine(connection.as_fd()) {
+        return Err(Errno::ECONNREFUSED);
+    }
+    Ok(connection)
 }
 
 /// Puts a socket of [`bind`]'s into the event loop.

@@ -86,7 +86,10 @@ impl Server {
         let router =
             Arc::new(Router::new(Arc::new(HealthService), Arc::new(agent), Arc::new(effects), panic));
         let (stop, stopped) = watch::channel(false);
-        let serving = Serving { router, journal, launcher, stopped, connections: JoinSet::new() };
+        let is_for_all = address.is_for_this_machine();
+        let connections_now = JoinSet::new();
+        let serving =
+            Serving { router, journal, launcher, stopped, is_for_all, connections: connections_now };
         let accepting = tokio::spawn(serving.accept(listener, connections));
         Ok((Self { stop, accepting }, duplicate))
     }
@@ -106,6 +109,8 @@ struct Serving {
     journal: Arc<Journal>,
     launcher: Launcher,
     stopped: watch::Receiver<bool>,
+    /// The guest's own processes may connect, too.
+    is_for_all: bool,
     connections: JoinSet<()>,
 }
 
@@ -124,7 +129,7 @@ impl Serving {
                 ready = listener.readable() => ready,
             };
             let Ok(mut ready) = ready else { break };
-            match listener::accept(listener.get_ref()) {
+            match listener::accept(listener.get_ref(), self.is_for_all) {
                 Ok(connection) => self.begin(connection),
                 Err(Errno::EAGAIN) => ready.clear_ready(),
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {

@@ -32,6 +32,7 @@ use tokio_vsock::{VsockAddr, VsockListener};
 
 use super::StreamName;
 use crate::config::ServerAddress;
+use crate::vsock;
 
 /// How many connections wait for a call that names them.
 const MAX_WAITING: usize = 256;
@@ -118,7 +119,8 @@ impl Ports {
     pub fn listen(address: &ServerAddress, port: u32, logger: Logger) -> io::Result<Arc<Self>> {
         let listener = bind(address, port)?;
         let ports = Arc::new(Self { waiting: Mutex::default(), came: Notify::new() });
-        tokio::spawn(accept(listener, ports.clone(), logger));
+        let accepting = accept(listener, address.is_for_this_machine(), ports.clone(), logger);
+        tokio::spawn(accepting);
         Ok(ports)
     }
 
@@ -195,9 +197,9 @@ fn bind(address: &ServerAddress, port: u32) -> io::Result<Listener> {
     UnixListener::from_std(listener).map(Listener::Unix)
 }
 
-async fn accept(listener: Listener, ports: Arc<Ports>, logger: Logger) {
+async fn accept(listener: Listener, is_for_all: bool, ports: Arc<Ports>, logger: Logger) {
     loop {
-        match listener.accept().await {
+        match listener.accept(is_for_all).await {
             Ok((Some(port), connection)) => {
                 debug!(logger, "a connection for a stream"; "port" => port);
                 ports.put(port, connection);
@@ -212,12 +214,15 @@ async fn accept(listener: Listener, ports: Arc<Ports>, logger: Logger) {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Option<u32>, Connection)> {
+    /// The next connection; of the guest's own only if it is for all.
+    async fn accept(&self, is_for_all: bool) -> io::Result<(Option<u32>, Connection)> {
         Ok(match self {
-            Self::Vsock(listener) => {
+            Self::Vsock(listener) => loop {
                 let (stream, peer) = listener.accept().await?;
-                (Some(peer.port()), Box::new(stream))
-            }
+                if is_for_all || !vsock::is_this_machine(peer.cid()) {
+                    break (Some(peer.port()), Box::new(stream));
+                }
+            },
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // mio does not tell abstract names.

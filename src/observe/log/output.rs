@@ -13,6 +13,8 @@ use nix::sys::socket::{
 };
 use nix::unistd::write;
 
+use crate::vsock;
+
 /// A place to write lines to.
 #[derive(Debug)]
 pub enum Output {
@@ -22,6 +24,8 @@ pub enum Output {
     Listener {
         /// The listening socket.
         socket: OwnedFd,
+        /// Whether processes of this machine are not to read it.
+        is_for_the_host: bool,
         /// Who listens now.
         connection: Option<OwnedFd>,
     },
@@ -46,7 +50,7 @@ impl Output {
         let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
         listen(&listener, Backlog::new(1)?)?;
-        Ok(Self::Listener { socket: listener, connection: None })
+        Ok(Self::Listener { socket: listener, is_for_the_host: true, connection: None })
     }
 
     /// Writes whole lines. A listener whose peer hangs up in the middle of a line goes on with the next one
@@ -68,19 +72,25 @@ impl Output {
         let fd = match self {
             Self::Fd(fd) => fd,
             Self::Listener { connection: Some(peer), .. } => peer,
-            Self::Listener { socket, connection } => connection.insert(accept(socket)?),
+            Self::Listener { socket, is_for_the_host, connection } => {
+                connection.insert(accept(socket, *is_for_the_host)?)
+            }
         };
         Ok(OwnedFd::as_fd(fd))
     }
 }
 
-fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
+fn accept(listener: &OwnedFd, is_for_the_host: bool) -> io::Result<OwnedFd> {
     loop {
-        match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-            // SAFETY: accept4 has just returned this descriptor, and nothing else knows it.
-            Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-            Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+        let fd = match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            Ok(fd) => fd,
+            Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
             Err(error) => return Err(error.into()),
+        };
+        // SAFETY: accept4 has just returned this descriptor, and nothing else knows it.
+        let connection = unsafe { OwnedFd::from_raw_fd(fd) };
+        if !is_for_the_host || !vsock::is_from_this_machine(connection.as_fd()) {
+            return Ok(connection);
         }
     }
 }
@@ -135,7 +145,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.sock");
         let socket = OwnedFd::from(UnixListener::bind(&path).unwrap());
-        let mut output = Output::Listener { socket, connection: None };
+        let mut output = Output::Listener { socket, is_for_the_host: false, connection: None };
         for text in ["first\n", "second\n"] {
             let mut peer = BufReader::new(UnixStream::connect(&path).unwrap());
             output.write_lines(text.as_bytes()).unwrap();

@@ -62,6 +62,7 @@ mod hooks;
 mod hotplug;
 mod labels;
 mod lifecycle;
+mod loopback;
 mod metrics;
 mod mounts;
 mod namespaces;
@@ -112,6 +113,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         hotplug::scenarios(),
         labels::scenarios(),
         lifecycle::scenarios(),
+        loopback::scenarios(),
         metrics::scenarios(),
         mounts::scenarios(),
         namespaces::scenarios(),
