@@ -48,6 +48,9 @@ const MAX_BLOCKING_THREADS: usize = 512;
 const SHARED_FILES: &str = "shared/containers";
 /// How long the sandbox may take to be destroyed when the agent is asked to stop: less than the supervisor waits.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// How long the rest of a service's boot waits for the first caller: long enough for one that looks for the socket all the
+/// time, and for nobody a delay.
+const FIRST_CALL: Duration = Duration::from_millis(2);
 /// How long the log may take to reach its reader at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -118,7 +121,11 @@ fn start(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -
     let (config, warnings) = Config::load(&sources)?;
     let config = Arc::new(config);
     let output = log::Output::stdout().map_err(io_error("open the log"))?;
-    let (logger, log) = log::start(output, config.log_level).map_err(io_error("start the log"))?;
+    let (logger, log) = log::queued(output, config.log_level);
+    // What a guest's boot has to say may be needed while it hangs; a service has none to speak of.
+    if mode == Mode::Init {
+        log.write().map_err(io_error("start the log"))?;
+    }
     for warning in warnings {
         warn!(logger, "configuration"; "warning" => %warning);
     }
@@ -194,6 +201,11 @@ async fn serve(
     crate::console::start(&config, launcher.clone(), logger.new(o!("subsystem" => "console")));
     boot::announce(&config.server_addr);
     info!(logger, "serving"; "address" => %config.server_addr, "generation" => generation);
+    // Who has waited for the socket is answered before what the answer does not need. A guest's host is not that quick.
+    if generation == 0 && mode == Mode::Service {
+        server.first_call(FIRST_CALL).await;
+    }
+    log.write().map_err(io_error("start the log"))?;
 
     let boot_mode = if generation == 0 { mode } else { Mode::Service };
     let environment =
@@ -315,8 +327,6 @@ async fn finish_boot(
             .await
             .map_err(|_| StartError::Task)??;
     }
-    // Who has connected by now is answered first.
-    tokio::task::yield_now().await;
     let mountinfo = read_mounts().map_err(io_error("read the mounts"))?;
     let hierarchy = Arc::new(Hierarchy::detect(&mountinfo)?);
     let modules = Arc::new(Modules::of_this_kernel());

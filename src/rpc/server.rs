@@ -9,7 +9,7 @@ use std::time::Duration;
 use nakai_protocols::agent_ttrpc::AgentService;
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::connection::{self, Router};
@@ -57,6 +57,7 @@ pub struct Continuity {
 pub struct Server {
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
+    called: Arc<Notify>,
 }
 
 impl Server {
@@ -85,13 +86,19 @@ impl Server {
         let listener = listener::register(socket).map_err(failed)?;
         let router =
             Arc::new(Router::new(Arc::new(HealthService), Arc::new(agent), Arc::new(effects), panic));
+        let called = router.called.clone();
         let (stop, stopped) = watch::channel(false);
         let is_for_all = address.is_for_this_machine();
         let connections_now = JoinSet::new();
         let serving =
             Serving { router, journal, launcher, stopped, is_for_all, connections: connections_now };
         let accepting = tokio::spawn(serving.accept(listener, connections));
-        Ok((Self { stop, accepting }, duplicate))
+        Ok((Self { stop, accepting, called }, duplicate))
+    }
+
+    /// Waits until a call has been answered, or waits for something itself; for `limit` at most.
+    pub async fn first_call(&self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.called.notified()).await;
     }
 
     /// Stops listening and lets the answers under way leave.

@@ -297,10 +297,6 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 self.server = Server::Running { pid, channel: ours };
                 self.generation = self.generation.saturating_add(1);
                 self.restarts.started(Instant::now());
-                // Beside the server, which is on its way to its first answer. Before any worker: only a server asks for one.
-                if self.generation == 1 {
-                    super::text::share_with_forks();
-                }
             }
             Err(errno) if is_first => return Err(SupervisorError::ForkServer(errno)),
             Err(errno) => {
@@ -376,7 +372,13 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         match header.kind {
             Kind::Launch => self.launch(header, message.fds),
             Kind::ShutDown => return true,
-            Kind::Serving => self.served = true,
+            Kind::Serving => {
+                // Nothing shall keep the first server from its first answer, and from here on it will ask for workers.
+                if !self.served {
+                    super::text::share_with_forks();
+                }
+                self.served = true;
+            }
             Kind::Hold => self.holds.keep(header.request, header.pid, message.fds),
             Kind::Release => self.holds.release(header.request, header.status),
             Kind::Discard => {

@@ -19,8 +19,8 @@ mod queue;
 mod timestamp;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use slog::{Drain, Level, Logger, Never, OwnedKVList, Record, o};
@@ -62,22 +62,31 @@ impl Drain for Queued {
 pub struct Log {
     queue: Arc<Queue>,
     level: Arc<AtomicUsize>,
+    /// Where to write, until there is a thread that does.
+    unwritten: Mutex<Option<Output>>,
 }
 
-/// Starts the log: a logger to clone and hand on, and its [`Log`] to keep.
-///
-/// # Errors
-///
-/// The writing thread can't be started.
-pub fn start(output: Output, level: Level) -> io::Result<(Logger, Log)> {
+/// Makes the log: a logger to clone and hand on, and its [`Log`] to keep. What is logged is queued, and written from
+/// [`Log::write`] on.
+pub fn queued(output: Output, level: Level) -> (Logger, Log) {
     let queue = Arc::new(Queue::default());
     let level = Arc::new(AtomicUsize::new(level.as_usize()));
-    queue::start_writer(Arc::clone(&queue), output)?;
     let drain = Queued { queue: Arc::clone(&queue), level: Arc::clone(&level) };
-    Ok((Logger::root(drain.ignore_res(), o!()), Log { queue, level }))
+    let log = Log { queue, level, unwritten: Mutex::new(Some(output)) };
+    (Logger::root(drain.ignore_res(), o!()), log)
 }
 
 impl Log {
+    /// Starts the thread that writes, if there is none.
+    ///
+    /// # Errors
+    ///
+    /// There can't be one.
+    pub fn write(&self) -> io::Result<()> {
+        let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).take();
+        unwritten.map_or(Ok(()), |output| queue::start_writer(Arc::clone(&self.queue), output))
+    }
+
     /// Sets the least severe level that is logged from now on.
     pub fn set_level(&self, level: Level) {
         self.level.store(level.as_usize(), Ordering::Relaxed);
@@ -90,7 +99,7 @@ impl Log {
 
     /// Waits until everything logged so far is written, for `limit` at most. Says whether it was.
     pub fn flush(&self, limit: Duration) -> bool {
-        self.queue.wait_empty(limit)
+        self.write().is_ok() && self.queue.wait_empty(limit)
     }
 }
 
@@ -117,6 +126,12 @@ mod tests {
         (BufReader::new(reader), Output::Fd(writer.into()))
     }
 
+    fn start(output: Output, level: Level) -> io::Result<(Logger, Log)> {
+        let (logger, log) = queued(output, level);
+        log.write()?;
+        Ok((logger, log))
+    }
+
     fn next(reader: &mut impl BufRead) -> Value {
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
@@ -137,6 +152,22 @@ mod tests {
         assert_eq!(line["subsystem"], "storage");
         assert_eq!((&line["n"], &line["ok"]), (&7.into(), &true.into()));
         assert!(line["ts"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn what_was_logged_before_it_is_written_comes_first_and_at_the_latest_at_the_end() {
+        let (mut reader, output) = pipe();
+        let (logger, log) = queued(output, Level::Info);
+        info!(logger, "early");
+        log.write().unwrap();
+        info!(logger, "late");
+        assert_eq!(next(&mut reader)["msg"], "early");
+        assert_eq!(next(&mut reader)["msg"], "late");
+        let (mut reader, output) = pipe();
+        let (logger, log) = queued(output, Level::Info);
+        info!(logger, "last words");
+        drop(log);
+        assert_eq!(next(&mut reader)["msg"], "last words");
     }
 
     #[test]
