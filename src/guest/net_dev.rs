@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Enough for the interfaces of most namespaces: about 120 bytes each.
 const ROOM: usize = 4 << 10;
+/// More than one line has.
+const LINE: usize = 512;
 /// More than there can be.
 const LIMIT: u64 = 64 << 20;
 
@@ -68,9 +70,12 @@ impl OwnTraffic {
         let mut len = 0;
         loop {
             let room = text.get_mut(len..).unwrap_or_default();
-            match file.read_at(room, u64::try_from(len).unwrap_or(u64::MAX))? {
-                0 => break,
-                read => len = len.saturating_add(read),
+            let asked = room.len();
+            let read = file.read_at(room, u64::try_from(len).unwrap_or(u64::MAX))?;
+            len = len.saturating_add(read);
+            // The kernel fills a page with whole lines: what leaves room for another was all.
+            if read == 0 || read < asked.min(ROOM).saturating_sub(LINE) {
+                break;
             }
             if len == text.len() {
                 text.resize(len.saturating_mul(2), 0);
@@ -94,7 +99,8 @@ fn parse(text: &str) -> Vec<Traffic> {
 /// headings have no colon. A name may (`eth0:1` is an old alias), numbers don't.
 fn parse_line(line: &str) -> Option<Traffic> {
     let (name, numbers) = line.rsplit_once(':')?;
-    let numbers: Vec<u64> = numbers.split_whitespace().map(|number| number.parse().unwrap_or(0)).collect();
+    let numbers = numbers.split_ascii_whitespace().map(|number| number.parse().unwrap_or(0));
+    let numbers: Vec<u64> = numbers.collect();
     let counters = |first: usize| match *numbers.get(first..)? {
         [bytes, packets, errors, dropped, ..] => Some(Counters { bytes, packets, errors, dropped }),
         _ => None,

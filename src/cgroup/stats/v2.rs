@@ -1,7 +1,7 @@
 //! Statistics of cgroup v2: the kernel's `Documentation/admin-guide/cgroup-v2.rst`.
 
 use super::files::Files;
-use super::parse::{device, entry, flat_file, limit, number, value};
+use super::parse::{device, entry, flat_file, limit, number, pairs, value};
 use super::{HugePages, UNLIMITED};
 use crate::cgroup::CgroupError;
 use nakai_protocols::agent::{
@@ -28,24 +28,23 @@ pub(super) fn read(files: &mut Files, huge: &HugePages, stats: &mut CgroupStats)
 /// Times are in microseconds here and in nanoseconds on the wire.
 fn cpu(files: &mut Files) -> Result<Option<CpuStats>, CgroupError> {
     let Some(stat) = files.read("cpu.stat", "")? else { return Ok(None) };
-    let value = |key| value(stat, key);
-    let nanoseconds = |key| value(key).unwrap_or(0).saturating_mul(1000);
-    let cpu_usage = CpuUsage {
-        total_usage: nanoseconds("usage_usec"),
-        usage_in_kernelmode: nanoseconds("system_usec"),
-        usage_in_usermode: nanoseconds("user_usec"),
-        ..Default::default()
-    };
-    // Without the controller the kernel accounts for time but throttles nobody.
-    let throttling_data = value("nr_periods").map(|periods| ThrottlingData {
-        periods,
-        throttled_periods: value("nr_throttled").unwrap_or(0),
-        throttled_time: nanoseconds("throttled_usec"),
-        ..Default::default()
-    });
+    let (mut cpu_usage, mut throttling, mut is_throttled) = (CpuUsage::new(), ThrottlingData::new(), false);
+    for (key, value) in pairs(stat) {
+        let nanoseconds = value.saturating_mul(1000);
+        match key {
+            "usage_usec" => cpu_usage.total_usage = nanoseconds,
+            "system_usec" => cpu_usage.usage_in_kernelmode = nanoseconds,
+            "user_usec" => cpu_usage.usage_in_usermode = nanoseconds,
+            // Without the controller the kernel accounts for time but throttles nobody.
+            "nr_periods" => (throttling.periods, is_throttled) = (value, true),
+            "nr_throttled" => throttling.throttled_periods = value,
+            "throttled_usec" => throttling.throttled_time = nanoseconds,
+            _ => {}
+        }
+    }
     Ok(Some(CpuStats {
         cpu_usage: MessageField::some(cpu_usage),
-        throttling_data: throttling_data.into(),
+        throttling_data: is_throttled.then_some(throttling).into(),
         ..Default::default()
     }))
 }
