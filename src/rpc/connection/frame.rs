@@ -10,6 +10,7 @@ use std::io;
 
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MessageHeader};
 
+use super::around::data_begins;
 use super::socket::Socket;
 use crate::journal::{Call, Line, Request};
 
@@ -24,6 +25,8 @@ pub(super) struct Frame {
 pub(super) enum Body {
     /// The request, and the buffer that it came in if it was long.
     Bytes(Vec<u8>),
+    /// A request to write: what is in front of its data, and the data in the buffer that it came in, with what is behind it.
+    Write(Vec<u8>, Vec<u8>),
     TooLong,
 }
 
@@ -39,8 +42,8 @@ pub(super) struct Frames {
 enum Begun {
     /// A call that has been answered, or nothing.
     Nobody,
-    /// A frame, and what there is of its body; nothing of one that is too long.
-    Frame { header: MessageHeader, body: Vec<u8>, call: Call },
+    /// A frame, and what there is of its body, in front of its data and from there on; nothing of one that is too long.
+    Frame { header: MessageHeader, head: Vec<u8>, body: Vec<u8>, call: Call },
 }
 
 /// What to do next.
@@ -95,22 +98,28 @@ impl Frames {
                 }
                 continue;
             }
-            if let Begun::Frame { header, body, call } = std::mem::replace(&mut self.begun, Begun::Nobody) {
+            if let Begun::Frame { header, head, body, call } =
+                std::mem::replace(&mut self.begun, Begun::Nobody)
+            {
                 call.received();
-                let body = if is_too_long(&header) { Body::TooLong } else { Body::Bytes(body) };
+                let body = match head.is_empty() {
+                    _ if is_too_long(&header) => Body::TooLong,
+                    true => Body::Bytes(body),
+                    false => Body::Write(head, body),
+                };
                 return Ok(Some((Frame { header, body }, call)));
             }
             match self.step() {
                 Step::Take(header) => {
-                    let (body, call) = self.note(&header, false);
+                    let (_, body, call) = self.note(&header, false);
                     self.line.take(length(&header).saturating_add(MESSAGE_HEADER_LENGTH));
                     return Ok(Some((Frame { header, body: Body::Bytes(body) }, call)));
                 }
                 Step::Begin(header) => {
-                    let (body, call) = self.note(&header, true);
-                    let missing = length(&header).saturating_sub(body.len());
+                    let (head, body, call) = self.note(&header, true);
+                    let missing = length(&header).saturating_sub(head.len()).saturating_sub(body.len());
                     self.line.begin_body(u32::try_from(missing).unwrap_or(u32::MAX));
-                    self.begun = Begun::Frame { header, body, call };
+                    self.begun = Begun::Frame { header, head, body, call };
                 }
                 Step::Read => {
                     let line = &mut self.line;
@@ -143,16 +152,22 @@ impl Frames {
         }
     }
 
-    /// Notes the request that waits, and copies what there is of its body.
-    fn note(&self, header: &MessageHeader, is_receiving: bool) -> (Vec<u8>, Call) {
+    /// Notes the request that waits, and copies what there is of its body: apart what is in front of data that goes on.
+    fn note(&self, header: &MessageHeader, is_receiving: bool) -> (Vec<u8>, Vec<u8>, Call) {
         let waiting = self.line.waiting().get(MESSAGE_HEADER_LENGTH..).unwrap_or_default();
         let bytes = waiting.get(..length(header).min(waiting.len())).unwrap_or_default();
         let MessageHeader { length: len, stream_id: stream, type_: kind, .. } = *header;
         let call = self.line.open_call(Request { stream, kind, len, bytes, is_receiving });
-        // All of it at once; one that is too long is not wanted.
-        let mut body = Vec::with_capacity(if is_too_long(header) { 0 } else { length(header) });
+        if is_too_long(header) {
+            // It is not wanted.
+            return (Vec::new(), bytes.to_vec(), call);
+        }
+        let start = if is_receiving { data_begins(bytes).unwrap_or(0) } else { 0 };
+        let (head, bytes) = bytes.split_at_checked(start).unwrap_or((&[], bytes));
+        // All of it at once.
+        let mut body = Vec::with_capacity(length(header).saturating_sub(start));
         body.extend_from_slice(bytes);
-        (body, call)
+        (head.to_vec(), body, call)
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::task::yield_now;
 use ttrpc::Request;
 use ttrpc::proto::MessageHeader;
 
-use super::around::{find, parse_around};
+use super::around::{REQUEST_PAYLOAD, find, parse_around};
 use super::frame::{Body, Frames};
 use super::socket::Socket;
 use crate::journal::{Journal, Line};
@@ -34,6 +34,7 @@ pub(crate) fn read_frames(bytes: &[u8], piece: usize) -> io::Result<Vec<(Message
             while let Some((frame, _call)) = frames.next(&socket).await? {
                 let body = match frame.body {
                     Body::Bytes(body) => Some(body),
+                    Body::Write(head, rest) => Some([head, rest].concat()),
                     Body::TooLong => None,
                 };
                 all.push((frame.header, body));
@@ -47,7 +48,7 @@ pub(crate) fn read_frames(bytes: &[u8], piece: usize) -> io::Result<Vec<(Message
 
 /// Takes the payload out of a request, and checks the rest against protobuf's own parser.
 pub(crate) fn read_request(bytes: &[u8]) {
-    let Some(payload) = find(bytes, super::router::REQUEST_PAYLOAD) else { return };
+    let Some(payload) = find(bytes, REQUEST_PAYLOAD) else { return };
     let around = parse_around::<Request>(bytes, &payload);
     let whole = Request::parse_from_bytes(bytes);
     assert_eq!(around.is_ok(), whole.is_ok(), "{around:?}, {whole:?}");

@@ -28,6 +28,7 @@ mod tests;
 
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -68,10 +69,11 @@ pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut 
     for left in left {
         calls.spawn(connection.clone().go_on(left));
     }
+    let mut stopped = pin!(stop.wait_for(|stop| *stop));
     loop {
         let next = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = &mut stopped => break,
             Some(_) = calls.join_next(), if !calls.is_empty() => continue,
             next = frames.next(&connection.socket) => next,
         };
@@ -84,6 +86,7 @@ pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut 
         if poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await.is_pending() {
             calls.spawn(call);
         }
+        connection.router.called.notify_one();
     }
     while calls.join_next().await.is_some() {}
     connection.socket.hang_up();

@@ -1,30 +1,29 @@
 //! From a request to the method that serves it, and back with its answer.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use nakai_protocols::agent::{ReadStreamRequest, WriteStreamRequest};
 use nakai_protocols::agent_ttrpc::{AgentService, create_agent_service};
 use nakai_protocols::health_ttrpc::{Health, create_health};
 use protobuf::Message as _;
+use tokio::sync::Notify;
 use ttrpc::r#async::{Service, TtrpcContext};
 use ttrpc::proto::{MESSAGE_LENGTH_MAX, MESSAGE_TYPE_DATA, MESSAGE_TYPE_REQUEST, MessageHeader};
 use ttrpc::{Code, Request, Response, context};
 
-use super::around::{cut, find, parse_around};
+use super::around::{
+    AGENT_SERVICE, REQUEST_PAYLOAD, WRITE, WRITE_DATA, cut, find, parse_around, parse_write,
+};
 use super::frame::{Body, Frame};
 use super::reply::Reply;
 use super::resume::Effects;
 use crate::journal::Call as Noted;
-
-/// The service whose reads and writes move bulk data.
-const AGENT_SERVICE: &str = "grpc.AgentService";
-
-/// The fields that carry the bulk: of ttrpc's request, and of the request to write.
-pub(super) const REQUEST_PAYLOAD: u64 = 3;
-const WRITE_DATA: u64 = 3;
 
 /// What vsock lets a peer have under way with most hosts, the most that a packet of it carries, and what many a shim
 /// reads at a time. An answer that is some bytes longer waits for the host to take what it has, only to send those.
@@ -40,6 +39,8 @@ pub(in crate::rpc) struct Router {
     pub(super) effects: Arc<dyn Effects>,
     /// What the last one said when it panicked.
     pub(super) panic: Option<String>,
+    /// Told of each call that has been answered, or waits.
+    pub(in crate::rpc) called: Arc<Notify>,
 }
 
 impl Router {
@@ -51,73 +52,86 @@ impl Router {
     ) -> Self {
         let mut services = create_health(health);
         services.extend(create_agent_service(agent.clone()));
-        Self { services, agent, effects, panic }
+        Self { services, agent, effects, panic, called: Arc::default() }
     }
 
     /// Serves a frame. What is no request may have no answer.
     pub(super) async fn serve(&self, frame: Frame, noted: &Noted) -> Option<Reply> {
-        let Body::Bytes(buffer) = frame.body else {
-            let text = format!("the message is longer than the {MESSAGE_LENGTH_MAX} bytes that one may have");
-            return Some(Reply::refusal(Code::INVALID_ARGUMENT, text));
+        let (limit, mut answering) = match self.begin(frame, noted) {
+            Begun::Call(limit, answering) => (limit, answering),
+            Begun::Replied(reply) => return reply,
+        };
+        let Some(limit) = limit else { return Some(answering.await) };
+        // What is answered at once needs no clock.
+        if let Poll::Ready(reply) = poll_fn(|context| Poll::Ready(answering.as_mut().poll(context))).await {
+            return Some(reply);
+        }
+        noted.limit(limit);
+        let reply = tokio::time::timeout(limit, answering).await;
+        Some(reply.unwrap_or_else(|_| Reply::refusal(Code::DEADLINE_EXCEEDED, "timeout")))
+    }
+
+    /// Finds out what a frame asks for, and who answers it. Not a future: one inside the other, each is moved with all that
+    /// it may have to keep, which for a short call is half of the work.
+    fn begin<'a>(&'a self, frame: Frame, noted: &'a Noted) -> Begun<'a> {
+        let body = match frame.body {
+            Body::TooLong => {
+                let text =
+                    format!("the message is longer than the {MESSAGE_LENGTH_MAX} bytes that one may have");
+                return Begun::refused(Code::INVALID_ARGUMENT, text);
+            }
+            body => body,
         };
         if frame.header.stream_id & 1 == 0 {
-            return Some(Reply::refusal(Code::INVALID_ARGUMENT, "stream id must be odd"));
+            return Begun::refused(Code::INVALID_ARGUMENT, "stream id must be odd");
         }
         match frame.header.type_ {
-            MESSAGE_TYPE_REQUEST => match Call::parse(buffer, 0) {
-                Ok(call) => Some(self.call(frame.header, call, noted).await),
-                Err(error) => Some(Reply::refusal(Code::INVALID_ARGUMENT, error.to_string())),
+            MESSAGE_TYPE_REQUEST => match Call::of(body) {
+                Ok(call) => self.call(frame.header, call, noted),
+                Err(error) => Begun::refused(Code::INVALID_ARGUMENT, error.to_string()),
             },
             // The protocol has no streaming calls.
-            MESSAGE_TYPE_DATA => Some(Reply::refusal(Code::INVALID_ARGUMENT, "stream is no longer active")),
-            _ => None,
+            MESSAGE_TYPE_DATA => Begun::refused(Code::INVALID_ARGUMENT, "stream is no longer active"),
+            _ => Begun::Replied(None),
         }
     }
 
-    async fn call(&self, header: MessageHeader, call: Call, noted: &Noted) -> Reply {
+    fn call<'a>(&'a self, header: MessageHeader, call: Call, noted: &'a Noted) -> Begun<'a> {
+        let nanoseconds = u64::try_from(call.request.timeout_nano).ok().filter(|limit| *limit > 0);
+        let limit = nanoseconds.map(Duration::from_nanos);
         let context = TtrpcContext {
             mh: header,
             metadata: context::from_pb(&call.request.metadata),
             timeout_nano: call.request.timeout_nano,
             ..Default::default()
         };
-        match u64::try_from(call.request.timeout_nano) {
-            Ok(nanoseconds) if nanoseconds > 0 => {
-                let limit = Duration::from_nanos(nanoseconds);
-                noted.limit(limit);
-                let answer = tokio::time::timeout(limit, self.dispatch(context, call, noted));
-                answer.await.unwrap_or_else(|_| Reply::refusal(Code::DEADLINE_EXCEEDED, "timeout"))
-            }
-            _ => self.dispatch(context, call, noted).await,
-        }
-    }
-
-    async fn dispatch(&self, context: TtrpcContext, call: Call, noted: &Noted) -> Reply {
         if call.request.service == AGENT_SERVICE {
             match call.request.method.as_str() {
                 "ReadStdout" | "ReadStderr" => {
-                    return self.read(context, call, noted).await.unwrap_or_else(Reply::failure);
+                    return Begun::Call(limit, Box::pin(self.read(context, call, noted)));
                 }
-                "WriteStdin" => return self.write(context, call).await.unwrap_or_else(Reply::failure),
+                WRITE => return Begun::Call(limit, Box::pin(self.write(context, call))),
                 _ => {}
             }
         }
         let request = call.into_request();
         let Some(service) = self.services.get(&request.service) else {
             let text = format!("{} service does not exist", request.service);
-            return Reply::refusal(Code::INVALID_ARGUMENT, text);
+            return Begun::refused(Code::INVALID_ARGUMENT, text);
         };
         let Some(method) = service.methods.get(&request.method) else {
-            return Reply::refusal(Code::UNIMPLEMENTED, format!("{} method", request.method));
+            return Begun::refused(Code::UNIMPLEMENTED, format!("{} method", request.method));
         };
-        match method.handler(context, request).await {
-            Ok(response) => Reply::Message(response),
-            Err(error) => Reply::refusal(Code::UNKNOWN, error.to_string()),
-        }
+        let response = method.handler(context, request);
+        Begun::Call(limit, Box::pin(reply_of(response)))
     }
 
     /// ReadStdout and ReadStderr, past the copies that the generated stub makes of the data.
-    async fn read(&self, context: TtrpcContext, call: Call, noted: &Noted) -> ttrpc::Result<Reply> {
+    async fn read(&self, context: TtrpcContext, call: Call, noted: &Noted) -> Reply {
+        self.read_or_fail(context, call, noted).await.unwrap_or_else(Reply::failure)
+    }
+
+    async fn read_or_fail(&self, context: TtrpcContext, call: Call, noted: &Noted) -> ttrpc::Result<Reply> {
         let mut read = ReadStreamRequest::parse_from_bytes(call.payload()).map_err(unreadable)?;
         if read.len == WINDOW {
             read.len = WINDOW - FRAME_HEAD;
@@ -130,11 +144,39 @@ impl Router {
     }
 
     /// WriteStdin, likewise.
-    async fn write(&self, context: TtrpcContext, call: Call) -> ttrpc::Result<Reply> {
+    async fn write(&self, context: TtrpcContext, call: Call) -> Reply {
+        self.write_or_fail(context, call).await.unwrap_or_else(Reply::failure)
+    }
+
+    async fn write_or_fail(&self, context: TtrpcContext, call: Call) -> ttrpc::Result<Reply> {
         let response = self.agent.write_stdin(&context, call.into_write().map_err(unreadable)?).await?;
         let payload = response.write_to_bytes().map_err(|error| ttrpc::Error::Others(error.to_string()))?;
         let status = Some(ttrpc::get_status(Code::OK, "")).into();
         Ok(Reply::Message(Response { status, payload, ..Default::default() }))
+    }
+}
+
+/// An answer under way.
+type Answering<'a> = Pin<Box<dyn Future<Output = Reply> + Send + 'a>>;
+
+/// What a frame has become.
+enum Begun<'a> {
+    /// It has its answer, or gets none.
+    Replied(Option<Reply>),
+    /// It is to be answered within so much time.
+    Call(Option<Duration>, Answering<'a>),
+}
+
+impl Begun<'_> {
+    fn refused(code: Code, message: impl Into<String>) -> Self {
+        Self::Replied(Some(Reply::refusal(code, message)))
+    }
+}
+
+async fn reply_of(response: impl Future<Output = ttrpc::Result<Response>>) -> Reply {
+    match response.await {
+        Ok(response) => Reply::Message(response),
+        Err(error) => Reply::refusal(Code::UNKNOWN, error.to_string()),
     }
 }
 
@@ -147,42 +189,70 @@ fn unreadable(error: protobuf::Error) -> ttrpc::Error {
 struct Call {
     /// All but the payload.
     request: Request,
-    buffer: Vec<u8>,
-    /// Where in the buffer the payload is.
-    payload: Range<usize>,
+    payload: Payload,
+}
+
+enum Payload {
+    /// Where in the buffer it is.
+    Within(Vec<u8>, Range<usize>),
+    /// It has been parsed.
+    Write(WriteStreamRequest),
 }
 
 impl Call {
-    /// The request that `buffer` has from `start` on.
-    fn parse(buffer: Vec<u8>, start: usize) -> protobuf::Result<Self> {
-        let message = buffer.get(start..).unwrap_or_default();
-        if let Some(payload) = find(message, REQUEST_PAYLOAD) {
-            let request = parse_around(message, &payload)?;
-            let payload = payload.bytes_at(start);
-            return Ok(Self { request, buffer, payload });
+    fn of(body: Body) -> protobuf::Result<Self> {
+        match body {
+            Body::Bytes(buffer) => Self::parse(buffer),
+            Body::Write(mut head, mut rest) => match parse_write(&head, &mut rest) {
+                Some(parsed) => {
+                    let (request, write) = parsed?;
+                    Ok(Self { request, payload: Payload::Write(write) })
+                }
+                None => {
+                    head.extend(rest);
+                    Self::parse(head)
+                }
+            },
+            Body::TooLong => Self::parse(Vec::new()),
         }
-        let mut request = Request::parse_from_bytes(message)?;
+    }
+
+    fn parse(buffer: Vec<u8>) -> protobuf::Result<Self> {
+        if let Some(payload) = find(&buffer, REQUEST_PAYLOAD) {
+            let request = parse_around(&buffer, &payload)?;
+            return Ok(Self { request, payload: Payload::Within(buffer, payload.bytes_at(0)) });
+        }
+        let mut request = Request::parse_from_bytes(&buffer)?;
         let buffer = std::mem::take(&mut request.payload);
-        let payload = 0..buffer.len();
-        Ok(Self { request, buffer, payload })
+        let all = 0..buffer.len();
+        Ok(Self { request, payload: Payload::Within(buffer, all) })
     }
 
     fn payload(&self) -> &[u8] {
-        self.buffer.get(self.payload.clone()).unwrap_or_default()
+        match &self.payload {
+            Payload::Within(buffer, range) => buffer.get(range.clone()).unwrap_or_default(),
+            Payload::Write(_) => &[],
+        }
     }
 
     fn into_request(mut self) -> Request {
-        self.request.payload = cut(self.buffer, self.payload);
+        if let Payload::Within(buffer, range) = self.payload {
+            self.request.payload = cut(buffer, range);
+        }
         self.request
     }
 
     fn into_write(self) -> protobuf::Result<WriteStreamRequest> {
-        let message = self.payload();
+        let (buffer, range) = match self.payload {
+            Payload::Within(buffer, range) => (buffer, range),
+            Payload::Write(write) => return Ok(write),
+        };
+        let message = buffer.get(range.clone()).unwrap_or_default();
         let Some(data) = find(message, WRITE_DATA) else {
             return WriteStreamRequest::parse_from_bytes(message);
         };
         let mut write: WriteStreamRequest = parse_around(message, &data)?;
-        write.data = cut(self.buffer, data.bytes_at(self.payload.start));
+        write.data = cut(buffer, data.bytes_at(range.start));
         Ok(write)
     }
 }
