@@ -97,6 +97,11 @@ impl OomKills {
         matches!(self.counter, Counter::Each { .. })
     }
 
+    /// Whether a look walks a tree of cgroups.
+    pub fn walks(&self) -> bool {
+        matches!(self.counter, Counter::Each { .. })
+    }
+
     /// What gives notice, and how it shows.
     pub(super) fn notice(&self) -> (&Arc<OwnedFd>, Interest) {
         match &self.counter {

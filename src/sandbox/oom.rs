@@ -113,8 +113,13 @@ impl OomWatch {
         events: &Arc<OomEvents>,
         logger: &Logger,
     ) -> Option<Arc<Self>> {
-        let counted = cgroup.clone();
-        let kills = tokio::task::spawn_blocking(move || counted.count_oom_kills(before?)).await.ok()?;
+        // On v2 it is one file, which the kernel answers from its memory: to hand that to a thread takes longer.
+        let kills = if cgroup.hierarchy().is_v2() {
+            before.and_then(|before| cgroup.count_oom_kills(before))
+        } else {
+            let counted = cgroup.clone();
+            tokio::task::spawn_blocking(move || counted.count_oom_kills(before?)).await.ok()?
+        };
         let (id, events, logger) = (id.clone(), events.clone(), logger.clone());
         match kills {
             Ok(kills) => kills.map(|kills| Arc::new(Self { id, kills, events, logger })),
@@ -127,8 +132,12 @@ impl OomWatch {
 
     /// Adds what was killed since the last look. When this returns, the events are there.
     pub(super) async fn look(self: &Arc<Self>) {
-        let watch = self.clone();
-        let _ = tokio::task::spawn_blocking(move || watch.look_now()).await;
+        if self.kills.walks() {
+            let watch = self.clone();
+            let _ = tokio::task::spawn_blocking(move || watch.look_now()).await;
+        } else {
+            self.look_now();
+        }
     }
 
     fn look_now(&self) {
