@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use slog::{info, warn};
 use tokio::io::AsyncWriteExt;
@@ -26,7 +26,7 @@ use crate::stdio::ports;
 use crate::worker::job::{ExecCgroups, ExecJob, Job, RunHooksJob};
 use oci_spec::runtime::Hook;
 
-/// How long a removal waits for a host that does not take a stream's last bytes.
+/// How long a removal waits for a host that does not take the streams' last bytes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 pub(super) type Answer = oneshot::Sender<Result<(), SandboxError>>;
@@ -167,10 +167,15 @@ impl Actor {
         if let Err(error) = container.kill_all().await {
             warn!(container.logger, "not all could be killed at once"; "error" => %error);
         }
-        for process in container.processes() {
+        let processes = container.processes();
+        for process in &processes {
             process.wait().await;
             process.streams().stdin.abandon();
-            process.pumps().delivered(LAST_OUTPUT).await;
+        }
+        // The host has so long for all of them together.
+        let begun = Instant::now();
+        for process in &processes {
+            process.pumps().delivered(LAST_OUTPUT.saturating_sub(begun.elapsed())).await;
             process.pumps().stop();
         }
         wait_until_empty(&container).await;
