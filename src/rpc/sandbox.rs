@@ -3,7 +3,7 @@
 use nakai_protocols::agent::CreateSandboxRequest;
 use nakai_protocols::empty::Empty;
 
-use super::{Agent, Answer};
+use super::{Agent, Answer, RpcError};
 use crate::ids::GuestPath;
 use crate::sandbox::{CreateSandbox, SandboxError};
 use crate::storage::StorageRequest;
@@ -29,11 +29,16 @@ pub(super) async fn create(agent: &Agent, request: CreateSandboxRequest) -> Answ
 }
 
 pub(super) async fn destroy(agent: &Agent) -> Answer<Empty> {
-    let destroyed = agent.sandbox().await?.destroy().await;
-    // Whatever stayed behind, the host has no more use for this guest; unless another call is still at work on it.
-    if !matches!(destroyed, Err(SandboxError::SandboxState { .. })) {
-        agent.destroyed.notify_one();
-    }
-    destroyed?;
+    let (sandbox, told) = (agent.sandbox().await?, agent.destroyed.clone());
+    // In a task of its own: the caller may go away meanwhile, and nobody would come to ask for the agent's end again.
+    let work = tokio::spawn(async move {
+        let destroyed = sandbox.destroy().await;
+        // Whatever stayed behind, the host has no more use for this guest; unless another call is still at work on it.
+        if !matches!(destroyed, Err(SandboxError::SandboxState { .. })) {
+            told.notify_one();
+        }
+        destroyed
+    });
+    work.await.map_err(|_| RpcError::Task("destroying the sandbox"))??;
     Ok(Empty::new())
 }

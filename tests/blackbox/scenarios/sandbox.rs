@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
-use nakai_ctl::sandbox;
+use nakai_ctl::spec::HookKind;
+use nakai_ctl::{SpecBuilder, sandbox};
 use nakai_protocols::agent::{CreateSandboxRequest, KernelModule, Storage};
 use ttrpc::Code;
 
@@ -14,6 +16,7 @@ use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_sandbox_lives_from_create_to_destroy).ends_its_agent(),
+        scenario!(the_agent_ends_though_its_host_has_hung_up).ends_its_agent(),
         scenario!(a_pid_namespace_can_be_shared).own_agent(),
         scenario!(a_shared_pid_namespace_ends_with_the_container_that_made_it).own_agent(),
         scenario!(guest_hooks_run_for_every_container).own_agent(),
@@ -50,6 +53,16 @@ async fn a_sandbox_lives_from_create_to_destroy(ctx: Ctx) -> Outcome {
     refused(client.create_sandbox(&good).await, Code::ALREADY_EXISTS, &["sandbox"]);
     assert_eq!(early.sh("hostname").await?, "pod-host");
     client.destroy_sandbox().await?;
+    Ok(())
+}
+
+/// A hook takes longer than the host waits for the end of the sandbox. That comes all the same, and the agent's with it.
+async fn the_agent_ends_though_its_host_has_hung_up(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request(&ctx)).await?;
+    let slow = |spec: SpecBuilder| spec.hook(HookKind::Poststop, "/bin/sh", ["sh", "-c", "sleep 3"], 60);
+    ctx.idle(slow).await?;
+    let impatient = ctx.another_client().await?.within(Duration::from_millis(500));
+    assert!(impatient.destroy_sandbox().await.is_err(), "the hook takes longer");
     Ok(())
 }
 
