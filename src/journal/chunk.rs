@@ -135,6 +135,15 @@ impl Answer {
         Self::Kept { chunk, start: 0, len }
     }
 
+    /// How many bytes it has.
+    #[expect(clippy::len_without_is_empty, reason = "none is empty: a frame has a header")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Kept { len, .. } => *len,
+            Self::Own(head, body) => head.len().saturating_add(body.len()),
+        }
+    }
+
     /// As it is noted.
     pub(super) fn place(&self) -> Option<u64> {
         match self {

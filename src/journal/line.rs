@@ -280,18 +280,18 @@ impl Sender {
         self.0.store(field::SENDING, layout::reference(call.0.number));
     }
 
-    /// Sends of an answer in the journal what there is room for; true when all of it is sent.
+    /// Sends of an answer in the journal what there is room for, and at most so many bytes; true when all of it is sent.
     ///
     /// # Errors
     /// What sendmmsg(2) says, EAGAIN where there is no room.
-    pub fn send(&self, socket: BorrowedFd<'_>, answer: &Answer) -> Result<bool, Errno> {
+    pub fn send(&self, socket: BorrowedFd<'_>, answer: &Answer, most: usize) -> Result<bool, Errno> {
         let Some((at, len)) = answer.range() else { return Err(Errno::EINVAL) };
         let sent = self.sent();
         let word = |sent: usize| pair(NONE, u32::try_from(sent).unwrap_or(u32::MAX));
         self.0.store(field::SENT, word(sent));
         let left = len.saturating_sub(sent);
         let (message, at) = (self.0.field(field::SENT_MESSAGE), at.saturating_add(sent));
-        let now = self.0.journal.memory.send(socket, message, at, left)?;
+        let now = self.0.journal.memory.send(socket, message, at, left.min(most))?;
         let sent = sent.saturating_add(now);
         self.0.store(field::SENT, word(sent));
         Ok(sent >= len)

@@ -176,7 +176,7 @@ fn an_answer_goes_on_where_the_kernel_has_stopped() {
     call.answered(&answer);
     let sender = line.sender();
     sender.begin(&call);
-    assert!(!sender.send(socket.as_fd(), &answer).unwrap());
+    assert!(!sender.send(socket.as_fd(), &answer, usize::MAX).unwrap());
     let mut seen = Vec::new();
     let read = |seen: &mut Vec<u8>, mut peer: &UnixStream| drop(peer.read_to_end(seen));
     read(&mut seen, &peer);
@@ -192,7 +192,7 @@ fn an_answer_goes_on_where_the_kernel_has_stopped() {
         let mut left = reopened(&journal);
         let line = left.lines.remove(0);
         let (call, answer) = line.sending.as_ref().unwrap();
-        let _ = line.line.sender().send(socket.as_fd(), answer);
+        let _ = line.line.sender().send(socket.as_fd(), answer, usize::MAX);
         journal.is_taken_over();
         forget((call, &line.line));
         forget(line);
@@ -203,7 +203,7 @@ fn an_answer_goes_on_where_the_kernel_has_stopped() {
     let sender = line.line.sender();
     loop {
         read(&mut seen, &peer);
-        match sender.send(socket.as_fd(), &answer) {
+        match sender.send(socket.as_fd(), &answer, usize::MAX) {
             Ok(true) => break,
             Ok(false) | Err(nix::errno::Errno::EAGAIN) => {}
             Err(errno) => panic!("{errno}"),

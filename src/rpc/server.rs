@@ -10,6 +10,7 @@ use nakai_protocols::agent_ttrpc::AgentService;
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
+use tokio::task::coop::consume_budget;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::connection::{self, Router};
@@ -144,8 +145,9 @@ impl Serving {
                     // again.
                     tokio::time::sleep(NO_DESCRIPTORS).await;
                 }
-                // The peer has gone already.
-                Err(_) => {}
+                // The peer has gone already, or is not heard here.
+                Err(Errno::ECONNABORTED | Errno::ECONNREFUSED | Errno::EINTR) => consume_budget().await,
+                Err(_) => tokio::time::sleep(NO_DESCRIPTORS).await,
             }
         }
         drop(listener);

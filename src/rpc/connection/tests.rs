@@ -30,6 +30,8 @@ pub(super) struct Fake {
     /// Calls of WaitProcess that have begun and not ended.
     waiting: AtomicUsize,
     changed: Notify,
+    /// How often ReadStdout has been asked.
+    pub(super) reads: AtomicUsize,
 }
 
 /// Bytes of which each tells its place, as far as a prime goes.
@@ -63,6 +65,7 @@ struct Shared(Arc<Fake>);
 #[async_trait]
 impl AgentService for Shared {
     async fn read_stdout(&self, _: &TtrpcContext, r: ReadStreamRequest) -> ttrpc::Result<ReadStreamResponse> {
+        self.0.reads.fetch_add(1, Ordering::SeqCst);
         let data = numbered(usize::try_from(r.len).unwrap());
         Ok(ReadStreamResponse { data, ..Default::default() })
     }
@@ -113,8 +116,8 @@ impl AgentService for Shared {
     }
 }
 
-struct Peer {
-    fake: Arc<Fake>,
+pub(super) struct Peer {
+    pub(super) fake: Arc<Fake>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
 }
@@ -134,7 +137,7 @@ impl Effects for Shared {
 }
 
 /// A connection that is served, and the other end of it.
-fn connect() -> (Peer, UnixStream) {
+pub(super) fn connect() -> (Peer, UnixStream) {
     let (ours, theirs) = StdStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
@@ -145,7 +148,7 @@ fn connect() -> (Peer, UnixStream) {
     (Peer { fake, stop, serving }, UnixStream::from_std(ours).unwrap())
 }
 
-fn run<F: Future<Output = ()>>(body: F) {
+pub(super) fn run<F: Future<Output = ()>>(body: F) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body);
 }
 
@@ -160,7 +163,7 @@ fn code(error: ttrpc::Error) -> Code {
     }
 }
 
-fn read_request(len: usize) -> ReadStreamRequest {
+pub(super) fn read_request(len: usize) -> ReadStreamRequest {
     ReadStreamRequest { len: u32::try_from(len).unwrap(), ..Default::default() }
 }
 
@@ -192,7 +195,7 @@ pub(super) fn frame_with_limit(
     frame
 }
 
-async fn answer(stream: &mut UnixStream) -> (u32, ttrpc::Response) {
+pub(super) async fn answer(stream: &mut UnixStream) -> (u32, ttrpc::Response) {
     let mut header = [0; 10];
     stream.read_exact(&mut header).await.unwrap();
     let header = ttrpc::MessageHeader::from(header);
