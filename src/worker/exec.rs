@@ -125,7 +125,7 @@ impl Entry<'_> {
             Forked::Child => {
                 drop(ours);
                 let failure = self.become_program(&theirs);
-                let text = serde_json::to_vec(&failure).unwrap_or_default();
+                let text = serde_json::to_vec(&failure.brief()).unwrap_or_default();
                 let _ = nix::sys::socket::send(theirs.as_raw_fd(), &text, MsgFlags::MSG_NOSIGNAL);
                 sys::exit_now(1)
             }

@@ -33,6 +33,9 @@ use crate::spec::LateProcess;
 /// Where programs are looked for when the environment has no `PATH` (execvp(3)).
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How much of a name is told, in letters.
+const MAX_NAME: usize = 200;
+
 /// What every process does last, in its container.
 #[derive(Debug, Clone)]
 pub(super) struct LastSteps {
@@ -207,8 +210,17 @@ pub(super) fn program(process: &Process) -> Result<CString, Failure> {
     }
     Err(best.unwrap_or_else(|| Failure {
         kind: FailureKind::ProgramNotFound,
-        message: format!("program {name:?} not found in $PATH ({})", path.unwrap_or(DEFAULT_PATH)),
+        message: format!(
+            "program {:?} not found in $PATH ({})",
+            short(name),
+            short(path.unwrap_or(DEFAULT_PATH))
+        ),
     }))
+}
+
+/// The beginning of what the host may have made as long as it likes.
+fn short(text: &str) -> &str {
+    text.char_indices().nth(MAX_NAME).map_or(text, |(end, _)| text.get(..end).unwrap_or(text))
 }
 
 fn check_program(path: &str) -> Result<CString, Failure> {
@@ -227,11 +239,12 @@ fn check_program(path: &str) -> Result<CString, Failure> {
 
 fn exec_failure(program: &CStr, errno: Errno) -> Failure {
     let kind = match errno {
-        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => FailureKind::ProgramNotFound,
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => FailureKind::ProgramNotFound,
         Errno::EACCES | Errno::EPERM | Errno::ENOEXEC | Errno::EISDIR => FailureKind::ProgramNotExecutable,
         _ => FailureKind::Internal,
     };
-    Failure { kind, message: format!("can't execute {program:?}: {}", errno.desc()) }
+    let program = program.to_string_lossy();
+    Failure { kind, message: format!("can't execute {:?}: {}", short(&program), errno.desc()) }
 }
 
 fn set_limit(limit: &PosixRlimit) -> Result<(), Failure> {

@@ -230,6 +230,18 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// With the beginning of a message that is too long to be handed on: what the host sends may be of any length, and
+    /// its names are in messages.
+    pub fn brief(self) -> Self {
+        const MAX_CAUSE: usize = 2000;
+        match self.message.char_indices().nth(MAX_CAUSE) {
+            Some((end, _)) => {
+                Self { message: self.message.get(..end).unwrap_or_default().to_owned(), ..self }
+            }
+            None => self,
+        }
+    }
+
     /// A failure of no special kind.
     pub fn internal(message: impl Into<String>) -> Self {
         Self { kind: FailureKind::Internal, message: message.into() }

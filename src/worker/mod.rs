@@ -64,13 +64,9 @@ pub fn run(channels: &WorkerChannels<'_>, request: u64, fds: Vec<OwnedFd>) -> ! 
     sys::exit_now(0)
 }
 
-/// The answer as JSON. A cause that does not fit into a message is cut: who reads it needs its beginning.
+/// The answer as JSON.
 fn encode(result: &Result<Outcome, Failure>) -> Vec<u8> {
-    const MAX_CAUSE: usize = 4096;
-    let short = result
-        .clone()
-        .map_err(|failure| Failure { message: failure.message.chars().take(MAX_CAUSE).collect(), ..failure });
-    serde_json::to_vec(&short).unwrap_or_default()
+    serde_json::to_vec(&result.clone().map_err(Failure::brief)).unwrap_or_default()
 }
 
 struct Done {

@@ -85,7 +85,7 @@ impl Report {
 
 /// Leaves `failure` in the report `file` for the worker to find.
 pub(super) fn leave(file: &OwnedFd, failure: &Failure) {
-    if let Ok(json) = serde_json::to_string(failure) {
+    if let Ok(json) = serde_json::to_string(&failure.clone().brief()) {
         let _ = nix::unistd::write(file.as_fd(), format!("{FAILURE_MARK}{json}\n").as_bytes());
     }
 }

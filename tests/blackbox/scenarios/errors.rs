@@ -20,6 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(requests_without_their_parts_are_refused),
         scenario!(bad_specs_are_refused_by_name),
         scenario!(bad_execs_are_refused_by_name),
+        scenario!(names_of_absurd_length_are_not_found),
         scenario!(missing_calls_say_their_names),
         scenario!(the_agent_says_what_it_is),
         scenario!(secrets_stay_out_of_the_log).host_only(),
@@ -198,6 +199,25 @@ async fn bad_execs_are_refused_by_name(ctx: Ctx) -> Outcome {
         let exec = ctx.client().exec_process(&container.id, "bad", process).await;
         refused(exec, Code::INVALID_ARGUMENT, &[word]);
         refused(ctx.client().wait_process(&container.id, "bad").await, Code::NOT_FOUND, &["bad"]);
+    }
+    assert_eq!(container.sh("echo alive").await?, "alive");
+    Ok(())
+}
+
+/// Longer than what is told of a failure, than a packet between two processes, than a path.
+async fn names_of_absurd_length_are_not_found(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec).await?;
+    for length in [20_000, 220_000] {
+        for name in ["x".repeat(length), format!("/{}", "x".repeat(length))] {
+            let edit = |spec: SpecBuilder| spec.args([name.clone()]);
+            let process = edit(container.spec().clone()).process();
+            let exec = ctx.client().exec_process(&container.id, "absurd", process).await;
+            refused(exec, Code::NOT_FOUND, &["xxx"]);
+            refused(ctx.container(edit)?.create().await, Code::NOT_FOUND, &["xxx"]);
+        }
+        let process = container.spec().clone().args(["true"]).cwd(&"/x".repeat(length / 2)).process();
+        let exec = ctx.client().exec_process(&container.id, "absurd", process).await;
+        refused(exec, Code::INVALID_ARGUMENT, &["/x/x"]);
     }
     assert_eq!(container.sh("echo alive").await?, "alive");
     Ok(())
