@@ -119,10 +119,7 @@ fn isolate() -> Result<(), nix::Error> {
 fn hold() -> ! {
     let signals: SigSet = [Signal::SIGCHLD].into_iter().collect();
     let _ = signals.thread_block();
-    let limit = nix::unistd::sysconf(nix::unistd::SysconfVar::OPEN_MAX).ok().flatten().unwrap_or(1024);
-    for fd in 0..i32::try_from(limit).unwrap_or(1024).min(1024) {
-        let _ = nix::unistd::close(fd);
-    }
+    sys::close_all();
     loop {
         let _ = signals.wait();
         loop {
