@@ -183,8 +183,14 @@ pub enum ChannelError {
         /// How long it was.
         len: usize,
     },
+    /// It came without some of its descriptors: there was no number left for them here.
+    #[error("no room for the descriptors of a message on the supervisor channel: {header:?}")]
+    NoDescriptors {
+        /// All that is known of it.
+        header: Header,
+    },
     /// The kernel refused.
-    #[error("supervisor channel: {step}")]
+    #[error("supervisor channel: {step}: {source}")]
     Io {
         /// What was tried.
         step: &'static str,
@@ -251,19 +257,25 @@ impl Channel {
     /// As for [`Channel::send`], and [`ChannelError::Malformed`] for what is no message of ours; the
     /// channel can be used further then.
     pub fn receive(&self, max_payload: usize, flags: MsgFlags) -> Result<Message, ChannelError> {
+        self.receive_with(max_payload, flags, nix::cmsg_space!([RawFd; MAX_FDS]))
+    }
+
+    /// The same, with all zeros in place of the descriptors.
+    fn receive_with(
+        &self,
+        max_payload: usize,
+        flags: MsgFlags,
+        mut control: Vec<u8>,
+    ) -> Result<Message, ChannelError> {
         let mut bytes = vec![0; HEADER_LEN.saturating_add(max_payload.min(MAX_PAYLOAD))];
-        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
         let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
-        let (len, truncated, fds) = loop {
+        let (len, flags, fds) = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];
             match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
                 Ok(got) => {
-                    let truncated = got.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-                    let fds: Vec<OwnedFd> = match got.cmsgs() {
-                        Ok(messages) => messages.flat_map(rights_of).collect(),
-                        Err(_) => Vec::new(),
-                    };
-                    break (got.bytes, truncated, fds);
+                    let fds: Option<Vec<OwnedFd>> =
+                        got.cmsgs().ok().map(|messages| messages.flat_map(rights_of).collect());
+                    break (got.bytes, got.flags, fds);
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
@@ -274,11 +286,16 @@ impl Channel {
         if len == 0 {
             return Err(ChannelError::Closed);
         }
-        if truncated {
+        // nix tells none of them when some are missing.
+        let fds = fds.unwrap_or_else(|| incomplete_rights(&control));
+        if flags.contains(MsgFlags::MSG_TRUNC) {
             return Err(ChannelError::Malformed { why: "longer than allowed", len });
         }
         bytes.truncate(len);
         let header = Header::decode(&bytes)?;
+        if flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(ChannelError::NoDescriptors { header });
+        }
         let payload = bytes.split_off(HEADER_LEN);
         Ok(Message { header, payload, fds })
     }
@@ -301,6 +318,20 @@ fn rights_of(message: ControlMessageOwned) -> Vec<OwnedFd> {
         ControlMessageOwned::ScmRights(fds) => fds.into_iter().map(own).collect(),
         _ => Vec::new(),
     }
+}
+
+/// The descriptors that the kernel has made of a message for which there was not enough room: the first header of the
+/// control data, which was all zeros, and the numbers behind it (cmsg(3)).
+fn incomplete_rights(control: &[u8]) -> Vec<OwnedFd> {
+    let Some((len, rest)) = control.split_first_chunk::<8>() else { return Vec::new() };
+    let numbers = usize::from_ne_bytes(*len).saturating_sub(16) / size_of::<RawFd>();
+    let Some((kind, rest)) = rest.split_first_chunk::<8>() else { return Vec::new() };
+    let rights = [libc::SOL_SOCKET.to_ne_bytes(), libc::SCM_RIGHTS.to_ne_bytes()].concat();
+    if kind.as_slice() != rights {
+        return Vec::new();
+    }
+    let (numbers_of, _) = rest.as_chunks::<4>();
+    numbers_of.iter().take(numbers).map(|number| own(RawFd::from_ne_bytes(*number))).collect()
 }
 
 #[cfg(test)]
@@ -333,6 +364,23 @@ mod tests {
         supervisor.send(Header::new(Kind::Reply, 2), &[2; 10], &[], MsgFlags::empty()).unwrap();
         assert!(matches!(server.receive(50, MsgFlags::empty()), Err(ChannelError::Malformed { .. })));
         assert_eq!(server.receive(50, MsgFlags::empty()).unwrap().payload, [2; 10]);
+    }
+
+    /// As where this process may open two files more, and no third.
+    #[test]
+    fn the_descriptors_that_came_are_closed_when_others_had_no_room() {
+        let (supervisor, server) = Channel::pair().unwrap();
+        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        let fds = [write.as_fd(), write.as_fd(), write.as_fd()];
+        server.send(Header::new(Kind::Launch, 9), b"", &fds, MsgFlags::empty()).unwrap();
+        drop(write);
+        let received = supervisor.receive_with(0, MsgFlags::empty(), nix::cmsg_space!([RawFd; 2]));
+        assert!(
+            matches!(received, Err(ChannelError::NoDescriptors { header }) if header.request == 9),
+            "{received:?}"
+        );
+        // Nobody has the other end of the pipe any more.
+        assert_eq!(nix::unistd::read(&read, &mut [0]), Ok(0));
     }
 
     proptest! {

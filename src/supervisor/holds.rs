@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::MsgFlags;
 
 use super::channel::{Channel, ChannelError, Header, Kind};
@@ -61,7 +63,7 @@ impl Holds {
         }
     }
 
-    /// Tells all of it, and that it was all.
+    /// Tells all of it, and that it was all, for which the server waits. What can't be told is left out.
     ///
     /// # Errors
     /// When the server is gone.
@@ -73,10 +75,29 @@ impl Holds {
             };
             let fds: Vec<BorrowedFd<'_>> = hold.fds.iter().map(AsFd::as_fd).collect();
             let header = Header { kind, request: *key, pid: hold.pid, status };
-            channel.send(header, b"", &fds, MsgFlags::empty())?;
+            send(channel, header, &fds, 4)?;
         }
-        channel.send(Header::new(Kind::Listed, 0), b"", &[], MsgFlags::empty())
+        send(channel, Header::new(Kind::Listed, 0), &[], u32::MAX)
     }
+}
+
+/// Sends a message, or tries some times: memory may be short for a moment, just when a server has died of that. What
+/// could not be sent then never will be.
+fn send(channel: &Channel, header: Header, fds: &[BorrowedFd<'_>], times: u32) -> Result<(), ChannelError> {
+    const MILLISECONDS: u8 = 50;
+    for _ in 0..times {
+        match channel.send(header, b"", fds, MsgFlags::empty()) {
+            Err(ChannelError::Io {
+                source: Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS, ..
+            }) => {
+                // Nothing tells when there is some again; but that the server is gone is told.
+                let _ = poll(&mut [PollFd::new(channel.as_fd(), PollFlags::empty())], MILLISECONDS);
+            }
+            Err(ChannelError::Closed) => return Err(ChannelError::Closed),
+            Ok(()) | Err(_) => break,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -118,6 +139,16 @@ mod tests {
                 (Kind::Listed, 0, 0, 0, 0),
             ]
         );
+    }
+
+    #[test]
+    fn what_cannot_be_told_keeps_nobody_waiting_for_the_rest() {
+        let mut holds = Holds::default();
+        // More than a message can carry.
+        holds.keep(7, 100, (0..300).map(|_| pipe()).collect());
+        holds.keep(8, 101, vec![pipe()]);
+        let told: Vec<_> = told(&holds).into_iter().map(|told| (told.0, told.1)).collect();
+        assert_eq!(told, [(Kind::Held, 8), (Kind::Listed, 0)]);
     }
 
     #[test]

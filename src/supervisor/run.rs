@@ -279,8 +279,15 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             Server::Due(at) if *at <= Instant::now() => {}
             _ => return Ok(()),
         }
-        let (ours, theirs) = Channel::pair()?;
         let is_first = !self.served;
+        let (ours, theirs) = match Channel::pair() {
+            Ok(ends) => ends,
+            Err(error) if is_first => return Err(error.into()),
+            Err(error) => {
+                self.start_server_later(&crate::worker::chain(&error));
+                return Ok(());
+            }
+        };
         match fork() {
             Ok(Forked::Child) => {
                 drop(ours);
@@ -299,14 +306,17 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 self.restarts.started(Instant::now());
             }
             Err(errno) if is_first => return Err(SupervisorError::ForkServer(errno)),
-            Err(errno) => {
-                let now = Instant::now();
-                let pause = self.restarts.pause_after_death(now).max(Duration::from_millis(100));
-                self.server = Server::Due(now.checked_add(pause).unwrap_or(now));
-                console::say(format_args!("no process for a server: {errno}"));
-            }
+            Err(errno) => self.start_server_later(&errno),
         }
         Ok(())
+    }
+
+    /// What a server needs has run out, for now.
+    fn start_server_later(&mut self, why: &dyn std::fmt::Display) {
+        let now = Instant::now();
+        let pause = self.restarts.pause_after_death(now).max(Duration::from_millis(100));
+        self.server = Server::Due(now.checked_add(pause).unwrap_or(now));
+        console::say(format_args!("no process for a server: {why}"));
     }
 
     /// In a forked child, which never comes back here: what only the supervisor needs.
@@ -347,7 +357,13 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
 
     /// Takes what workers want held. What a worker of an earlier server has started is nobody's.
     fn take_reports(&mut self) {
-        while let Ok(Message { header, fds, .. }) = self.reports.0.receive(0, MsgFlags::MSG_DONTWAIT) {
+        loop {
+            let (header, fds) = match self.reports.0.receive(0, MsgFlags::MSG_DONTWAIT) {
+                Ok(Message { header, fds, .. }) => (header, fds),
+                // How it ends is still worth to know.
+                Err(ChannelError::NoDescriptors { header }) => (header, Vec::new()),
+                Err(_) => return,
+            };
             if matches!(self.server, Server::Running { .. })
                 && launched_before(header.request, self.generation)
             {
@@ -361,7 +377,17 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
     /// The next message of the server, if there is one. A closed channel is a dead server, and SIGCHLD tells of that.
     fn next_message(&self) -> Option<Message> {
         let Server::Running { channel, .. } = &self.server else { return None };
-        channel.receive(0, MsgFlags::MSG_DONTWAIT).ok()
+        loop {
+            match channel.receive(0, MsgFlags::MSG_DONTWAIT) {
+                Ok(message) => return Some(message),
+                // Somebody waits for an answer.
+                Err(ChannelError::NoDescriptors { header }) if header.kind == Kind::Launch => {
+                    self.tell(Header { kind: Kind::ForkFailed, status: Errno::EMFILE as i32, ..header });
+                }
+                Err(ChannelError::NoDescriptors { .. }) => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// Does what the server wants; true when it is the end.
