@@ -298,7 +298,14 @@ fn stdio_code(error: &StdioError) -> Code {
 }
 
 fn launch_code(error: &LaunchError) -> Code {
-    let LaunchError::Failed(failure) = error else { return Code::INTERNAL };
+    let failure = match error {
+        LaunchError::Failed(failure) => failure,
+        // The guest has no room for another process.
+        LaunchError::Fork(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE) => {
+            return Code::RESOURCE_EXHAUSTED;
+        }
+        _ => return Code::INTERNAL,
+    };
     match failure.kind {
         FailureKind::ProgramNotFound => Code::NOT_FOUND,
         FailureKind::ProgramNotExecutable => Code::PERMISSION_DENIED,

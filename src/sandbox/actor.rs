@@ -255,6 +255,8 @@ async fn exec(
     for warning in &prepared.warnings {
         warn!(container.logger, "exec"; "exec_id" => request.exec_id.as_str(), "warning" => warning);
     }
+    // Before it has descriptors. The container's own first, so that one that hangs keeps no other waiting.
+    let turns = (container.turn_to_exec().await, environment.launcher.turn_to_exec().await);
     let what = || format!("exec {} in container {}", request.exec_id, container.id());
     let late = &prepared.late;
     let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, late, environment, what).await?;
@@ -267,7 +269,7 @@ async fn exec(
         filter_flags: wiring.filter_flags,
     }));
     let wiring = wiring.behind(init);
-    let process = launch::start_process(environment, &job, wiring, what).await?;
+    let process = launch::start_process(environment, &job, wiring, Box::new(turns), what).await?;
     let process = Arc::new(process.recorded(container.id(), &request.exec_id, &environment.records).await?);
     pumps::start(&process, connections, environment.config.stream_quiet_time);
     Ok(process)

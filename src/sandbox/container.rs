@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use slog::Logger;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::actor::Command;
 use super::error::SandboxError;
@@ -40,6 +40,7 @@ use crate::cgroup::Cgroup;
 use crate::ids::{ContainerId, ExecId};
 use crate::spec::ExecFacts;
 use crate::stdio::Taken;
+use crate::supervisor::client::Turn;
 use oci_spec::runtime::Hook;
 
 /// Where in its life a container is; see the module.
@@ -114,6 +115,10 @@ pub(super) struct Description {
     pub(super) own_network: bool,
 }
 
+/// How many execs of a container are launched at a time, of those that the guest may launch: in one whose files are on a
+/// share that hangs they hang, too, and leave the others theirs.
+const LAUNCHES: usize = 64;
+
 /// How a removal ended: nothing, or what stayed behind.
 pub(super) type Removal = Option<Vec<String>>;
 
@@ -130,6 +135,8 @@ pub struct Container {
     pub(super) removal: watch::Sender<Removal>,
     /// Held while limits are written, by a thread that may block: they depend on those in force.
     pub(super) limits: Mutex<Asked>,
+    /// One for each of its execs that is being launched.
+    launches: Arc<Semaphore>,
     commands: mpsc::UnboundedSender<Command>,
     pub(super) logger: Logger,
 }
@@ -151,9 +158,15 @@ impl Container {
             status: watch::Sender::new(Status::Created),
             removal: watch::Sender::new(None),
             limits: Mutex::new(asked),
+            launches: Arc::new(Semaphore::new(LAUNCHES)),
             commands,
             logger,
         }
+    }
+
+    /// Waits until another of its execs may be launched: to be kept until its worker has ended.
+    pub(super) async fn turn_to_exec(&self) -> Turn {
+        self.launches.clone().acquire_owned().await.ok()
     }
 
     /// Its id.

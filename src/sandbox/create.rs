@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources, Spec};
 use slog::{Logger, info, o, warn};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::actor;
 use super::container::{Container, Description};
@@ -126,7 +127,8 @@ async fn steps(
     .await?;
     push_launch_undo(&id, &state_root, &cgroup, undo);
     running.note_parents(parents, &environment.records).await?;
-    let launch = launch_init(environment, &id, &bundle, &state_root, rootfs, &prepared, trees);
+    let end = push_wait_for_worker(undo);
+    let launch = launch_init(environment, &id, &bundle, rootfs, &prepared, trees, end);
     let init = gone.unless(launch).await?;
     let is_own = prepared.own_cgroups.is_some();
     let rules = (environment.hierarchy.is_v2() || is_own).then_some(prepared.device_rules);
@@ -371,21 +373,34 @@ pub(super) fn push_launch_undo(id: &ContainerId, state_root: &Path, cgroup: &Cgr
     });
 }
 
+/// A worker that is killed may be about to make what is undone, so its end comes first; but not if it hangs in the kernel.
+fn push_wait_for_worker(undo: &mut Undo) -> oneshot::Sender<()> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let (end, ended) = oneshot::channel::<()>();
+    undo.push("wait for the worker's end", |_| async {
+        let _ = tokio::time::timeout(LIMIT, ended).await;
+        Ok(())
+    });
+    end
+}
+
 async fn launch_init(
     environment: &Environment,
     id: &ContainerId,
     bundle: &Path,
-    state_root: &Path,
     rootfs: PathBuf,
     prepared: &Prepared,
     trees: Option<CgroupTrees>,
+    end: oneshot::Sender<()>,
 ) -> Result<super::process::Process, SandboxError> {
     let what = || format!("create container {id}");
     let late = &prepared.late;
+    // Before it has descriptors.
+    let end = (environment.launcher.turn_to_create().await, end);
     let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, late, environment, what).await?;
     let job = Job::Create(Box::new(CreateJob {
         id: id.to_string(),
-        state_root: state_root.to_owned(),
+        state_root: environment.config.state_dir.join(CONTAINERS),
         bundle: bundle.to_owned(),
         rootfs,
         cwd: prepared.create_cwd.clone(),
@@ -396,7 +411,7 @@ async fn launch_init(
         copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
     }));
-    launch::start_process(environment, &job, wiring, what).await
+    launch::start_process(environment, &job, wiring, Box::new(end), what).await
 }
 
 /// Nothing is needed of a specification once it is written down. What takes memory goes: many containers may be

@@ -10,7 +10,7 @@ use super::error::SandboxError;
 use super::process::Process;
 use crate::spec::{ConsoleSize, LateProcess};
 use crate::stdio::{StreamName, Streams};
-use crate::supervisor::client::LaunchError;
+use crate::supervisor::client::{AtEnd, LaunchError};
 use crate::worker::job::{Failure, Job, ProcessIo};
 
 /// How much of a hook's words is looked at, in bytes.
@@ -78,15 +78,16 @@ impl Wiring {
     }
 }
 
-/// Launches `job` and waits until its process is there.
+/// Launches `job` and waits until its process is there. `end` is dropped when the worker has ended.
 pub(super) async fn start_process(
     environment: &Environment,
     job: &Job,
     wiring: Wiring,
+    end: AtEnd,
     what: impl Fn() -> String,
 ) -> Result<Process, SandboxError> {
     let failed = |source| SandboxError::Launch { what: what(), source };
-    let launched = match environment.launcher.launch(job, wiring.child).await {
+    let launched = match environment.launcher.launch_watched(job, wiring.child, Some(end)).await {
         Ok(launched) => launched,
         Err(LaunchError::Failed(failure)) => {
             let words = match &wiring.streams {

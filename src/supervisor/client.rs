@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Pid;
 use slog::Logger;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::channel::Channel;
 use super::dispatcher::{CONNECTIONS, Command, Dispatcher, JOURNAL};
@@ -35,7 +35,7 @@ pub enum LaunchError {
     #[error(transparent)]
     Failed(#[from] Failure),
     /// The job could not be handed over.
-    #[error("hand the job to a worker: {step}")]
+    #[error("hand the job to a worker: {step}: {source}")]
     HandOver {
         /// What was tried.
         step: &'static str,
@@ -44,13 +44,13 @@ pub enum LaunchError {
         source: std::io::Error,
     },
     /// The supervisor could not fork.
-    #[error("fork a worker")]
+    #[error("fork a worker: {}", .0.desc())]
     Fork(#[source] Errno),
     /// The worker ended without an answer.
     #[error("the worker ended without an answer ({0:?})")]
     WorkerDied(ExitStatus),
     /// The worker's answer made no sense.
-    #[error("the worker's answer can't be read")]
+    #[error("the worker's answer can't be read: {0}")]
     Garbled(#[source] serde_json::Error),
     /// There is no supervisor any more.
     #[error("the supervisor is gone")]
@@ -137,7 +137,27 @@ pub struct Launcher {
     commands: mpsc::UnboundedSender<Command>,
     next_request: Arc<AtomicU64>,
     stop: watch::Receiver<bool>,
+    turns: Arc<Turns>,
 }
+
+/// How many workers there may be at a time, by what they do: each is a process, with some MiB of memory and a dozen
+/// descriptors of the server's. Hooks, and what the guest itself needs, are not among them.
+#[derive(Debug)]
+struct Turns {
+    creations: Arc<Semaphore>,
+    execs: Arc<Semaphore>,
+}
+
+/// Creations run hooks, which may hang: far more than a guest makes at once.
+const CREATIONS: usize = 128;
+/// No container gets all of them (`sandbox::container`).
+const EXECS: usize = 256;
+
+/// The right to a worker.
+pub type Turn = Option<OwnedSemaphorePermit>;
+
+/// What is dropped when a worker has ended.
+pub type AtEnd = Box<dyn Send>;
 
 /// A launch under way. When the caller stops waiting for it, its worker is killed. One that is soon done may come to its
 /// end, as it would leave a process that nobody has heard of: what it reports is killed then, as is what it has reported
@@ -188,7 +208,20 @@ impl Launcher {
         let (stop, stop_asked) = watch::channel(false);
         tokio::spawn(Dispatcher::new(logger, commands.downgrade(), stop).serve(channel, receiver));
         let first = (u64::from(generation) << 32).saturating_add(1);
-        Ok(Self { commands, next_request: Arc::new(AtomicU64::new(first)), stop: stop_asked })
+        let turns =
+            Turns { creations: Arc::new(Semaphore::new(CREATIONS)), execs: Arc::new(Semaphore::new(EXECS)) };
+        let next_request = Arc::new(AtomicU64::new(first));
+        Ok(Self { commands, next_request, stop: stop_asked, turns: Arc::new(turns) })
+    }
+
+    /// Waits until there may be another worker that makes a container: to be kept until that has ended.
+    pub async fn turn_to_create(&self) -> Turn {
+        self.turns.creations.clone().acquire_owned().await.ok()
+    }
+
+    /// The same for one that starts a process in a container.
+    pub async fn turn_to_exec(&self) -> Turn {
+        self.turns.execs.clone().acquire_owned().await.ok()
     }
 
     /// Tells the supervisor that the server listens, and on what, if it does not hold that already.
@@ -227,13 +260,26 @@ impl Launcher {
     /// # Errors
     /// [`LaunchError::Failed`] with the cause when the worker could not do the job.
     pub async fn launch(&self, job: &Job, fds: Vec<OwnedFd>) -> Result<Launched, LaunchError> {
+        self.launch_watched(job, fds, None).await
+    }
+
+    /// The same; `end` is dropped when the worker has ended, also if nobody waits for what it brings back any more.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    pub async fn launch_watched(
+        &self,
+        job: &Job,
+        fds: Vec<OwnedFd>,
+        end: Option<AtEnd>,
+    ) -> Result<Launched, LaunchError> {
         let mut all = vec![job_file(job)?];
         all.extend(fds);
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         // It runs no hooks, and ends as soon as the process is its program.
         let soon_done = matches!(job, Job::Exec(_));
-        let launch = Command::Launch { request, fds: all, soon_done, answer };
+        let launch = Command::Launch { request, fds: all, soon_done, answer, end };
         self.commands.send(launch).map_err(|_| LaunchError::SupervisorGone)?;
         let mut launching = Launching { launcher: self, request, soon_done, answered };
         (&mut launching.answered).await.unwrap_or(Err(LaunchError::SupervisorGone))
@@ -301,5 +347,28 @@ mod tests {
         drop(launch);
         assert_eq!(told(&supervisor).await, (Kind::Discard, request));
         assert_eq!(told(&supervisor).await, (Kind::Release, request));
+    }
+
+    /// Who gives a launch up can wait until its worker does no more harm.
+    #[tokio::test]
+    async fn the_end_of_a_worker_is_told_to_who_has_given_it_up() {
+        // No process has such a number.
+        let nobody = i32::MAX;
+        let (supervisor, server) = Channel::pair().unwrap();
+        let launcher = Launcher::start(server, 0, Logger::root(Discard, o!())).unwrap();
+        let job = Job::CompileFilter(oci_spec::runtime::LinuxSeccomp::default());
+        let (end, mut ended) = oneshot::channel::<()>();
+        let mut launch = Box::pin(launcher.launch_watched(&job, Vec::new(), Some(Box::new(end))));
+        assert!(matches!(launch.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
+        let (_, request) = told(&supervisor).await;
+        drop(launch);
+        let forked = Header { pid: nobody, ..Header::new(Kind::Forked, request) };
+        supervisor.send(forked, b"", &[], MsgFlags::empty()).unwrap();
+        supervisor.send(Header::new(Kind::Stop, 0), b"", &[], MsgFlags::empty()).unwrap();
+        launcher.stop_asked().await;
+        assert_eq!(ended.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        let exited = Header { pid: nobody, ..Header::new(Kind::Exited, 0) };
+        supervisor.send(exited, b"", &[], MsgFlags::empty()).unwrap();
+        assert!(ended.await.is_err(), "it is dropped");
     }
 }

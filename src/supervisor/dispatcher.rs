@@ -12,7 +12,7 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channel::{Channel, ChannelError, Header, Kind, MAX_PAYLOAD, Message};
-use super::client::{Held, Hold, LaunchError, Launched, Listed, StartedProcess};
+use super::client::{AtEnd, Held, Hold, LaunchError, Launched, Listed, StartedProcess};
 use super::reaper::ExitStatus;
 use crate::worker::job::{Failure, Outcome};
 
@@ -30,6 +30,7 @@ pub(super) enum Command {
         fds: Vec<OwnedFd>,
         soon_done: bool,
         answer: oneshot::Sender<Result<Launched, LaunchError>>,
+        end: Option<AtEnd>,
     },
     Cancel {
         request: u64,
@@ -67,6 +68,8 @@ struct Pending {
     answer: oneshot::Sender<Result<Launched, LaunchError>>,
     worker: Option<Pid>,
     soon_done: bool,
+    /// Until the worker is there.
+    end: Option<AtEnd>,
 }
 
 /// The task that owns the channel.
@@ -76,8 +79,8 @@ pub(super) struct Dispatcher {
     outbox: VecDeque<(Header, Vec<OwnedFd>)>,
     /// Launches without an answer yet, by request.
     pending: HashMap<u64, Pending>,
-    /// Workers that have not been reported dead, by pid.
-    workers: HashMap<i32, u64>,
+    /// Workers that have not been reported dead, by pid, and what is to be dropped then.
+    workers: HashMap<i32, (u64, Option<AtEnd>)>,
     /// Processes that somebody may wait for, by pid.
     processes: HashMap<i32, watch::Sender<Option<ExitStatus>>>,
     /// Who waits for the shut-down message to be sent.
@@ -152,8 +155,17 @@ impl Dispatcher {
             Err(error) => {
                 error!(self.logger, "message to the supervisor not sent"; "error" => %error);
                 let request = header.request;
+                if header.kind == Kind::List {
+                    // Nothing will be told. Without the socket of the one before it this server ends, and another asks.
+                    self.listing = None;
+                }
                 self.outbox.pop_front();
-                self.answer(request, Err(LaunchError::SupervisorGone));
+                let source = match error {
+                    ChannelError::Io { source, .. } => source,
+                    _ => Errno::EBADMSG,
+                };
+                let step = "send it to the supervisor";
+                self.answer(request, Err(LaunchError::HandOver { step, source: source.into() }));
             }
         }
         true
@@ -161,8 +173,8 @@ impl Dispatcher {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Launch { request, fds, soon_done, answer } => {
-                self.pending.insert(request, Pending { answer, worker: None, soon_done });
+            Command::Launch { request, fds, soon_done, answer, end } => {
+                self.pending.insert(request, Pending { answer, worker: None, soon_done, end });
                 let launch = Header { status: soon_done.into(), ..Header::new(Kind::Launch, request) };
                 self.outbox.push_back((launch, fds));
             }
@@ -258,7 +270,9 @@ impl Dispatcher {
     }
 
     fn forked(&mut self, request: u64, pid: i32) {
-        self.workers.insert(pid, request);
+        let pending = self.pending.get_mut(&request);
+        let end = pending.and_then(|pending| pending.end.take());
+        self.workers.insert(pid, (request, end));
         if let Some(pending) = self.pending.get_mut(&request) {
             pending.worker = Some(Pid::from_raw(pid));
             if pending.answer.is_closed() && !pending.soon_done {
@@ -270,7 +284,7 @@ impl Dispatcher {
     fn exited(&mut self, pid: i32, status: ExitStatus) {
         if let Some(waiters) = self.processes.remove(&pid) {
             waiters.send_replace(Some(status));
-        } else if let Some(request) = self.workers.remove(&pid) {
+        } else if let Some((request, _end)) = self.workers.remove(&pid) {
             if self.pending.contains_key(&request) {
                 // It may have been killed between its report to the supervisor and its reply to us.
                 self.outbox.push_back((Header::new(Kind::Discard, request), Vec::new()));

@@ -9,6 +9,8 @@ use nakai_protocols::agent::{CreateContainerRequest, Device, Storage};
 use nakai_protocols::oci;
 use ttrpc::Code;
 
+use super::recovery::{Looks, children, freeze};
+use crate::harness::context::SHELL_LIMIT;
 use crate::harness::expect::{refused, succeeded};
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
@@ -23,6 +25,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_create_whose_time_is_up_leaves_nothing),
         scenario!(a_container_dies_with_its_start_under_way),
         scenario!(many_containers_are_made_at_once),
+        scenario!(execs_without_end_take_turns).host_only(),
     ]
 }
 
@@ -306,6 +309,40 @@ async fn many_containers_are_made_at_once(ctx: Ctx) -> Outcome {
     }
     while let Some(result) = tasks.join_next().await {
         result??;
+    }
+    Ok(())
+}
+
+/// More execs than a guest may have workers, and all are stuck for a while.
+async fn execs_without_end_take_turns(ctx: Ctx) -> Outcome {
+    const EXECS: usize = 150;
+    const AT_ONCE: usize = 64;
+    let (stuck, other) = (ctx.idle(|spec| spec).await?, ctx.idle(|spec| spec).await?);
+    let usual = children(&ctx).await?.len();
+    ctx.guest_sh(&freeze(&stuck.id, true)).await?;
+    let client = ctx.another_client().await?.within(SHELL_LIMIT);
+    let mut execs = tokio::task::JoinSet::new();
+    for _ in 0..EXECS {
+        let (client, id, exec) = (client.clone(), stuck.id.clone(), ctx.fresh_exec_id());
+        let process = stuck.process(["true"]);
+        execs.spawn(async move {
+            client.exec_process(&id, &exec, process).await?;
+            client.wait_process(&id, &exec).await
+        });
+    }
+    let looks = Looks::begin();
+    while children(&ctx).await?.len() < usual + AT_ONCE {
+        looks.pause("as many workers as there may be").await?;
+    }
+    // Other containers have theirs meanwhile. One process of the last look may still be there.
+    for _ in 0..10 {
+        assert_eq!(other.sh("echo on").await?, "on");
+        let workers = children(&ctx).await?.len() - usual;
+        assert!(workers <= AT_ONCE + 1, "{workers} workers at once");
+    }
+    ctx.guest_sh(&freeze(&stuck.id, false)).await?;
+    while let Some(status) = execs.join_next().await {
+        assert_eq!(status??, 0);
     }
     Ok(())
 }

@@ -260,14 +260,14 @@ async fn an_agent_that_is_asked_to_stop_ends_with_a_server_that_hangs(ctx: Ctx) 
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Pauses between looks at something that comes to be.
-struct Looks(Instant);
+pub(super) struct Looks(Instant);
 
 impl Looks {
-    fn begin() -> Self {
+    pub(super) fn begin() -> Self {
         Self(Instant::now() + LIMIT)
     }
 
-    async fn pause(&self, what: &str) -> Outcome {
+    pub(super) async fn pause(&self, what: &str) -> Outcome {
         if Instant::now() > self.0 {
             return Err(format!("not within {LIMIT:?}: {what}").into());
         }
@@ -319,17 +319,18 @@ async fn a_crash_loop_backs_off_and_says_so(ctx: Ctx) -> Outcome {
     Ok(())
 }
 
-/// Stops all processes of a container behind the agent's back.
-fn freeze(id: &str) -> String {
+/// Stops all processes of a container behind the agent's back, or lets them go on.
+pub(super) fn freeze(id: &str, frozen: bool) -> String {
+    let (v1, v2) = if frozen { ("FROZEN", 1) } else { ("THAWED", 0) };
     format!(
         "for group in $(find $CGROUP -type d -name {id}); do \
-         [ ! -e $group/freezer.state ] || echo FROZEN > $group/freezer.state; \
-         [ ! -e $group/cgroup.freeze ] || echo 1 > $group/cgroup.freeze; done"
+         [ ! -e $group/freezer.state ] || echo {v1} > $group/freezer.state; \
+         [ ! -e $group/cgroup.freeze ] || echo {v2} > $group/cgroup.freeze; done"
     )
 }
 
 /// The pids of the supervisor's children, as this host sees them.
-async fn children(ctx: &Ctx) -> Fallible<Vec<String>> {
+pub(super) async fn children(ctx: &Ctx) -> Fallible<Vec<String>> {
     let text = ctx.guest_sh("cat $PROC/$SUPERVISOR/task/*/children").await?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }
@@ -341,7 +342,7 @@ async fn an_exec_that_hangs_without_its_server_is_ended(ctx: Ctx) -> Outcome {
     let idle = ctx.idle(|spec| spec).await?;
     assert_eq!(idle.sh("echo warm").await?, "warm");
     let usual = children(&ctx).await?;
-    ctx.guest_sh(&freeze(&idle.id)).await?;
+    ctx.guest_sh(&freeze(&idle.id, true)).await?;
     let (other, id, process) = (ctx.another_client().await?, idle.id.clone(), idle.process(["true"]));
     let hung = tokio::spawn(async move { other.exec_process(&id, "hung", process).await });
     let looks = Looks::begin();
