@@ -169,7 +169,6 @@ fn sandbox_code(error: &SandboxError) -> Code {
         | E::Guest(_)
         | E::SandboxLeftovers(_)
         | E::Stale(_)
-        | E::Leftovers { .. }
         | E::TaskEnded(_) => Code::INTERNAL,
     }
 }

@@ -250,11 +250,12 @@ impl Container {
         self.ask(Command::Resume).await
     }
 
-    /// Kills all, gives all back, and returns when that is done, or after `timeout`.
+    /// Kills all, gives all back, and returns when that is done, or after `timeout`. What could not be given back is
+    /// told and has been logged; the container is gone all the same.
     ///
     /// # Errors
     /// [`SandboxError::RemovalTimeout`]; the removal goes on, and can be waited for by asking again.
-    pub async fn remove(&self, timeout: Option<Duration>) -> Result<(), SandboxError> {
+    pub async fn remove(&self, timeout: Option<Duration>) -> Result<Vec<String>, SandboxError> {
         let mut removal = self.removal.subscribe();
         let _ = self.commands.send(Command::Remove);
         let done = removal.wait_for(Option::is_some);
@@ -269,10 +270,7 @@ impl Container {
             },
         };
         let leftovers = outcome.map_err(|_| SandboxError::TaskEnded("the container's actor"))?;
-        match leftovers.as_deref() {
-            None | Some([]) => Ok(()),
-            Some(left) => Err(SandboxError::Leftovers { id: self.id().clone(), leftovers: left.join("; ") }),
-        }
+        Ok(leftovers.clone().unwrap_or_default())
     }
 
     async fn ask<T>(

@@ -18,8 +18,8 @@ use super::oom::OomWatch;
 use super::records::{ContainerRecord, MadeRecord, forget_container};
 use super::undo::{Undo, Why};
 use super::{
-    CreateContainer, Environment, Gone, Running, SharedMount, cdi, diagnostics, facts, guest_devices, pins,
-    pumps, shared_mounts, sysctl,
+    CreateContainer, Environment, Gone, Running, SharedMount, bundle, cdi, diagnostics, facts, guest_devices,
+    pins, pumps, shared_mounts, sysctl,
 };
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::device::FoundDevices;
@@ -90,6 +90,7 @@ async fn steps(
     let record = ContainerRecord {
         id: id.to_string(),
         bundle: bundle.clone(),
+        owns_bundle: false,
         state_root: state_root.clone(),
         storages: request.storages.iter().map(|storage| storage.mount_point.to_string()).collect(),
         cgroup: None,
@@ -98,7 +99,7 @@ async fn steps(
         made: None,
     };
     push_forget(environment, &id, undo);
-    let record = make_bundle(environment, record, undo).await?;
+    let record = bundle::make(environment, record, undo).await?;
     let devices = gone.unless(async { Ok(environment.devices.find_all(&request.devices).await?) }).await?;
     let spec = gone.unless(cdi::inject(environment, request.spec)).await?;
     gone.unless(attach_storages(environment, &id, request.storages, undo)).await?;
@@ -205,37 +206,11 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(SandboxError::TaskEnded("a blocking step")))
 }
 
-async fn make_bundle(
-    environment: &Environment,
-    record: ContainerRecord,
-    undo: &mut Undo,
-) -> Result<ContainerRecord, SandboxError> {
-    push_bundle_undo(&record.bundle, undo);
-    let records = environment.records.clone();
-    blocking(move || {
-        record.write(&records)?;
-        for directory in [&record.state_root, &record.bundle] {
-            std::fs::create_dir_all(directory).map_err(SandboxError::file("make directory", directory))?;
-        }
-        Ok(record)
-    })
-    .await
-}
-
 /// The last but one to be undone: whatever is left before that, the next server can find.
 pub(super) fn push_forget(environment: &Environment, id: &ContainerId, undo: &mut Undo) {
     let (records, id) = (environment.records.clone(), id.clone());
     undo.push_blocking("forget the container", move || {
         forget_container(&records, id.as_str()).map_err(|error| error.to_string())
-    });
-}
-
-pub(super) fn push_bundle_undo(bundle: &Path, undo: &mut Undo) {
-    // A storage may live in the bundle, so the directory goes last and only if it is empty then.
-    let dir = bundle.to_owned();
-    undo.push_blocking("remove the bundle", move || match std::fs::remove_dir(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
-        _ => Ok(()),
     });
 }
 

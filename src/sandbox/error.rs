@@ -192,14 +192,6 @@ pub enum SandboxError {
         /// What the caller allowed.
         seconds: u32,
     },
-    /// Everything was tried, but something stays behind.
-    #[error("container {id} was removed, but this could not be taken back: {leftovers}")]
-    Leftovers {
-        /// Which container.
-        id: ContainerId,
-        /// What stays, and why.
-        leftovers: String,
-    },
     /// The operation was given up because the container is being removed, or its task ended.
     #[error("container {0} is being removed")]
     Removing(ContainerId),

@@ -86,9 +86,11 @@ impl Sandbox {
         let logger = self.environment().logger.clone();
         let mut removals = tokio::task::JoinSet::new();
         for container in self.containers() {
-            removals.spawn(async move { container.remove(None).await.err().map(|error| error.to_string()) });
+            removals.spawn(async move {
+                container.remove(None).await.unwrap_or_else(|error| vec![error.to_string()])
+            });
         }
-        let mut leftovers: Vec<String> = removals.join_all().await.into_iter().flatten().collect();
+        let mut leftovers = removals.join_all().await.concat();
         lock(&running.pid).take();
         let parents = std::mem::take(&mut *lock(&running.cgroup_parents));
         let _ = tokio::task::spawn_blocking(move || crate::cgroup::remove_empty(&parents)).await;

@@ -19,6 +19,7 @@
 
 mod abandoned;
 mod actor;
+mod bundle;
 mod cdi;
 pub mod container;
 mod create;
@@ -284,7 +285,7 @@ impl Sandbox {
                 }
                 Ok(container)
             },
-            |container| async move { container.remove(None).await },
+            |container| async move { container.remove(None).await.map(drop) },
         )
         .await
         .map(drop)

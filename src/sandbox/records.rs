@@ -76,6 +76,9 @@ impl SandboxRecord {
 pub(super) struct ContainerRecord {
     pub(super) id: String,
     pub(super) bundle: PathBuf,
+    /// Whether it was not there before.
+    #[serde(default)]
+    pub(super) owns_bundle: bool,
     pub(super) state_root: PathBuf,
     /// Mount points, in the order in which they are attached.
     pub(super) storages: Vec<String>,

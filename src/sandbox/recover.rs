@@ -19,8 +19,7 @@ use tokio::sync::mpsc;
 use super::actor::{self, release_init};
 use super::container::{Container, Slot, Status};
 use super::create::{
-    blocking, push_bundle_undo, push_config_undo, push_forget, push_launch_undo, push_release,
-    push_stand_in_undo,
+    blocking, push_config_undo, push_forget, push_launch_undo, push_release, push_stand_in_undo,
 };
 use super::error::SandboxError;
 use super::lifecycle::{push_dns_undo, push_unpin, take_pause};
@@ -32,7 +31,7 @@ use super::records::{
 };
 use super::running::Running;
 use super::undo::{Undo, Why};
-use super::{Place, Sandbox, State, dns, lock};
+use super::{Place, Sandbox, State, bundle, dns, lock};
 use crate::cgroup::Cgroup;
 use crate::ids::{ContainerId, ExecId, GuestPath};
 use crate::supervisor::client::Held;
@@ -180,7 +179,7 @@ impl Sandbox {
         let mut undo = Undo::default();
         self.push_free_id(id, &mut undo);
         push_forget(self.environment(), id, &mut undo);
-        push_bundle_undo(&record.bundle, &mut undo);
+        bundle::push_undo(record, &self.environment().storages, &mut undo);
         self.take_storages(&record.storages, &mut undo);
         push_config_undo(&record.bundle, &mut undo);
         push_stand_in_undo(id, &record.state_root, &mut undo);

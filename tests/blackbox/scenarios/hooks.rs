@@ -1,7 +1,9 @@
 //! Hooks of the specification: when they run, where, and what they are told.
 
 use nakai_ctl::spec::HookKind;
+use ttrpc::Code;
 
+use crate::harness::expect::refused;
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -12,6 +14,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_failing_start_container_hook_ends_init),
         scenario!(hooks_after_the_start_can_fail),
         scenario!(a_hook_after_the_start_is_ended_by_its_timeout),
+        scenario!(what_hooks_leave_goes_with_the_container),
     ]
 }
 
@@ -142,4 +145,30 @@ async fn hooks_after_the_start_can_fail(ctx: Ctx) -> Outcome {
     container.remove().await?;
     assert_eq!(std::fs::read_to_string(host.join("ran"))?, "\n\n\n\n", "all four");
     Ok(())
+}
+
+/// A hook is told where the bundle is, and nobody else knows to clean it. A shim that gets an error for a removal asks
+/// again, and must not hear of a container that is not there.
+async fn what_hooks_leave_goes_with_the_container(ctx: Ctx) -> Outcome {
+    let litter = |end: &str| {
+        let enter = r#"cd "$(sed 's/.*"bundle": *"\([^"]*\)".*/\1/')""#;
+        let script =
+            format!("{enter} && mkdir -p deep/down && echo > deep/down/left && ln -s / link && {end}");
+        ["sh".to_owned(), "-c".to_owned(), script]
+    };
+    for kind in [HookKind::CreateRuntime, HookKind::Poststop] {
+        let container =
+            ctx.container(|spec| spec.args(["sleep", "1000000"]).hook(kind, "/bin/sh", litter("exit 0"), 0))?;
+        let before = ctx.inventory().await?;
+        container.create().await?;
+        container.start().await?;
+        container.remove().await?;
+        ctx.returns_to(&before).await?;
+    }
+    let container =
+        ctx.container(|spec| spec.hook(HookKind::CreateRuntime, "/bin/sh", litter("exit 1"), 0))?;
+    let before = ctx.inventory().await?;
+    let created = ctx.client().create_container(&container.id, container.spec().clone().build()).await;
+    refused(created, Code::INTERNAL, &["hook"]);
+    ctx.returns_to(&before).await
 }
