@@ -4,7 +4,9 @@
 //! ours in exchange), MTU, ARP, up, addresses. A link is left up where nothing demands otherwise: taking it down costs
 //! its routes and IPv6 addresses. Those are put back as far as they still make sense.
 //!
-//! Addresses are reconciled: what is not in the list goes, but for those that the kernel made.
+//! Addresses are reconciled: what is not in the list goes, but for those that the kernel made. With the first IPv4 address
+//! of a network the kernel removes the others of it, and with the last one of a link all its IPv4 routes. After any change,
+//! also one that failed, what was lost in this way is put back.
 
 use slog::{Logger, info, warn};
 
@@ -82,10 +84,17 @@ pub(super) fn update(
     let mut taken_down = Vec::new();
     let updated = configure(&mut steps, &before, &ours, wanted, &mut taken_down)
         .and_then(|()| reconcile(&mut steps, &ours, wanted, has_v6, log));
-    if updated.is_err() {
-        steps.undo();
+    if steps.has_changed() {
+        let mut touched = taken_down;
+        if updated.is_err() {
+            steps.undo();
+            touched.push(index);
+        } else {
+            // Its addresses are what the host wants already.
+            touched.retain(|link| *link != index);
+        }
+        put_back(&mut steps, &before, &touched);
     }
-    put_back(&mut steps, &before, &taken_down, updated.is_ok().then_some(index));
     updated?;
     let after = kernel.links()?.into_iter().find(|link| link.index == index);
     let interface = with_addresses(after.ok_or(NetworkError::LinkGone { index })?, &kernel.addresses()?);
@@ -184,11 +193,11 @@ fn reconcile(
         |addresses: Vec<Address>| addresses.into_iter().filter(|address| address.link == ours.index);
     for address in of_ours(steps.kernel().addresses()?) {
         if !wanted.addresses.contains(&address.cidr) && !address.is_the_kernels() {
-            steps.apply(Change::RemoveAddress(address), Change::AddAddress(address))?;
+            steps.remove_address(address)?;
         }
     }
     // Without the first address of a network its others go, too.
-    let there: Vec<Cidr> = of_ours(steps.kernel().addresses()?).map(|address| address.cidr).collect();
+    let mut there: Vec<Cidr> = of_ours(steps.kernel().addresses()?).map(|address| address.cidr).collect();
     for cidr in &wanted.addresses {
         if there.contains(cidr) {
             continue;
@@ -199,32 +208,48 @@ fn reconcile(
         }
         let address = Address::new(ours.index, *cidr);
         steps.apply(Change::AddAddress(address), Change::RemoveAddress(address))?;
+        there.push(*cidr);
     }
     Ok(())
 }
 
-/// Puts back the routes and the IPv6 addresses that links lost when they were taken down. The addresses of `updated`
-/// are what the host wants already.
-fn put_back(steps: &mut Steps<'_>, before: &Before, taken_down: &[u32], updated: Option<u32>) {
-    if taken_down.is_empty() {
-        return;
+/// Puts back the addresses that the `touched` links lost, and the routes that were lost with any address.
+fn put_back(steps: &mut Steps<'_>, before: &Before, touched: &[u32]) {
+    for link in touched {
+        let Ok(there) = steps.kernel().addresses() else { return };
+        put_addresses_back(steps, &of_link(&before.addresses, *link), &of_link(&there, *link));
     }
-    let (Ok(addresses), Ok(routes)) = (steps.kernel().addresses(), steps.kernel().routes()) else { return };
-    let is_lost = |address: &&Address| {
-        taken_down.contains(&address.link)
-            && Some(address.link) != updated
-            && !address.is_the_kernels()
-            && !addresses.contains(address)
-    };
-    for address in before.addresses.iter().filter(is_lost) {
-        steps.try_to(&Change::AddAddress(*address));
-    }
+    let Ok(routes) = steps.kernel().routes() else { return };
     let mut lost: Vec<_> = before.routes.iter().filter(|entry| !entry.is_the_kernels()).collect();
     lost.retain(|entry| !routes.iter().any(|there| there.route == entry.route));
     // A gateway has to be reachable first.
     lost.sort_by_key(|entry| entry.route.gateway.is_some());
     for entry in lost {
-        steps.try_to(&Change::AddRoute(entry.clone()));
+        // With its address a network has got the kernel's own route again, which had given way before.
+        let is_taken = |there: &Entry| there.is_the_kernels() && there.route.key() == entry.route.key();
+        let entry = entry.clone();
+        let is_taken = routes.iter().any(is_taken);
+        steps.try_to(&if is_taken { Change::ReplaceRoute(entry) } else { Change::AddRoute(entry) });
+    }
+}
+
+/// The addresses of a link that somebody has asked for.
+fn of_link(addresses: &[Address], link: u32) -> Vec<Address> {
+    let asked_for = |address: &&Address| address.link == link && !address.is_the_kernels();
+    addresses.iter().filter(asked_for).copied().collect()
+}
+
+/// In their order, which tells the kernel what to send from: the first one of each network counts.
+fn put_addresses_back(steps: &mut Steps<'_>, before: &[Address], there: &[Address]) {
+    let is_v4 = |address: &&Address| address.cidr.ip.is_ipv4();
+    let (was, is) = (before.iter().filter(is_v4), there.iter().filter(is_v4));
+    let same = was.clone().zip(is.clone()).take_while(|(was, is)| was == is).count();
+    for surplus in is.skip(same) {
+        steps.try_to(&Change::RemoveAddress(*surplus));
+    }
+    let v6 = before.iter().filter(|address| !is_v4(address) && !there.contains(address));
+    for lost in was.skip(same).chain(v6) {
+        steps.try_to(&Change::AddAddress(*lost));
     }
 }
 

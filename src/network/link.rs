@@ -14,6 +14,8 @@ pub(super) const LOOPBACK: u32 = 8;
 /// `IFF_NOARP`.
 pub(super) const NO_ARP: u32 = 0x80;
 
+/// `IFA_F_PERMANENT` of rtnetlink(7).
+const PERMANENT: u8 = 0x80;
 /// An address that is valid on its link only, and made by the kernel for most.
 const SCOPE_LINK: u8 = 253;
 /// An address that is valid on this host only.
@@ -85,24 +87,28 @@ pub(super) struct Address {
     pub(super) link: u32,
     pub(super) cidr: Cidr,
     pub(super) scope: u8,
+    /// It has no end. Those that a router's advertisement has brought do.
+    pub(super) is_lasting: bool,
 }
 
 impl Address {
     /// One that the host wants.
     pub(super) fn new(link: u32, cidr: Cidr) -> Self {
         let scope = if cidr.ip.is_loopback() { SCOPE_HOST } else { 0 };
-        Self { link, cidr, scope }
+        Self { link, cidr, scope, is_lasting: true }
     }
 
-    /// Whether it is there without anybody having asked for it: the loopback's, and IPv6 link-local ones.
+    /// Whether it is there without anybody having asked for it: the loopback's, IPv6 link-local ones, and those that a
+    /// router has advertised.
     pub(super) fn is_the_kernels(&self) -> bool {
-        self.scope == SCOPE_HOST || (self.scope == SCOPE_LINK && self.cidr.ip.is_ipv6())
+        let is_by_itself = self.scope == SCOPE_LINK || !self.is_lasting;
+        self.scope == SCOPE_HOST || (is_by_itself && self.cidr.ip.is_ipv6())
     }
 
     /// Reads the body of an `RTM_NEWADDR`.
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
-        let (_family, prefix, _flags, scope) = (fields.u8()?, fields.u8()?, fields.u8()?, fields.u8()?);
+        let (_family, prefix, flags, scope) = (fields.u8()?, fields.u8()?, fields.u8()?, fields.u8()?);
         let link = fields.u32()?;
         let (mut local, mut address) = (None, None);
         for (kind, value) in fields.attributes() {
@@ -113,7 +119,8 @@ impl Address {
             }
         }
         // On a link between two hosts the plain address is the other's; IPv6 has no local one for most.
-        Some(Self { link, cidr: Cidr { ip: local.or(address)?, prefix }, scope })
+        let is_lasting = flags & PERMANENT != 0;
+        Some(Self { link, cidr: Cidr { ip: local.or(address)?, prefix }, scope, is_lasting })
     }
 
     /// Asks for all of them.

@@ -1,5 +1,7 @@
 //! What requests make of a network that is only pretended.
 
+use std::net::IpAddr;
+
 use nakai_protocols::types;
 use nix::errno::Errno;
 use proptest::collection::vec;
@@ -73,8 +75,11 @@ impl Kernel for Fake {
             }
             Change::Mac { link, mac } => self.link(*link)?.mac = Some(*mac),
             Change::Mtu { link, mtu } => self.link(*link)?.mtu = *mtu,
+            Change::AddAddress(address) if self.addresses.contains(address) => {
+                return Err(Errno::EEXIST.into());
+            }
             Change::AddAddress(address) => self.addresses.push(*address),
-            Change::RemoveAddress(address) => self.addresses.retain(|other| other != address),
+            Change::RemoveAddress(address) => self.remove_address(address)?,
             Change::AddRoute(entry) if self.routes.iter().any(|r| r.route.key() == entry.route.key()) => {
                 return Err(Errno::EEXIST.into());
             }
@@ -93,6 +98,31 @@ impl Kernel for Fake {
 impl Fake {
     fn link(&mut self, index: u32) -> Result<&mut Link, Refused> {
         self.links.iter_mut().find(|link| link.index == index).ok_or_else(|| Errno::ENODEV.into())
+    }
+
+    /// As Linux does without `promote_secondaries`: the others of the network go with its first address, and the routes
+    /// of a family with its last one.
+    fn remove_address(&mut self, gone: &Address) -> Result<(), Refused> {
+        let is_near = |other: &Address| {
+            let (a, b) = (other.cidr, gone.cidr);
+            let network = |ip: IpAddr| match ip {
+                IpAddr::V4(ip) => ip.to_bits() >> (32 - u32::from(a.prefix)),
+                IpAddr::V6(_) => 0,
+            };
+            let same = a.ip.is_ipv4() && b.ip.is_ipv4() && a.prefix == b.prefix;
+            same && other.link == gone.link && network(a.ip) == network(b.ip)
+        };
+        let first = self.addresses.iter().find(|other| is_near(other)).copied();
+        if !self.addresses.contains(gone) {
+            return Err(Errno::EADDRNOTAVAIL.into());
+        }
+        self.addresses.retain(|other| other != gone && !(first == Some(*gone) && is_near(other)));
+        let is_v6 = gone.cidr.ip.is_ipv6();
+        let is_left = |other: &Address| other.link == gone.link && other.cidr.ip.is_ipv6() == is_v6;
+        if !self.addresses.iter().any(is_left) {
+            self.routes.retain(|entry| entry.route.link != Some(gone.link) || entry.route.is_v6() != is_v6);
+        }
+        Ok(())
     }
 
     /// `eth0` with index 2 and `eth1` with index 3, both up.
@@ -184,6 +214,28 @@ fn a_failed_update_leaves_the_interface_as_it_was() {
     assert_eq!(fake.state(), before);
 }
 
+/// The kernel has removed the second one with the first by the time that its turn comes.
+#[test]
+fn all_addresses_of_a_network_can_go_at_once() {
+    let mut fake = Fake::with_two_links();
+    fake.addresses = vec![address(2, "10.0.0.2/24"), address(2, "10.0.0.3/24")];
+    let request = wanted("eth0", "02:00:00:00:00:02", &["10.1.0.2/24", "10.1.0.2/24"]);
+    let updated = interface::update(&mut fake, 2, &request, &|_| true, &log()).unwrap();
+    assert_eq!(updated.addresses, [Cidr::parse("10.1.0.2/24").unwrap()]);
+}
+
+#[test]
+fn an_address_that_changes_costs_no_route() {
+    let mut fake = Fake::with_two_links();
+    fake.addresses = vec![address(2, "10.0.0.2/24")];
+    routes::update(&mut fake, &requests(&[route("", "10.0.0.1", "eth0")]), &log()).unwrap();
+    let before = fake.routes.clone();
+    let request = wanted("eth0", "02:00:00:00:00:02", &["10.0.0.3/24"]);
+    interface::update(&mut fake, 2, &request, &|_| true, &log()).unwrap();
+    assert_eq!(fake.state().1, ["2 10.0.0.3/24"]);
+    assert_eq!(fake.routes, before);
+}
+
 #[test]
 fn ipv6_addresses_are_left_out_where_it_is_off() {
     let mut fake = Fake::with_two_links();
@@ -196,9 +248,10 @@ fn ipv6_addresses_are_left_out_where_it_is_off() {
 fn what_the_kernel_made_stays() {
     let mut fake = Fake::with_two_links();
     let link_local = Address { scope: 253, ..address(2, "fe80::2/64") };
-    fake.addresses = vec![address(2, "127.0.0.1/8"), link_local, address(2, "10.0.0.7/24")];
+    let advertised = Address { is_lasting: false, ..address(2, "2001:db8::7/64") };
+    fake.addresses = vec![address(2, "127.0.0.1/8"), link_local, advertised, address(2, "10.0.0.7/24")];
     interface::update(&mut fake, 2, &wanted("eth0", "", &[]), &|_| true, &log()).unwrap();
-    assert_eq!(fake.state().1, ["2 127.0.0.1/8", "2 fe80::2/64"]);
+    assert_eq!(fake.state().1, ["2 127.0.0.1/8", "2 2001:db8::7/64", "2 fe80::2/64"]);
 
     let mut connected = Entry::new(on_link("10.0.0.0/24"));
     connected.protocol = 2;
@@ -324,7 +377,52 @@ fn any_routes() -> impl Strategy<Value = Vec<RouteRequest>> {
     vec(one, 0..6)
 }
 
+fn any_addresses() -> impl Strategy<Value = Vec<&'static str>> {
+    vec(
+        select(vec!["10.0.0.2/24", "10.0.0.3/24", "10.0.0.4/24", "10.1.0.2/24", "fd00::2/64", "fd00::3/64"]),
+        0..5,
+    )
+}
+
 proptest! {
+    /// Whatever was there, an interface has the addresses of the request; or, if the kernel refuses any one change, those
+    /// that it had, in their order, with all routes.
+    #[test]
+    fn an_interface_becomes_what_is_asked_for_or_stays(
+        before in any_addresses(), after in any_addresses(), name in select(vec!["eth0", "eth1", "other"]),
+        refused_at in prop::option::of(0_usize..12),
+    ) {
+        let mut network = Fake::with_two_links();
+        let update = |network: &mut Fake, request| interface::update(network, 2, &request, &|_| true, &log());
+        update(&mut network, wanted("eth0", "", &before)).unwrap();
+        let routes = [route("", "10.0.0.1", "eth0"), route("10.9.0.0/16", "", "eth0"), route("", "fd00::1", "eth0")];
+        routes::update(&mut network, &requests(&routes), &log()).unwrap();
+        let v4 = |network: &Fake| {
+            let v4 = network.addresses.iter().filter(|address| address.cidr.ip.is_ipv4());
+            v4.copied().collect::<Vec<_>>()
+        };
+        let (start, order) = (network.state(), v4(&network));
+        network.refused_at = refused_at.map(|at| at + network.done.len());
+        match update(&mut network, wanted(name, "", &after)) {
+            Ok(updated) => {
+                let mut addresses: Vec<_> = updated.addresses.iter().map(Cidr::to_string).collect();
+                let mut after = after;
+                addresses.sort_unstable();
+                after.sort_unstable();
+                after.dedup();
+                prop_assert_eq!(addresses, after);
+                // The kernel may have refused what was to be put back.
+                if refused_at.is_none() || network.refused_at.is_some() {
+                    prop_assert_eq!(network.routes.len(), start.2.len());
+                }
+            }
+            Err(_) => {
+                prop_assert_eq!(network.state(), start);
+                prop_assert_eq!(v4(&network), order);
+            }
+        }
+    }
+
     /// Whatever was there, the routes are those of the list and the kernel's, and asking again changes nothing; or, if
     /// the kernel refuses any one change, they are what they were.
     #[test]

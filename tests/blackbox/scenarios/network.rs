@@ -11,6 +11,7 @@ use crate::harness::{Ctx, Fallible, Outcome, Scenario, scenario};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(an_interface_becomes_what_the_host_asks_for).host_only(),
+        scenario!(addresses_change_and_routes_stay).host_only(),
         scenario!(interfaces_swap_their_names).host_only(),
         scenario!(routes_become_those_of_the_list).host_only(),
         scenario!(neighbors_are_in_the_table).host_only(),
@@ -99,6 +100,53 @@ async fn an_interface_becomes_what_the_host_asks_for(ctx: Ctx) -> Outcome {
 fn without_lifetimes(text: &str) -> Vec<&str> {
     let lines = text.lines().filter(|line| !line.contains("fe80:") && !line.contains("valid_lft"));
     lines.collect()
+}
+
+/// Linux removes more than it is told to: with a network's first address the others, with the last one all routes.
+async fn addresses_change_and_routes_stay(ctx: Ctx) -> Outcome {
+    make_links(&ctx).await?;
+    ip(&ctx, "link set second up").await?;
+    let client = ctx.client();
+    let update = |addresses: &[&str]| client.update_interface(interface("eth0", MACS[0], addresses));
+    update(&["10.9.0.2/24", "10.9.0.3/24", "fd09::2/64"]).await?;
+    let list = vec![
+        route("", "10.9.0.1", "eth0"),
+        Route { flags: 4, ..route("10.7.0.0/16", "10.6.0.1", "eth0") },
+        Route { family: IPFamily::v6.into(), ..route("", "fd09::1", "eth0") },
+    ];
+    let routes = shown(&client.update_routes(list).await?);
+    assert_eq!(routes.len(), 3);
+
+    // The kernel refuses the last one, a multicast address, when the others have changed already.
+    let before = state_of_eth0(&ctx).await?;
+    let refusal = update(&["10.9.0.3/24", "10.8.0.2/24", "ff02::1:2/64"]).await;
+    refused(refusal, Code::INTERNAL, &["add ff02::1:2/64 to eth0"]);
+    assert_eq!(state_of_eth0(&ctx).await?, before);
+
+    // What the new address still allows stays.
+    let updated = update(&["10.9.0.4/24", "fd09::2/64"]).await?;
+    assert_eq!(addresses_of(&updated), ["v4 10.9.0.4/24", "v6 fd09::2/64"]);
+    assert_eq!(shown(&client.list_routes().await?), routes);
+
+    // Two of one network give way to another's; the one that is said twice is meant once.
+    update(&["10.9.0.2/24", "10.9.0.3/24"]).await?;
+    let updated = update(&["10.8.0.2/24", "10.8.0.2/24"]).await?;
+    assert_eq!(addresses_of(&updated), ["v4 10.8.0.2/24"]);
+    let seen = ip(&ctx, "route").await?;
+    assert!(!seen.contains("default"), "a gateway that can't be reached any more: {seen}");
+    assert!(seen.contains("10.7.0.0/16 via 10.6.0.1 dev eth0 onlink"), "{seen}");
+    Ok(())
+}
+
+/// Its addresses in their order, and all routes; without those of IPv6's own making, and without what tells how the
+/// cable is, which the kernel notices when it likes.
+async fn state_of_eth0(ctx: &Ctx) -> Fallible<Vec<String>> {
+    let mut lines = Vec::new();
+    for command in ["-o -4 addr show dev eth0", "-o -6 addr show dev eth0", "route", "-6 route"] {
+        let seen = ip(ctx, command).await?.replace(" linkdown", "");
+        lines.extend(seen.lines().filter(|line| !line.contains("fe80:")).map(str::to_owned));
+    }
+    Ok(lines)
 }
 
 async fn interfaces_swap_their_names(ctx: Ctx) -> Outcome {
