@@ -17,12 +17,12 @@ use super::create::blocking;
 use super::error::SandboxError;
 use super::{Sandbox, facts};
 use crate::cgroup::{CgroupError, Hierarchy};
-use crate::device::Address;
+use crate::device::{Address, DeviceError};
 use crate::guest::swap::swap_on;
 use crate::ids::GuestPath;
 use crate::spec;
 
-/// How long CPUs are waited for at least: hosts plug them in one by one.
+/// How long CPUs are waited for at least: hosts plug them in one by one, and go on before the guest has seen them.
 const CPU_LIMIT: Duration = Duration::from_secs(5);
 
 /// OnlineCPUMem, checked.
@@ -32,7 +32,7 @@ pub struct Grow {
     pub cpus: u32,
     /// Whether memory is left alone.
     pub cpu_only: bool,
-    /// Whether the answer waits for CPUs that are not there yet.
+    /// Whether it is an error if CPUs don't come. Shims don't ask for that, and rely on them all the same.
     pub wait: bool,
 }
 
@@ -72,8 +72,8 @@ impl Asked {
 }
 
 impl Sandbox {
-    /// Brings CPUs and memory online. What is there comes online before this returns, and containers have it then.
-    /// For CPUs that are not there yet this waits if asked to; else they come online later.
+    /// Brings CPUs and memory online, and containers have them then. CPUs that are not there yet are waited for. If they
+    /// don't come in time, that is an error if the host asked to wait; else they come online when they come.
     ///
     /// # Errors
     /// [`SandboxError::Device`]: CPUs did not come. [`SandboxError::Cgroup`]: a container can't have them.
@@ -89,12 +89,14 @@ impl Sandbox {
         if !grow.cpu_only {
             devices.online_memory().await?;
         }
-        let cpus = devices.online_cpus(grow.cpus, grow.wait.then(|| self.cpu_limit())).await;
+        let cpus = devices.online_cpus(grow.cpus, self.cpu_limit()).await;
         let followed = self.follow().await;
         match cpus {
-            Ok(true) => {}
-            Ok(false) => self.grow_later(grow),
-            Err(error) => return Err(error.into()),
+            Err(late @ DeviceError::Cpus { .. }) if !grow.wait => {
+                warn!(self.inner.environment.logger, "CPUs come late, if at all"; "cause" => %late);
+                self.grow_later(grow);
+            }
+            other => other?,
         }
         followed
     }
@@ -105,9 +107,8 @@ impl Sandbox {
 
     fn grow_later(&self, grow: Grow) {
         let (sandbox, logger) = (self.clone(), self.inner.environment.logger.clone());
-        info!(logger, "CPUs will come online as they come"; "wanted" => grow.cpus);
         tokio::spawn(async move {
-            let limit = Some(sandbox.cpu_limit());
+            let limit = sandbox.cpu_limit();
             let cpus = sandbox.inner.environment.devices.online_cpus(grow.cpus, limit).await;
             let followed = sandbox.follow().await;
             if let Err(error) = cpus.map_err(SandboxError::from).and(followed) {

@@ -19,25 +19,23 @@ use super::uevent::{Action, Notice, Subscription, Uevent, Uevents};
 use super::{DeviceError, Devices};
 
 impl Devices {
-    /// Brings CPUs online until `total` are. Those that are not there yet are waited for up to `limit`; without
-    /// one this tells whether there are enough.
+    /// Brings CPUs online until `total` are. Those that are not there yet are waited for up to `limit`.
     ///
     /// # Errors
     ///
     /// [`DeviceError::Cpus`] if they did not come; [`DeviceError::List`].
-    pub async fn online_cpus(&self, total: u32, limit: Option<Duration>) -> Result<bool, DeviceError> {
+    pub async fn online_cpus(&self, total: u32, limit: Duration) -> Result<(), DeviceError> {
         let system = System::new(self.inner.tree.sys());
         let mut notices = self.inner.uevents.subscribe();
         // The limit of the wait for events below.
-        let expiry = sleep(limit.unwrap_or_default());
+        let expiry = sleep(limit);
         tokio::pin!(expiry);
         let mut in_time = true;
         loop {
             let cpus = blocking(&system, move |system| system.online_cpus(total)).await??;
             if cpus.online >= total {
-                return Ok(true);
+                return Ok(());
             }
-            let Some(limit) = limit else { return Ok(false) };
             if !in_time {
                 let there = blocking(&system, |system| {
                     let (present, possible) = (system.cpu_list("present"), system.cpu_list("possible"));
