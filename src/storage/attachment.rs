@@ -275,10 +275,10 @@ impl Work<'_> {
 
     /// Makes a device that checks what is read from the source. Returns its node.
     pub(super) fn verify(&mut self, verity: &Verity) -> Result<PathBuf, StorageError> {
-        let made = self.ops.add_verity(self.source, verity);
-        let (name, node) = made.map_err(|cause| StorageError::Verity { cause })?;
-        self.attachment.steps.push(Step::Verity(name));
-        Ok(node)
+        let failed = |cause| StorageError::Verity { cause };
+        let name = self.ops.new_verity_name().map_err(failed)?;
+        self.attachment.steps.push(Step::Verity(name.clone()));
+        self.ops.add_verity(&name, self.source, verity).map_err(failed)
     }
 
     /// Mounts what stands for the source on the mount point, which is made if missing.

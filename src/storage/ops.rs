@@ -54,10 +54,13 @@ pub trait MountOps: Send + Sync {
     /// Whether something is mounted at `path`. A path that isn't there is no mount point.
     fn is_mount_point(&self, path: &Path) -> Result<bool, Cause>;
 
-    /// Makes a device that reads a disk and checks it. Returns its name and its node.
-    fn add_verity(&self, disk: &str, verity: &Verity) -> Result<(String, PathBuf), Cause>;
+    /// A name for a device that checks a disk; nothing else is called so.
+    fn new_verity_name(&self) -> Result<String, Cause>;
 
-    /// Removes it.
+    /// Makes a device of that name that reads a disk and checks it. Returns its node.
+    fn add_verity(&self, name: &str, disk: &str, verity: &Verity) -> Result<PathBuf, Cause>;
+
+    /// Removes it, if it is there.
     fn remove_verity(&self, name: &str) -> Result<(), Cause>;
 
     /// Takes `count` huge pages of `size` KiB into the kernel's pool: all, or none.
@@ -137,14 +140,17 @@ impl MountOps for KernelMounts {
         })
     }
 
-    fn add_verity(&self, disk: &str, verity: &Verity) -> Result<(String, PathBuf), Cause> {
+    fn new_verity_name(&self) -> Result<String, Cause> {
+        verity::new_name().map_err(cause)
+    }
+
+    fn add_verity(&self, name: &str, disk: &str, verity: &Verity) -> Result<PathBuf, Cause> {
         for module in ["dm_mod", "dm_verity"] {
             // Both may be built in; else the device mapper says what is missing.
             let _ = self.modules.load(module, &[]);
         }
         let table = verity.table(disk).map_err(cause)?;
-        let node = verity::create(&table).map_err(cause)?;
-        Ok((table.name, node))
+        verity::create(name, &table).map_err(cause)
     }
 
     fn remove_verity(&self, name: &str) -> Result<(), Cause> {

@@ -140,9 +140,13 @@ impl MountOps for FakeGuest {
         Ok(())
     }
 
-    fn add_verity(&self, disk: &str, _verity: &Verity) -> Result<(String, PathBuf), Cause> {
-        self.note("verity", format!("verify {disk}"))?;
-        Ok(("checked".to_owned(), "/dev/dm-7".into()))
+    fn new_verity_name(&self) -> Result<String, Cause> {
+        Ok("checked".to_owned())
+    }
+
+    fn add_verity(&self, name: &str, disk: &str, _verity: &Verity) -> Result<PathBuf, Cause> {
+        self.note("verity", format!("verify {disk} as {name}"))?;
+        Ok("/dev/dm-7".into())
     }
 
     fn remove_verity(&self, name: &str) -> Result<(), Cause> {

@@ -201,8 +201,13 @@ fn a_checked_disk_goes_with_its_mount() {
         let options = ["-enabled=true", ".roothash=ab", ".hashoffset=4096"];
         wire.driver_options = options.map(|option| format!("X-kata.dmverity{option}")).to_vec();
         attach(&storages, &wire).await.unwrap().release().await.unwrap();
-        let calls =
-            ["verify /dev/vda", "load ext4", "mount /dev/dm-7 v ext4 ", "unmount v", "remove checked"];
+        let calls = [
+            "verify /dev/vda as checked",
+            "load ext4",
+            "mount /dev/dm-7 v ext4 ",
+            "unmount v",
+            "remove checked",
+        ];
         assert_eq!(guest.calls(), calls);
     });
 }

@@ -60,33 +60,38 @@ mod ioctls {
 }
 
 /// Makes the device of a table, and returns its node.
-pub(in super::super) fn create(table: &Table) -> Result<PathBuf, VerityError> {
+pub(in super::super) fn create(name: &str, table: &Table) -> Result<PathBuf, VerityError> {
     let control = control()?;
-    run(&control, "create", ioctls::create, &mut Command::of(&table.name, READ_ONLY))?;
+    run(&control, "create", ioctls::create, &mut Command::of(name, READ_ONLY))?;
     let activate = || {
-        let mut load = Command::of(&table.name, READ_ONLY);
+        let mut load = Command::of(name, READ_ONLY);
         load.header.target_count = 1;
         load.length = table.sectors;
         fill(&mut load.target, "verity");
         if !fill(&mut load.parameters, &table.parameters) {
-            return Err(failed("load", &table.name)(Errno::E2BIG));
+            return Err(failed("load", name)(Errno::E2BIG));
         }
         run(&control, "load", ioctls::load, &mut load)?;
         // Without the flag of a suspension it is the opposite.
-        let mut resume = Command::of(&table.name, 0);
+        let mut resume = Command::of(name, 0);
         run(&control, "resume", ioctls::suspend, &mut resume)?;
         Ok(PathBuf::from(format!("/dev/dm-{}", minor(resume.header.device))))
     };
     let activated = activate();
     if activated.is_err() {
-        let _ = remove(&table.name);
+        let _ = remove(name);
     }
     activated
 }
 
-/// Removes a device.
+/// Removes a device. One that is not there is as good.
 pub(in super::super) fn remove(name: &str) -> Result<(), VerityError> {
-    run(&control()?, "remove", ioctls::remove, &mut Command::of(name, DEFERRED_REMOVE))
+    // Without a device mapper there is none.
+    let Ok(control) = control() else { return Ok(()) };
+    match run(&control, "remove", ioctls::remove, &mut Command::of(name, DEFERRED_REMOVE)) {
+        Err(VerityError::Mapper { source: Errno::ENXIO, .. }) => Ok(()),
+        other => other,
+    }
 }
 
 fn control() -> Result<File, VerityError> {

@@ -21,6 +21,8 @@ use super::request::StorageRequest;
 /// What the driver options for it begin with.
 pub(super) const PREFIX: &str = "X-kata.dmverity";
 const MAGIC: &[u8] = b"verity\0\0";
+/// Another one each time that it is read (random(4)).
+const UUIDS: &str = "/proc/sys/kernel/random/uuid";
 const SUPERBLOCK: usize = 512;
 const SECTOR: u64 = 512;
 /// The largest block that the kernel takes is a page.
@@ -55,6 +57,9 @@ pub(super) enum VerityError {
         /// The kernel's reason.
         source: nix::errno::Errno,
     },
+    /// The kernel makes no names up.
+    #[error("a name for the device: {UUIDS}: {0}")]
+    Name(#[source] io::Error),
     /// The kernel has no device mapper.
     #[error("no device mapper: {0}")]
     Absent(String),
@@ -73,10 +78,16 @@ pub struct Verity {
     superblock: bool,
 }
 
+/// A name that no other device has: one disk may be read through several, and one that is still in use for a moment
+/// keeps its name as long.
+pub(super) fn new_name() -> Result<String, VerityError> {
+    let uuid = std::fs::read_to_string(UUIDS).map_err(VerityError::Name)?;
+    Ok(format!("nakai-verity-{}", uuid.trim()))
+}
+
 /// A table for the device mapper.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Table {
-    pub(super) name: String,
     pub(super) sectors: u64,
     pub(super) parameters: String,
 }
@@ -159,7 +170,6 @@ impl Verity {
         let salt = if tree.salt.is_empty() { "-" } else { &tree.salt };
         let device = format!("{major}:{minor}");
         Ok(Table {
-            name: format!("nakai-verity-{major}-{minor}"),
             sectors: sectors.ok_or("it has no data before it")?,
             parameters: format!(
                 "{version} {device} {device} {data_block} {hash_block} {blocks} {start} {algorithm} {root} {salt}"
@@ -213,12 +223,16 @@ mod tests {
         let options = ["-enabled=true", ".roothash=ab", ".hashoffset=8192", ".salt=-", ".no-superblock=true"];
         let table = verity(&options).unwrap().unwrap().table_of((254, 2), &[0; SUPERBLOCK]).unwrap();
         let parameters = "1 254:2 254:2 4096 4096 2 2 sha256 ab -";
-        assert_eq!(
-            table,
-            Table { name: "nakai-verity-254-2".to_owned(), sectors: 16, parameters: parameters.to_owned() }
-        );
+        assert_eq!(table, Table { sectors: 16, parameters: parameters.to_owned() });
         assert_eq!(verity(&["-enabled=false", ".roothash=ab"]).unwrap(), None);
         assert_eq!(verity(&[]).unwrap(), None);
+    }
+
+    #[test]
+    fn no_two_devices_have_one_name() {
+        let (one, two) = (new_name().unwrap(), new_name().unwrap());
+        assert_ne!(one, two);
+        assert!(one.starts_with("nakai-verity-") && one.len() < 64, "{one:?}");
     }
 
     #[test]

@@ -212,9 +212,14 @@ async fn layers_make_a_root(ctx: &Ctx) -> Outcome {
         member("/dev/vdf", "erofs", &["X-kata.overlay-lower", "X-kata.dmverity-enabled=true", &hash, &offset])
     };
     let (hash, offset) = (text("hash")?, text("offset")?);
+    // Two containers of one image: to the host it is one disk.
     let container = with_storages(ctx, &[checked(&hash, &offset)]).await?;
+    let again = Storage { mount_point: place("again"), ..checked(&hash, &offset) };
+    let beside = with_storages(ctx, &[again]).await?;
     assert_eq!(container.sh("cat /layers/name").await?, "checked ");
     container.remove().await?;
+    assert_eq!(beside.sh("cat /again/name").await?, "checked ");
+    beside.remove().await?;
     with_storages(ctx, &[checked(&"0".repeat(hash.len()), &offset)]).await.map(drop).unwrap_err();
     let upper =
         member("/dev/vde", "ext4", &["X-kata.overlay-upper", "X-kata.mkdir.path={{ mount 0 }}/made:0755"]);
