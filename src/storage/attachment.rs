@@ -16,6 +16,7 @@ use super::StorageError;
 use super::ops::{MountOps, MountOrder, Target};
 use super::ownership;
 use super::places::{Place, Places, fd_path};
+use super::registry::OpenRecord;
 use super::request::StorageRequest;
 use super::verity::Verity;
 use super::watch::{Mirror, Watch};
@@ -115,13 +116,18 @@ impl Attachment {
         Ok(Self { steps })
     }
 
-    /// What may have been done at `place` when nobody knows how far it came: `is_mounted` says whether the mount was.
-    pub(super) fn unfinished(place: Place, is_mounted: bool) -> Self {
-        let mut steps = vec![Step::Parents(place.clone()), Step::Directory(place.clone())];
-        if is_mounted {
-            steps.push(Step::Mount(place));
+    /// With what may have been done at `place` since: nobody knows how far it came. `is_mounted` says whether the mount
+    /// was made.
+    pub(super) fn unfinished(mut self, place: Place, is_mounted: bool) -> Self {
+        let goes = |step: &Step| matches!(step, Step::Tree(tree) if tree.path() == place.path());
+        if !self.steps.iter().any(goes) {
+            self.steps.extend([Step::Parents(place.clone()), Step::Directory(place.clone())]);
         }
-        Self { steps }
+        let is_known = matches!(self.steps.last(), Some(Step::Mount(_)));
+        if is_mounted && !is_known {
+            self.steps.push(Step::Mount(place));
+        }
+        self
     }
 
     /// Whether there is nothing to take down (any more).
@@ -209,12 +215,20 @@ pub(super) struct Work<'a> {
     pub(super) place: &'a Place,
     pub(super) ops: &'a dyn MountOps,
     pub(super) attachment: &'a mut Attachment,
+    pub(super) record: &'a OpenRecord,
     /// For what goes on after the attaching.
     pub(super) bulkhead: &'a Bulkhead,
     pub(super) log: &'a Logger,
 }
 
 impl Work<'_> {
+    /// Has a step on record before more is done: if the server dies then, the next one would not find it by looking at
+    /// the mount point.
+    fn note(&mut self, step: Step) -> Result<(), StorageError> {
+        self.attachment.steps.push(step);
+        self.record.begun(self.attachment)
+    }
+
     /// Makes a directory, and those above it, if it is missing.
     pub(super) fn make_directory(&mut self, place: &Place) -> Result<OwnedFd, StorageError> {
         self.make(place, Step::Directory)
@@ -237,15 +251,35 @@ impl Work<'_> {
     /// Takes huge pages of `size` KiB into the kernel's pool, for as long as the storage is there.
     pub(super) fn reserve_huge_pages(&mut self, size: u64, count: u64) -> Result<(), StorageError> {
         self.ops.reserve_huge_pages(size, count).map_err(|cause| StorageError::HugePages { cause })?;
-        self.attachment.steps.push(Step::HugePages(size, count));
-        Ok(())
+        // Not before: pages that were never taken would be taken from others.
+        self.note(Step::HugePages(size, count))
+    }
+
+    /// Somebody else is going to fill the mount point: it goes with the storage, however far that comes. What is there
+    /// already stays if it comes to nothing.
+    pub(super) fn expect_tree(&mut self) -> Result<(), StorageError> {
+        self.attachment.steps.push(Step::Parents(self.place.clone()));
+        let around = self.place.make_around();
+        around.map_err(StorageError::at("making the directory of", self.place.path()))?;
+        if self.place.handle().is_err() {
+            self.attachment.steps.push(Step::Tree(self.place.clone()));
+        }
+        self.record.begun(self.attachment)
     }
 
     /// Takes over what somebody else has made at the mount point: it goes with the storage.
     pub(super) fn adopt(&mut self) -> Result<(), StorageError> {
         let path = self.place.path();
         self.place.handle().map_err(StorageError::at("opening", &path))?;
-        self.attachment.steps.push(Step::Tree(self.place.clone()));
+        if !matches!(self.attachment.steps.last(), Some(Step::Tree(_))) {
+            self.attachment.steps.push(Step::Tree(self.place.clone()));
+        }
+        self.adopt_mount()
+    }
+
+    /// The same for the mount there, if there is one.
+    pub(super) fn adopt_mount(&mut self) -> Result<(), StorageError> {
+        let path = self.place.path();
         let mounted = self.ops.is_mount_point(&path);
         if mounted.map_err(|cause| StorageError::Mounts { mount_point: path, cause })? {
             self.attachment.steps.push(Step::Mount(self.place.clone()));
@@ -263,7 +297,11 @@ impl Work<'_> {
         let made = place.make_directory();
         let (directory, made) = made.map_err(StorageError::at("making directory", place.path()))?;
         if made {
-            self.attachment.steps.push(step(place.clone()));
+            match step(place.clone()) {
+                // An empty directory is found at the mount point, or does no harm.
+                step @ Step::Directory(_) => self.attachment.steps.push(step),
+                step => self.note(step)?,
+            }
         }
         Ok(directory)
     }
@@ -277,7 +315,7 @@ impl Work<'_> {
     pub(super) fn verify(&mut self, verity: &Verity) -> Result<PathBuf, StorageError> {
         let failed = |cause| StorageError::Verity { cause };
         let name = self.ops.new_verity_name().map_err(failed)?;
-        self.attachment.steps.push(Step::Verity(name.clone()));
+        self.note(Step::Verity(name.clone()))?;
         self.ops.add_verity(&name, self.source, verity).map_err(failed)
     }
 

@@ -128,6 +128,11 @@ impl Place {
         }
     }
 
+    /// Makes the directories above, as far as they are missing.
+    pub(super) fn make_around(&self) -> Result<(), Errno> {
+        self.retry(|| self.make_parents()).map(drop)
+    }
+
     /// Makes the directory, 0755, and those above it, as far as they are missing. Says whether it was.
     pub(super) fn make_directory(&self) -> Result<(OwnedFd, bool), Errno> {
         self.retry(|| {

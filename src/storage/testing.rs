@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::guest::bulkhead::Bulkhead;
+use crate::records::Records;
 
 #[derive(Debug, Default)]
 struct State {
@@ -23,12 +24,13 @@ struct State {
 }
 
 /// The recording double of [`MountOps`] and [`BlockLookup`].
-#[derive(Debug)]
 pub(super) struct FakeGuest {
     pub(super) dir: tempfile::TempDir,
     state: Mutex<State>,
-    /// A device is found for each permit.
+    /// A device is found, or an image pulled, for each permit.
     pub(super) devices: Semaphore,
+    /// Called before anything is mounted.
+    pub(super) before_mount: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 fn real(path: &Path) -> PathBuf {
@@ -42,12 +44,17 @@ fn real(path: &Path) -> PathBuf {
 impl FakeGuest {
     pub(super) fn new() -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        Arc::new(Self { dir, state: Mutex::default(), devices: Semaphore::new(0) })
+        let (state, before_mount) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { dir, state, devices: Semaphore::new(0), before_mount })
     }
 
     pub(super) fn storages(self: &Arc<Self>) -> Storages {
+        self.storages_with(None)
+    }
+
+    pub(super) fn storages_with(self: &Arc<Self>, records: Option<Arc<Records>>) -> Storages {
         let log = Logger::root(Discard, o!());
-        Storages::new(self.dir.path(), self.clone(), self.clone(), Bulkhead::of_pool(64), log, None)
+        Storages::new(self.dir.path(), self.clone(), self.clone(), Bulkhead::of_pool(64), log, records)
     }
 
     pub(super) fn path(&self, relative: &str) -> PathBuf {
@@ -123,6 +130,9 @@ impl MountOps for FakeGuest {
         assert_eq!(at, target.path);
         let call =
             format!("mount {} {} {} {}", from.display(), at.display(), order.fstype, order.options.join(","));
+        if let Some(before) = &*self.before_mount.lock().unwrap() {
+            before();
+        }
         self.note("mount", call)?;
         if !order.options.iter().any(|option| option == "remount") {
             self.state.lock().unwrap().mounted.push(at);
@@ -187,8 +197,9 @@ impl BlockLookup for FakeGuest {
     }
 
     async fn pull_image(&self, image: &str, bundle: &Path) -> Result<(), Cause> {
-        self.note("pull", format!("pull {image} {}", bundle.display()))?;
         fs::create_dir_all(bundle.join("rootfs/etc")).unwrap();
+        self.note("pull", format!("pull {image} {}", bundle.display()))?;
+        self.devices.acquire().await.unwrap().forget();
         self.state.lock().unwrap().mounted.push(bundle.join("rootfs"));
         Ok(())
     }

@@ -20,6 +20,10 @@ pub(super) struct GuestPull;
 
 #[async_trait::async_trait]
 impl Driver for GuestPull {
+    fn fills_mount_point(&self, request: &StorageRequest) -> bool {
+        matches!(is_for_sandbox(request), Ok(false)) && bundle_of(request).is_ok()
+    }
+
     async fn find_source(
         &self,
         request: &StorageRequest,
@@ -31,9 +35,7 @@ impl Driver for GuestPull {
         if is_for_sandbox(request)? {
             return Ok(PAUSE_ROOT.to_owned());
         }
-        let mount_point = request.mount_point.as_path();
-        let bundle = mount_point.parent().filter(|_| mount_point.ends_with("rootfs"));
-        let bundle = bundle.ok_or_else(|| request.refuse("mount_point", "its name is not rootfs"))?;
+        let bundle = bundle_of(request)?;
         if request.source.is_empty() {
             return Err(request.refuse("source", "the image is missing"));
         }
@@ -56,6 +58,13 @@ impl Driver for GuestPull {
         }
         work.adopt()
     }
+}
+
+/// Where the hub is to make the directory of the mount point.
+fn bundle_of(request: &StorageRequest) -> Result<&Path, StorageError> {
+    let mount_point = request.mount_point.as_path();
+    let bundle = mount_point.parent().filter(|_| mount_point.ends_with("rootfs"));
+    bundle.ok_or_else(|| request.refuse("mount_point", "its name is not rootfs"))
 }
 
 /// Whether it is the sandbox's own container. Container runtimes say so by an annotation, each by its own.

@@ -25,7 +25,12 @@ pub(super) trait Driver: Send + Sync {
         Ok(None)
     }
 
-    /// What will be mounted; waits for a device if it has to.
+    /// Whether finding the source fills the mount point.
+    fn fills_mount_point(&self, _request: &StorageRequest) -> bool {
+        false
+    }
+
+    /// What will be mounted; waits for a device if it has to. It is dropped when nobody wants the storage any more.
     async fn find_source(
         &self,
         request: &StorageRequest,

@@ -10,6 +10,7 @@
 //!           failed: all who waited get the same error               busy: stays, with no users
 //!
 //!    attach:   absent: mounts.  mounting: waits for the outcome.  ready: counts.  detaching: waits, then starts anew.
+//!    mounting, and the last user goes: detaching; the task gives up what it waits for, and takes down what it has done.
 //! ```
 //!
 //! Invariants: the lock is held for look-ups in the map only; mounting and unmounting run in tasks of their
@@ -30,6 +31,7 @@ use slog::Logger;
 use tokio::sync::watch;
 
 pub use self::handle::StorageHandle;
+pub(super) use self::recover::OpenRecord;
 use self::work::{Job, blocking};
 use super::attachment::{Attachment, mount_at};
 use super::driver;

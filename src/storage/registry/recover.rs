@@ -1,6 +1,7 @@
 //! The records of storages, and taking over what an earlier server has attached.
 //!
-//! A storage without steps on record was being attached when the server died: whatever is at its place is taken down.
+//! A storage that was being attached when the server died is taken down: what is at its place, and what else the steps
+//! on record say.
 //! The others come back without users; who has them says so with [`Storages::take_over`], and what is nobody's then
 //! goes with [`Storages::release_unused`].
 
@@ -28,21 +29,32 @@ struct StorageRecord {
     options: Vec<String>,
     /// What was done, once all of it is.
     steps: Option<Vec<StepRecord>>,
+    /// What was done before that, as far as it can't be seen at the mount point.
+    #[serde(default)]
+    begun: Vec<StepRecord>,
 }
 
 /// The record of a storage that is being attached.
-pub(super) struct OpenRecord {
+pub(in super::super) struct OpenRecord {
     records: Option<Arc<Records>>,
     serial: u64,
     record: std::cell::RefCell<StorageRecord>,
 }
 
 impl OpenRecord {
-    /// Writes down what has been done, all of it or nothing yet; blocks.
-    pub(super) fn write(&self, done: Option<&Attachment>) -> Result<(), StorageError> {
+    /// Writes down what has been done until now; blocks.
+    pub(in super::super) fn begun(&self, so_far: &Attachment) -> Result<(), StorageError> {
         let Some(records) = &self.records else { return Ok(()) };
         let mut record = self.record.borrow_mut();
-        record.steps = done.map(Attachment::record);
+        record.begun = so_far.record();
+        Ok(records.write(&name(self.serial), &*record)?)
+    }
+
+    /// Writes down that all has been done; blocks.
+    pub(super) fn done(&self, all: &Attachment) -> Result<(), StorageError> {
+        let Some(records) = &self.records else { return Ok(()) };
+        let mut record = self.record.borrow_mut();
+        record.steps = Some(all.record());
         Ok(records.write(&name(self.serial), &*record)?)
     }
 
@@ -79,6 +91,7 @@ impl Inner {
             outlives_users: request.shared || job.driver.outlives_users(),
             options: request.options_without(|_| false),
             steps: None,
+            begun: Vec::new(),
         };
         OpenRecord { records: self.records.clone(), serial: job.serial, record: record.into() }
     }
@@ -112,15 +125,14 @@ impl Inner {
             return Ok(None);
         }
         let is_finished = record.steps.is_some();
+        // When in doubt it is there: then an unmount that fails tells.
+        let mounted = |path: &Path| mountinfo::is_mount_point(path).unwrap_or(true);
+        let recover = |steps| Attachment::recover(steps, &self.places, mounted, &self.bulkhead, &self.log);
         let attachment = match record.steps {
-            Some(steps) => {
-                // When in doubt it is there: then an unmount that fails tells.
-                let mounted = |path: &Path| mountinfo::is_mount_point(path).unwrap_or(true);
-                Attachment::recover(steps, &self.places, mounted, &self.bulkhead, &self.log)?
-            }
+            Some(steps) => recover(steps)?,
             None => {
                 let is_mounted = mountinfo::is_mount_point(point.as_path()).unwrap_or(false);
-                Attachment::unfinished(self.places.locate(point.as_path())?, is_mounted)
+                recover(record.begun)?.unfinished(self.places.locate(point.as_path())?, is_mounted)
             }
         };
         let entry = Entry {

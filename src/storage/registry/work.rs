@@ -3,15 +3,18 @@
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use slog::{debug, info, warn};
+use slog::{Logger, debug, info, warn};
 use tokio::sync::watch;
 
 use super::super::attachment::{Attachment, Work};
 use super::super::driver::Driver;
-use super::super::places::Place;
+use super::super::ops::MountOps;
+use super::super::places::{Place, Places};
+use super::recover::OpenRecord;
 use super::{
     Claim, Entry, Eviction, Inner, LetGo, Phase, StorageError, StorageHandle, StorageRequest, Table,
 };
+use crate::guest::bulkhead::Bulkhead;
 use crate::ids::{ContainerId, GuestPath};
 
 /// Runs blocking work off the runtime.
@@ -37,6 +40,51 @@ pub(super) struct Job {
     pub(super) request: StorageRequest,
     pub(super) container: Option<ContainerId>,
     pub(super) place: Place,
+}
+
+/// What it works with, while it may block.
+struct Task {
+    ops: Arc<dyn MountOps>,
+    places: Places,
+    bulkhead: Bulkhead,
+    log: Logger,
+    record: OpenRecord,
+    attachment: Attachment,
+    job: Job,
+}
+
+impl Task {
+    fn work<'a>(&'a mut self, source: &'a str) -> Work<'a> {
+        Work {
+            request: &self.job.request,
+            source,
+            container: self.job.container.as_ref(),
+            place: &self.job.place,
+            ops: &*self.ops,
+            attachment: &mut self.attachment,
+            record: &self.record,
+            bulkhead: &self.bulkhead,
+            log: &self.log,
+        }
+    }
+
+    fn attach(&mut self, source: &str) -> Result<(), StorageError> {
+        self.record.begun(&self.attachment)?;
+        let (driver, places) = (self.job.driver, self.places.clone());
+        driver.attach(&mut self.work(source), &places)?;
+        self.record.done(&self.attachment)
+    }
+
+    /// Takes down what has been done if it has come to nothing.
+    fn or_take_down(mut self, outcome: Result<(), StorageError>) -> Result<Self, StorageError> {
+        let Err(error) = outcome else { return Ok(self) };
+        match self.attachment.take_down(&*self.ops) {
+            Ok(()) => self.record.remove(),
+            Err(undo) => warn!(self.log, "part of a failed storage stays";
+                "mount_point" => %self.job.request.mount_point, "cause" => %undo),
+        }
+        Err(error)
+    }
 }
 
 impl Inner {
@@ -131,39 +179,54 @@ impl Inner {
     }
 
     async fn run_driver(&self, job: Job) -> Result<Attachment, StorageError> {
-        let source = job.driver.find_source(&job.request, &*self.lookup).await?;
-        let (ops, places, log) = (Arc::clone(&self.ops), self.places.clone(), self.log.clone());
-        let bulkhead = self.bulkhead.clone();
-        let record = self.record_of(&job);
-        let (mount_point, touched) = (job.request.target(), touched(&job.request, &source));
-        let done = self.bulkhead.run(&touched, move || {
-            record.write(None)?;
-            let mut attachment = Attachment::default();
-            let mut work = Work {
-                request: &job.request,
-                source: &source,
-                container: job.container.as_ref(),
-                place: &job.place,
-                ops: &*ops,
-                attachment: &mut attachment,
-                bulkhead: &bulkhead,
-                log: &log,
-            };
-            match job.driver.attach(&mut work, &places).and_then(|()| record.write(Some(work.attachment))) {
-                Ok(()) => Ok(attachment),
+        let (mount_point, fills) = (job.request.target(), job.driver.fills_mount_point(&job.request));
+        let mut task = Task {
+            ops: Arc::clone(&self.ops),
+            places: self.places.clone(),
+            bulkhead: self.bulkhead.clone(),
+            log: self.log.clone(),
+            record: self.record_of(&job),
+            attachment: Attachment::default(),
+            job,
+        };
+        let cut_short = |reason: String| StorageError::CutShort { mount_point: mount_point.clone(), reason };
+        if fills {
+            let begin = self.bulkhead.run(&mount_point, move || {
+                let begun = task.work("").expect_tree();
+                task.or_take_down(begun)
+            });
+            task = begin.await.map_err(|error| cut_short(error.to_string()))??;
+        }
+        let source = tokio::select! {
+            source = task.job.driver.find_source(&task.job.request, &*self.lookup) => source,
+            () = self.unwanted(&task.job) => Err(StorageError::Released { mount_point: mount_point.clone() }),
+        };
+        let touched = match &source {
+            Ok(source) => touched(&task.job.request, source),
+            Err(error) if !fills => return Err(error.clone()),
+            Err(_) => mount_point.clone(),
+        };
+        let attach = self.bulkhead.run(&touched, move || {
+            let attached = match source {
+                Ok(source) => task.attach(&source),
                 Err(error) => {
-                    match attachment.take_down(&*ops) {
-                        Ok(()) => record.remove(),
-                        Err(undo) => {
-                            warn!(log, "part of a failed storage stays"; "mount_point" => %job.request.mount_point,
-                                "cause" => %undo);
-                        }
-                    }
+                    // What there is of it goes.
+                    let _unknown = task.work("").adopt_mount();
                     Err(error)
                 }
-            }
+            };
+            Ok(task.or_take_down(attached)?.attachment)
         });
-        done.await.map_err(|error| StorageError::CutShort { mount_point, reason: error.to_string() })?
+        attach.await.map_err(|error| cut_short(error.to_string()))?
+    }
+
+    /// Comes back when nobody waits for the storage any more.
+    async fn unwanted(&self, job: &Job) {
+        let phase = self.table().entries.get(&job.request.mount_point).map(|entry| entry.phase.subscribe());
+        match phase {
+            Some(mut phase) => drop(phase.wait_for(|phase| matches!(phase, Phase::Detaching)).await),
+            None => std::future::pending().await,
+        }
     }
 
     /// Counts a user off. Returns what has to be taken down, if that was the last one.
@@ -173,12 +236,15 @@ impl Inner {
         entry.users = entry.users.saturating_sub(1);
         entry.was_used |= how == LetGo::Release;
         let stays = entry.outlives_users && entry.was_used;
-        // While it is being mounted, the mounting task looks at the count when it is done.
-        if entry.users > 0 || stays || !matches!(*entry.phase.borrow(), Phase::Ready) {
+        if entry.users > 0 || stays {
             return None;
         }
-        entry.phase.send_replace(Phase::Detaching);
-        Some(std::mem::take(&mut entry.attachment))
+        let is_ready = matches!(*entry.phase.borrow(), Phase::Ready);
+        // While it is being mounted, this tells the mounting task, which takes down what it has done.
+        if is_ready || matches!(*entry.phase.borrow(), Phase::Mounting) {
+            entry.phase.send_replace(Phase::Detaching);
+        }
+        is_ready.then(|| std::mem::take(&mut entry.attachment))
     }
 
     /// Takes the storage down, whatever its count.

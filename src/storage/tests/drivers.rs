@@ -182,7 +182,9 @@ fn an_image_is_pulled_into_the_bundle() {
         wire.driver_options = vec!["image_guest_pull={\"metadata\":{}}".to_owned()];
         guest.fail("pull", "no hub");
         assert!(refused(&storages, &wire).await.contains("registry/image:1 for "));
+        assert_eq!(fs::read_dir(guest.path("c1")).unwrap().count(), 0, "half an image is left");
         guest.succeed("pull");
+        guest.devices.add_permits(1);
         attach(&storages, &wire).await.unwrap().release().await.unwrap();
         assert_eq!(guest.calls()[1..], ["pull registry/image:1 c1", "unmount c1/rootfs"]);
         assert_eq!(fs::read_dir(guest.path("c1")).unwrap().count(), 0);

@@ -2,6 +2,7 @@
 
 mod drivers;
 mod lifetime;
+mod recovery;
 
 use std::sync::Arc;
 
