@@ -1,5 +1,5 @@
 //! `watchable-bind`: a directory or file of a share of which the container is to see the changes that the host
-//! makes. It gets a copy in memory, which is [kept up to date](super::super::watch).
+//! makes. It gets a copy in memory, which is [kept up to date](super::super::watch). What is too large for that is bound.
 //!
 //! The share may be read-only to the guest, so the directory in which the host wants such mount points gets a tmpfs
 //! of its own first. That one stays as long as the sandbox.
@@ -8,8 +8,9 @@ use std::path::Path;
 
 use nix::libc;
 use nix::sys::stat::fstat;
+use slog::info;
 
-use super::super::watch::{Mirror, Watch};
+use super::super::watch::{Mirror, Watch, is_too_much};
 use super::{Driver, Places, StorageError, Work};
 use crate::guest::tree::file_type;
 use crate::ids::GuestPath;
@@ -57,7 +58,15 @@ impl Driver for Watchable {
         let aside = place.beside(".next-");
         work.make_owned_directory(&aside)?;
         let mut mirror = Mirror::new(source, place, aside);
-        mirror.update()?;
+        match mirror.update() {
+            // Then the container has what virtio-fs shows.
+            Err(error) if is_too_much(&error) => {
+                info!(work.log, "a watched volume is too large for a copy";
+                    "mount_point" => %work.request.mount_point, "cause" => %error);
+                return work.bind(&opened, &["bind".to_owned()]);
+            }
+            outcome => outcome?,
+        };
         let (bulkhead, log) = (work.bulkhead.clone(), work.log.clone());
         work.keep(Watch::start(mirror, bulkhead, log));
         Ok(())

@@ -214,6 +214,28 @@ fn a_checked_disk_goes_with_its_mount() {
     });
 }
 
+/// A copy would be in the guest's memory, and take the containers' from them.
+#[test]
+fn what_is_too_large_to_be_copied_is_bound() {
+    run(async |guest, storages| {
+        let share = guest.path("share");
+        fs::create_dir_all(share.join("many")).unwrap();
+        (0..5000).for_each(|number| fs::write(share.join(format!("many/{number}")), "").unwrap());
+        fs::create_dir(share.join("large")).unwrap();
+        for name in ["single", "large/sparse"] {
+            fs::File::create(share.join(name)).unwrap().set_len(1 << 40).unwrap();
+        }
+        for name in ["many", "large", "single"] {
+            let wire = guest.request("watchable-bind", share.join(name).to_str().unwrap(), "c/watchable/v");
+            let handle = attach(&storages, &wire).await.unwrap();
+            let bound = format!("mount share/{name} c/watchable/v bind bind");
+            assert_eq!(guest.calls().last(), Some(&bound));
+            handle.release().await.unwrap();
+            assert!(!guest.path("c/watchable/v").exists());
+        }
+    });
+}
+
 #[test]
 fn what_the_host_changes_comes_into_the_copy() {
     run(async |guest, storages| {

@@ -10,7 +10,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -23,11 +23,18 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, ftruncate, symlinka
 
 use super::super::StorageError;
 use super::super::places::Place;
-use super::scan::{At, Kind, Seen, Stamp, Tree, at, open, scan};
+use super::scan::{At, Kind, Seen, Stamp, TOO_MUCH, Tree, at, open, scan};
 use crate::guest::tree::{file_type, remove_contents};
 
 /// The link by which a volume of Kubernetes changes as a whole.
 const DATA: &str = "..data";
+
+/// What is copied at most. A ConfigMap or Secret of Kubernetes is below 1 MiB; a volume may be made of several.
+const MAX_BYTES: u64 = 32 << 20;
+const MAX_ENTRIES: usize = 4096;
+
+/// What a single file is called aside, for a moment.
+const WHOLE: &str = "whole";
 
 /// How often a copy is begun anew at once when the source changes meanwhile.
 const ATTEMPTS: usize = 4;
@@ -105,14 +112,15 @@ impl Mirror {
             Done::Tree { tree, .. } => tree.clone(),
             // Whatever is there is taken to differ.
             Done::Unknown | Done::File(_) => {
-                let mut tree = scan(&target).map_err(of_target)?;
+                let mut tree = scan(&target, usize::MAX).map_err(of_target)?;
                 for seen in tree.values_mut().filter(|seen| !seen.is_directory()) {
                     seen.kind = Kind::File(Stamp::default());
                 }
                 tree
             }
         };
-        let new = scan(source).map_err(of_source)?;
+        let new = scan(source, MAX_ENTRIES).map_err(of_source)?;
+        check_size(&new).map_err(of_source)?;
         if matches!(self.done, Done::Tree { .. }) && old == new {
             self.done = Done::Tree { tree: new, root };
             return Ok(false);
@@ -138,8 +146,11 @@ impl Mirror {
             return Ok(false);
         }
         let target = self.open(&self.target, OFlag::O_WRONLY)?;
+        let aside = self.open(&self.aside, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+        let whole = read_aside(source, &aside, &seen).map_err(|error| located(&self.source, error))?;
+        // From here on the copy is neither the old nor the new.
         self.done = Done::Unknown;
-        let written = write_over(source, target, &seen);
+        let written = write_over(whole, target, &seen);
         written.map_err(|error| located(&self.target, error))?;
         self.done = Done::File(seen);
         Ok(true)
@@ -175,6 +186,17 @@ fn empty(directory: &OwnedFd) -> Result<(), Errno> {
     let again =
         openat(directory, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     remove_contents(again).map_err(|error| error.cause)
+}
+
+fn check_size(tree: &Tree) -> Result<(), At> {
+    let mut left = MAX_BYTES;
+    for (path, seen) in tree {
+        if let Kind::File(stamp) = &seen.kind {
+            let fits = left.checked_sub(stamp.size());
+            left = fits.ok_or_else(|| At { step: "copying", path: path.clone(), cause: TOO_MUCH })?;
+        }
+    }
+    Ok(())
 }
 
 /// One way from the old to the new.
@@ -265,12 +287,8 @@ impl Step<'_> {
         let (parent, name) = parent(self.aside, aside).map_err(at("copying", path))?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let copy = openat(&parent, name, flags, Mode::S_IRUSR).map_err(at("copying", path))?;
-        let (mut from, mut to) = (File::from(source), File::from(copy));
-        std::io::copy(&mut from, &mut to).map_err(errno).map_err(at("copying", path))?;
-        let now = fstat(&from).map_err(at("looking at", path))?;
-        if Stamp::of(&now) != *stamp {
-            return Err(At { step: "copying", path: path.to_owned(), cause: Errno::EAGAIN });
-        }
+        let (from, mut to) = (File::from(source), File::from(copy));
+        copy_unchanged(from, &mut to, stamp, path)?;
         own(&to, seen).map_err(at("setting owner and mode of", path))
     }
 
@@ -352,18 +370,40 @@ fn own(file: impl AsFd, seen: &Seen) -> Result<(), Errno> {
     Ok(())
 }
 
-fn write_over(source: OwnedFd, target: OwnedFd, seen: &Seen) -> Result<(), At> {
-    let here = Path::new("");
-    let (mut from, mut to) = (File::from(source), File::from(target));
-    let mut content = Vec::new();
-    std::io::Read::read_to_end(&mut from, &mut content).map_err(errno).map_err(at("reading", here))?;
-    let now = fstat(&from).map_err(at("looking at", here))?;
-    if seen.kind != Kind::File(Stamp::of(&now)) {
-        return Err(At { step: "copying", path: here.to_owned(), cause: Errno::EAGAIN });
+/// Copies a file that does not change meanwhile.
+fn copy_unchanged(from: File, to: &mut File, stamp: &Stamp, path: &Path) -> Result<(), At> {
+    // One that grows is not followed to where it leads.
+    let mut from = from.take(stamp.size().saturating_add(1));
+    std::io::copy(&mut from, to).map_err(errno).map_err(at("copying", path))?;
+    let now = fstat(from.get_ref()).map_err(at("looking at", path))?;
+    if Stamp::of(&now) != *stamp {
+        return Err(At { step: "copying", path: path.to_owned(), cause: Errno::EAGAIN });
     }
-    let written = to.seek(SeekFrom::Start(0)).and_then(|_| to.write_all(&content));
-    written.map_err(errno).map_err(at("writing", here))?;
-    let length = libc::off_t::try_from(content.len()).unwrap_or(libc::off_t::MAX);
+    Ok(())
+}
+
+/// The whole content of a file, in one without a name.
+fn read_aside(source: OwnedFd, aside: &OwnedFd, seen: &Seen) -> Result<File, At> {
+    let here = Path::new("");
+    let Kind::File(stamp) = &seen.kind else { return Err(at("copying", here)(Errno::EINVAL)) };
+    if stamp.size() > MAX_BYTES {
+        return Err(at("copying", here)(TOO_MUCH));
+    }
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let whole = empty(aside)
+        .and_then(|()| openat(aside, WHOLE, flags, Mode::S_IRUSR))
+        .and_then(|whole| unlinkat(aside, WHOLE, UnlinkatFlags::NoRemoveDir).map(|()| whole));
+    let mut whole = File::from(whole.map_err(at("copying", here))?);
+    copy_unchanged(File::from(source), &mut whole, stamp, here)?;
+    Ok(whole)
+}
+
+fn write_over(mut whole: File, target: OwnedFd, seen: &Seen) -> Result<(), At> {
+    let here = Path::new("");
+    let mut to = File::from(target);
+    let written = whole.seek(SeekFrom::Start(0)).and_then(|_| std::io::copy(&mut whole, &mut to));
+    let length = written.map_err(errno).map_err(at("writing", here))?;
+    let length = libc::off_t::try_from(length).unwrap_or(libc::off_t::MAX);
     ftruncate(&to, length).map_err(at("writing", here))?;
     own(&to, seen).map_err(at("setting owner and mode of", here))
 }

@@ -5,6 +5,8 @@
 //! writes it: all of it changes by one link, `..data`. Elsewhere every file is looked at, as often as that
 //! takes a tenth of the time at most. Nothing ends the watching but the storage's end: an error is logged, and the
 //! next look tries again.
+//!
+//! The copy is in the guest's memory, so there is a limit to it ([`is_too_much`]).
 
 mod mirror;
 mod scan;
@@ -20,6 +22,7 @@ use slog::{Logger, debug, warn};
 use tokio::task::AbortHandle;
 
 pub(super) use self::mirror::Mirror;
+use self::scan::TOO_MUCH;
 use super::StorageError;
 use crate::guest::bulkhead::Bulkhead;
 
@@ -31,6 +34,11 @@ const REST: u32 = 9;
 
 /// How long the end waits for a look that is under way. A share may hang.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether that was why there is no copy, and nothing has been copied.
+pub(super) fn is_too_much(error: &StorageError) -> bool {
+    matches!(error, StorageError::Path { cause: TOO_MUCH, .. })
+}
 
 /// Keeps a copy up to date, until it is dropped.
 pub(super) struct Watch {

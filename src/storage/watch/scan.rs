@@ -49,6 +49,10 @@ impl Stamp {
         }
     }
 
+    pub(super) fn size(&self) -> u64 {
+        u64::try_from(self.size).unwrap_or_default()
+    }
+
     pub(super) fn modified(&self) -> (i64, i64) {
         self.modified
     }
@@ -81,6 +85,9 @@ impl Seen {
     }
 }
 
+/// There is more than is copied.
+pub(in super::super) const TOO_MUCH: Errno = Errno::EFBIG;
+
 /// Opens what a path in the tree leads to, without any link.
 pub(super) fn open(root: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
@@ -93,8 +100,9 @@ pub(super) fn open(root: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd
     openat2(root, path, how)
 }
 
-/// Looks at all that is in a directory. What is neither file, directory nor link is left out.
-pub(super) fn scan(root: &OwnedFd) -> Result<Tree, At> {
+/// Looks at all that is in a directory: that must not be more than `limit` things. What is neither file, directory nor
+/// link is left out.
+pub(super) fn scan(root: &OwnedFd, limit: usize) -> Result<Tree, At> {
     let mut tree = Tree::new();
     let stat = fstat(root).map_err(at("looking at", Path::new("")))?;
     tree.insert(PathBuf::new(), Seen::of(&stat, Kind::Directory));
@@ -104,6 +112,9 @@ pub(super) fn scan(root: &OwnedFd) -> Result<Tree, At> {
         let fd = fd.map_err(at("opening", &directory))?;
         for name in names(&fd).map_err(at("reading", &directory))? {
             let path = directory.join(&name);
+            if tree.len() > limit {
+                return Err(At { step: "copying", path: PathBuf::new(), cause: TOO_MUCH });
+            }
             match look(&fd, &name) {
                 Ok(Some(seen)) => {
                     if seen.is_directory() {

@@ -157,3 +157,16 @@ fn a_link_that_the_container_plants_is_not_followed() {
     assert_eq!(listing(&volume.path("from")), listing(&volume.path("to")));
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_file_that_becomes_too_large_is_not_followed() {
+    let mut volume = Volume::new(|base| fs::write(base.join("to"), "").unwrap());
+    volume.write("from", "small");
+    volume.mirror.update().unwrap();
+    fs::OpenOptions::new().write(true).open(volume.path("from")).unwrap().set_len(1 << 40).unwrap();
+    assert!(super::is_too_much(&volume.mirror.update().unwrap_err()));
+    assert_eq!(volume.read("to"), "small");
+    volume.write("from", "small again");
+    assert!(volume.mirror.update().unwrap());
+    assert_eq!(volume.read("to"), "small again");
+}
