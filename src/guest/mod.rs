@@ -8,7 +8,7 @@
 //! - [`swap`]: swap space;
 //! - [`clock`], [`random`]: set and reseeded when the host asks;
 //! - [`copy_file`], [`volume`]: files that the host sends, and volumes that it asks about; [`tree`] goes through
-//!   directories for them and for storages;
+//!   directories for them and for storages; [`kata_dir`]: where their paths may be;
 //! - [`bulkhead`]: keeps a file system that hangs from taking all threads;
 //! - [`allocator`]: the server's own memory; [`program`]: what of it is the program;
 //! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`], [`security`]: one step each.
@@ -26,6 +26,7 @@ pub mod copy_file;
 pub mod details;
 pub mod filesystems;
 pub mod hostname;
+pub mod kata_dir;
 pub mod loopback;
 pub mod modules;
 pub mod mount;

@@ -8,6 +8,7 @@ use nakai_protocols::csi::{VolumeCondition, VolumeStatsResponse, VolumeUsage};
 use nakai_protocols::empty::Empty;
 
 use super::{Agent, Answer, RpcError};
+use crate::guest::kata_dir::base_of;
 use crate::guest::volume::{self, Amount, Usage, VolumeError};
 use crate::ids::GuestPath;
 
@@ -33,7 +34,9 @@ async fn at_volumes<T: Send + 'static>(
     let config = sandbox.environment().config.clone();
     let bulkhead = &sandbox.environment().bulkhead;
     let place = path.clone();
-    let done = bulkhead.run(place.as_path(), move || work(&config.kata_dir, path.as_path())).await;
+    let done = bulkhead
+        .run(place.as_path(), move || work(&base_of(&config.kata_dir, path.as_path()), path.as_path()))
+        .await;
     Ok(done.map_err(|_| RpcError::Task("looking at a volume"))??)
 }
 

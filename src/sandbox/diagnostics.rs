@@ -14,6 +14,7 @@ use super::container::Container;
 use super::error::SandboxError;
 use crate::guest::beneath::{BeneathError, Root};
 use crate::guest::bulkhead::Bulkhead;
+use crate::guest::kata_dir::base_of;
 use crate::guest::net_dev::{self, OwnTraffic, Traffic};
 
 /// Where in the container Kubernetes wants the log: the value is the destination of a mount.
@@ -50,7 +51,7 @@ impl Container {
     ) -> Result<String, SandboxError> {
         let log = self.description.termination_log.clone();
         let log = log.ok_or_else(|| SandboxError::NoTerminationLog(self.id().clone()))?;
-        let (base, path) = (base.to_owned(), log.clone());
+        let (base, path) = (base_of(base, &log), log.clone());
         let read = bulkhead.run(&path, move || {
             read_beneath(&base, &log).map_err(SandboxError::file("read the termination log", &log))
         });

@@ -13,7 +13,7 @@ use std::time::Duration;
 use slog::warn;
 
 use super::Sandbox;
-use crate::guest::mountinfo;
+use crate::guest::{kata_dir, mountinfo};
 
 /// How long a caller waits for a share that does not answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,7 +31,11 @@ impl Sandbox {
             return;
         }
         let looks = tokio::task::spawn_blocking(move || {
-            let looked = look(&sandbox.environment().config.kata_dir.join("shared/containers"));
+            let environment = sandbox.environment();
+            let mut shares = environment.storages.mount_points();
+            shares.retain(|point| kata_dir::of_user(point).is_some());
+            shares.push(environment.config.kata_dir.join("shared/containers"));
+            let looked = shares.iter().try_for_each(|share| look(share));
             sandbox.inner.looking.0.store(false, Ordering::Release);
             looked
         });

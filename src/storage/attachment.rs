@@ -93,8 +93,9 @@ impl Attachment {
         let recover = |record| {
             Ok::<_, StorageError>(match record {
                 StepRecord::Parents(path, made) => {
-                    places.adopt_parents(made);
-                    Step::Parents(places.locate(&path)?)
+                    let place = places.locate(&path)?;
+                    place.adopt_parents(made);
+                    Step::Parents(place)
                 }
                 StepRecord::Directory(path) => Step::Directory(places.locate(&path)?),
                 StepRecord::Tree(path) => Step::Tree(places.locate(&path)?),

@@ -1,4 +1,5 @@
-//! Where storages may live: beneath one directory, `/run/kata-containers` by default.
+//! Where storages may live: beneath one directory, `/run/kata-containers` by default, or what stands for it with a host
+//! that runs [as a user](crate::guest::kata_dir).
 //!
 //! Invariant: everything that is opened, made or removed here is reached from that directory by openat2(2)
 //! without following any symbolic link. So a link that somebody planted in a shared directory redirects
@@ -16,7 +17,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::StorageError;
-use crate::guest::tree;
+use crate::guest::{kata_dir, tree};
 use crate::ids::ContainerId;
 
 /// How often a path is made anew when a parent is removed at the same time.
@@ -26,6 +27,8 @@ const MAKE_ATTEMPTS: usize = 4;
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     base: Arc<Base>,
+    /// For those of a host that runs as a user: it is there, and what is made beneath it goes when it is empty.
+    run: Arc<Base>,
 }
 
 #[derive(Debug)]
@@ -43,24 +46,21 @@ pub(super) struct Place {
 }
 
 impl Places {
-    pub(super) fn new(base: &Path) -> Self {
-        Self { base: Arc::new(Base { path: base.to_owned(), parents: Mutex::default() }) }
+    pub(super) fn new(path: &Path) -> Self {
+        let base = |path: &Path| Arc::new(Base { path: path.to_owned(), parents: Mutex::default() });
+        Self { base: base(path), run: base(Path::new(kata_dir::RUN)) }
     }
 
     /// The place of a path, if it is strictly beneath the base and doesn't climb.
     pub(super) fn locate(&self, path: &Path) -> Result<Place, StorageError> {
         let outside = || StorageError::Outside { path: path.to_owned(), allowed: self.base.path.clone() };
-        let relative = path.strip_prefix(&self.base.path).map_err(|_| outside())?;
+        let base = if kata_dir::of_user(path).is_some() { &self.run } else { &self.base };
+        let relative = path.strip_prefix(&base.path).map_err(|_| outside())?;
         let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
         if relative.as_os_str().is_empty() || !plain {
             return Err(outside());
         }
-        Ok(Place { base: Arc::clone(&self.base), relative: relative.to_owned() })
-    }
-
-    /// Takes charge of directories that an earlier server has made on the way to others.
-    pub(super) fn adopt_parents(&self, made: Vec<PathBuf>) {
-        self.base.parents().extend(made);
+        Ok(Place { base: Arc::clone(base), relative: relative.to_owned() })
     }
 
     /// A place in a container's own directory.
@@ -97,6 +97,11 @@ impl Place {
             .filter(|above| parents.contains(*above))
             .map(Path::to_owned)
             .collect()
+    }
+
+    /// Takes charge of directories that an earlier server has made on the way to it.
+    pub(super) fn adopt_parents(&self, made: Vec<PathBuf>) {
+        self.base.parents().extend(made);
     }
 
     /// A handle to what is there (`O_PATH`).
@@ -273,6 +278,13 @@ mod tests {
             assert!(message.contains("/run/kata-containers"), "{message:?} does not name the allowed place");
         }
         assert!(places.locate(Path::new("/run/kata-containers/../../etc")).is_err());
+        let of_user = Path::new("/run/user/1000/run/kata-containers/sandbox/shm");
+        assert_eq!(places.locate(of_user).unwrap().path(), of_user);
+        for bad in
+            ["/run/user/1000/x", "/run/user/0/run/kata-containers/x", "/run/user/1/run/kata-containers/../x"]
+        {
+            assert!(places.locate(Path::new(bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

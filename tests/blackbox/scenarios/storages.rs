@@ -1,12 +1,17 @@
 //! Storages that need no device of their own: a directory, a bind of it, an overlay over it.
 
-use nakai_ctl::sandbox;
-use nakai_protocols::agent::Storage;
+use nakai_ctl::sandbox::{self, shm_storage};
+use nakai_protocols::agent::{Storage, VolumeStatsRequest};
+use ttrpc::Code;
 
+use crate::harness::expect::refused;
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![scenario!(a_directory_is_bound_and_laid_over).own_agent()]
+    vec![
+        scenario!(a_directory_is_bound_and_laid_over).own_agent(),
+        scenario!(a_host_without_root_has_its_paths_elsewhere).own_agent().host_only(),
+    ]
 }
 
 /// `local` makes a directory, `bind` shows it elsewhere, and `overlayfs` takes what is written for itself.
@@ -73,4 +78,37 @@ async fn an_image_needs_the_hub_that_pulls_it(ctx: &Ctx) -> Outcome {
         assert!(error.message.contains(word), "{word:?} is not in: {error}");
     }
     ctx.returns_to(&before).await
+}
+
+/// A shim whose VMM runs as a user has that user's directory in all its paths, also in the guest.
+async fn a_host_without_root_has_its_paths_elsewhere(ctx: Ctx) -> Outcome {
+    let moved = |path: &str| path.replace("/run/kata-containers", "/run/user/4242/run/kata-containers");
+    let mut wanted = sandbox::request("rootless", "rootless", !ctx.is_host());
+    wanted.storages.iter_mut().for_each(|storage| storage.mount_point = moved(&storage.mount_point));
+    ctx.client().create_sandbox(&wanted).await?;
+    let memory = wanted.storages.last().ok_or("no storage")?.mount_point.clone();
+
+    let container = ctx.container(|spec| {
+        spec.args(["sleep", "1000000"]).mount("/memory", &memory, "bind", &["bind", "rw"])
+    })?;
+    let mut request = container.request();
+    let spec = request.OCI.mut_or_insert_default();
+    // What this host shares is where it is.
+    let prefix = if ctx.is_host() { "/run/kata-containers/sandbox/" } else { "/run/kata-containers/" };
+    let root = &mut spec.Root.mut_or_insert_default().Path;
+    let paths = spec.Mounts.iter_mut().map(|mount| &mut mount.source).chain([root]);
+    paths.filter(|path| path.starts_with(prefix)).for_each(|path| *path = moved(path));
+    ctx.client().create_container_with(&request).await?;
+    container.start().await?;
+    let seen = "echo kept > /memory/file; grep -c ' /memory tmpfs ' /proc/mounts";
+    assert_eq!(container.sh(seen).await?, "1");
+    let request = VolumeStatsRequest { volume_guest_path: memory, ..Default::default() };
+    let stats = ctx.client().agent().get_volume_stats(ctx.client().context(), &request).await?;
+    assert!(stats.usage.iter().all(|usage| usage.used > 0), "{stats:?}");
+    container.remove().await?;
+    let outside = Storage { mount_point: "/run/user/0/run/kata-containers/x".into(), ..shm_storage() };
+    let mut request = container.request();
+    request.storages.push(outside);
+    refused(ctx.client().create_container_with(&request).await, Code::INVALID_ARGUMENT, &["/run/user/0/"]);
+    Ok(())
 }
