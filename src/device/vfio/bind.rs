@@ -18,6 +18,14 @@ pub(super) fn bind(sys: &Path, address: PciAddress) -> Result<Group, DeviceError
     let group = link_name(&device.join("iommu_group")).ok_or(DeviceError::NoIommuGroup { address })?;
     let driver = link_name(&device.join("driver"));
     if driver.as_deref() != Some(DRIVER) {
+        let not_bound = |driver: Option<String>| DeviceError::NotBound {
+            address,
+            driver: driver.unwrap_or_else(|| "none".to_owned()),
+        };
+        // Nor without the driver: nobody else should have lost the function then.
+        if !bus.join("drivers").join(DRIVER).exists() {
+            return Err(not_bound(driver));
+        }
         let failed = |step| move |source| DeviceError::Bind { address, step, source };
         write(&device.join("driver_override"), DRIVER).map_err(failed("name the driver vfio-pci for"))?;
         if driver.is_some() {
@@ -27,10 +35,10 @@ pub(super) fn bind(sys: &Path, address: PciAddress) -> Result<Group, DeviceError
         write(&bus.join("drivers_probe"), &address.to_string()).map_err(failed("probe the driver for"))?;
         let driver = link_name(&device.join("driver"));
         if driver.as_deref() != Some(DRIVER) {
-            return Err(DeviceError::NotBound {
-                address,
-                driver: driver.unwrap_or_else(|| "none".to_owned()),
-            });
+            // Back to whoever had it. What can't be done of that is not why this failed.
+            let _ = write(&device.join("driver_override"), "\n");
+            let _ = write(&bus.join("drivers_probe"), &address.to_string());
+            return Err(not_bound(driver));
         }
     }
     Ok(Group(group))

@@ -131,9 +131,23 @@ fn another_driver_has_to_let_go() {
     let error = run(guest.find(&["0000:1a:02.0=02/00"], Use::Container)).unwrap_err().to_string();
     assert_eq!(error, "vfio-pci did not take 0000:01:00.0, whose driver is virtio-pci");
     let function = guest.path("sys/bus/pci/devices/0000:01:00.0");
-    assert_eq!(fs::read_to_string(function.join("driver_override")).unwrap(), "vfio-pci");
+    // And gets it back: that is written over the name of the other one.
+    assert_eq!(fs::read_to_string(function.join("driver_override")).unwrap(), "\nfio-pci");
     assert_eq!(fs::read_to_string(function.join("driver/unbind")).unwrap(), "0000:01:00.0");
     assert_eq!(fs::read_to_string(guest.path("sys/bus/pci/drivers_probe")).unwrap(), "0000:01:00.0");
+}
+
+#[test]
+fn without_vfio_pci_nobody_loses_a_function() {
+    let guest = Guest::new();
+    guest.function("0000:01:00.0", "virtio-pci", Some("7"));
+    fs::remove_dir(guest.path("sys/bus/pci/drivers/vfio-pci")).unwrap();
+    let error = run(guest.find(&["0000:1a:02.0=02/00"], Use::Container)).unwrap_err().to_string();
+    assert_eq!(error, "vfio-pci did not take 0000:01:00.0, whose driver is virtio-pci");
+    let function = guest.path("sys/bus/pci/devices/0000:01:00.0");
+    for file in ["driver_override", "driver/unbind"] {
+        assert_eq!(fs::read_to_string(function.join(file)).unwrap(), "");
+    }
 }
 
 #[test]
