@@ -87,12 +87,13 @@ async fn steps(
     let state_root = environment.config.state_dir.join(CONTAINERS);
     let connections = ports::take(environment.ports.as_deref(), request.ports);
     let connections = gone.unless(async { Ok(connections.await?) }).await?;
+    let storages = crate::storage::unfold(&environment.config.kata_dir, &id, request.storages)?;
     let record = ContainerRecord {
         id: id.to_string(),
         bundle: bundle.clone(),
         owns_bundle: false,
         state_root: state_root.clone(),
-        storages: request.storages.iter().map(|storage| storage.mount_point.to_string()).collect(),
+        storages: storages.iter().map(|storage| storage.mount_point.to_string()).collect(),
         cgroup: None,
         unit: None,
         killed_before: 0,
@@ -102,7 +103,7 @@ async fn steps(
     let record = bundle::make(environment, record, undo).await?;
     let devices = gone.unless(async { Ok(environment.devices.find_all(&request.devices).await?) }).await?;
     let spec = gone.unless(cdi::inject(environment, request.spec)).await?;
-    gone.unless(attach_storages(environment, &id, request.storages, undo)).await?;
+    gone.unless(attach_storages(environment, &id, storages, undo)).await?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     let termination_log = diagnostics::termination_log(&spec);
     let asked = Asked::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
@@ -220,7 +221,7 @@ async fn attach_storages(
     storages: Vec<crate::storage::StorageRequest>,
     undo: &mut Undo,
 ) -> Result<(), SandboxError> {
-    for storage in crate::storage::unfold(&environment.config.kata_dir, id, storages)? {
+    for storage in storages {
         attach_storage(environment, Some(id), storage, undo).await?;
     }
     Ok(())

@@ -12,6 +12,7 @@ use nakai_protocols::agent::{FSGroup, Storage};
 use serde_json::json;
 use ttrpc::Code;
 
+use super::recovery::crash;
 use crate::harness::expect::refused;
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
@@ -204,7 +205,13 @@ async fn layers_make_a_root(ctx: &Ctx) -> Outcome {
     let container = with_storages(ctx, &[partition("2"), partition("1")]).await?;
     let seen = "cat /layers/name /layers/top /layers/middle; echo new > /layers/new && cat /layers/new";
     assert_eq!(container.sh(seen).await?, "top top middle new");
-    container.remove().await?;
+    // The next server knows the layers, too.
+    let mounted = "grep -c multi-layer $PROC/1/mountinfo; true";
+    let before = ctx.guest_sh(mounted).await?;
+    let ctx = &crash(ctx).await?;
+    assert_eq!(ctx.guest_sh(mounted).await?, before);
+    container.over(ctx).remove().await?;
+    assert_eq!(ctx.guest_sh(mounted).await?, "0");
     let text = |name: &str| Fallible::Ok(std::fs::read_to_string(ctx.files()?.join(name))?.trim().to_owned());
     let checked = |hash: &str, offset: &str| {
         let (hash, offset) =
