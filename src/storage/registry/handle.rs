@@ -33,7 +33,8 @@ impl StorageHandle {
 
     /// Lets go of the storage after use. The last user's release unmounts it and removes the directory if it
     /// was made for it, unless the storage lives as long as the sandbox (`shared`, and the drivers
-    /// `ephemeral` and `local`). Once polled, the work goes on even if the future is dropped.
+    /// `ephemeral` and `local`). Once polled, the work goes on even if the future is dropped, and what outlives its users
+    /// stays.
     ///
     /// # Errors
     ///

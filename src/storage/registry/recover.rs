@@ -100,9 +100,10 @@ impl Inner {
     /// with a half-made container.
     pub(super) async fn note_used(&self, point: &GuestPath, serial: u64) -> Result<(), StorageError> {
         let is_news = {
-            let table = self.table();
-            let entry = table.entries.get(point).filter(|entry| entry.serial == serial);
-            entry.is_some_and(|entry| entry.outlives_users && !entry.was_used)
+            let mut table = self.table();
+            let entry = table.entries.get_mut(point).filter(|entry| entry.serial == serial);
+            // At once: the data stays also if this can't be written down, or nobody waits for it.
+            entry.is_some_and(|entry| !std::mem::replace(&mut entry.was_used, true) && entry.outlives_users)
         };
         match self.records.clone().filter(|_| is_news) {
             Some(records) => {
@@ -191,12 +192,14 @@ impl Storages {
 
     /// Takes down what no user has taken over, unless it lives as long as the sandbox.
     pub async fn release_unused(&self) {
-        let unused: Vec<(u64, GuestPath)> = {
+        let mut unused: Vec<(u64, GuestPath)> = {
             let table = self.inner.table();
             let is_unused = |entry: &Entry| entry.users == 0 && !(entry.outlives_users && entry.was_used);
             let unused = table.entries.iter().filter(|(_, entry)| is_unused(entry));
             unused.map(|(point, entry)| (entry.serial, point.clone())).collect()
         };
+        // One may be mounted in another: the newest first.
+        unused.sort_unstable_by(|a, b| b.cmp(a));
         for (serial, point) in unused {
             info!(self.inner.log, "a storage is nobody's"; "mount_point" => %point);
             if let Err(error) = Arc::clone(&self.inner).evict(&point, serial).await {

@@ -294,7 +294,7 @@ impl Inner {
         mut attachment: Attachment,
     ) -> Result<(), StorageError> {
         let (ops, records) = (Arc::clone(&self.ops), self.records.clone());
-        let taken_down = blocking(point.as_path().to_owned(), move || {
+        let taken_down = self.bulkhead.run(point.as_path(), move || {
             let outcome = attachment.take_down(&*ops);
             if attachment.is_empty() {
                 super::recover::remove(records.as_deref(), serial);
@@ -303,7 +303,13 @@ impl Inner {
         });
         let (attachment, outcome) = match taken_down.await {
             Ok((attachment, outcome)) => (attachment, outcome),
-            Err(error) => (Attachment::default(), Err(error)),
+            Err(error) => {
+                let mount_point = point.as_path().to_owned();
+                (
+                    Attachment::default(),
+                    Err(StorageError::CutShort { mount_point, reason: error.to_string() }),
+                )
+            }
         };
         let mut table = self.table();
         let Some(entry) = table.entries.get_mut(point).filter(|entry| entry.serial == serial) else {

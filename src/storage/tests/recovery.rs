@@ -73,3 +73,21 @@ fn directories_go_with_what_was_put_in_them() {
     });
     assert!(!guest.path("c1/upper").exists());
 }
+
+/// Nor if the user goes away while it is written down.
+#[test]
+fn a_volume_that_was_used_stays_though_nobody_could_note_it() {
+    run(async |guest, _| {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::new(directory.path().to_owned());
+        records.prepare(&["storages"]).unwrap();
+        fs::write(directory.path().join("used"), "in the way").unwrap();
+        let storages = guest.storages_with(Some(Arc::new(records)));
+        let wire = guest.request("ephemeral", "tmpfs", "e");
+        attach(&storages, &wire).await.unwrap().release().await.unwrap_err();
+        // Who asks next finds it, and does not wait for it to be taken down.
+        let _next = attach(&storages, &wire).await.unwrap();
+        let mounts = guest.calls().iter().filter(|call| call.starts_with("mount")).count();
+        assert_eq!(mounts, 1, "the data is lost");
+    });
+}
