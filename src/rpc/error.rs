@@ -220,6 +220,7 @@ fn storage_code(error: &StorageError) -> Code {
         E::Unsupported { .. } => Code::UNIMPLEMENTED,
         E::NotAttached { .. } => Code::NOT_FOUND,
         E::Conflict { .. } | E::Image { .. } => Code::FAILED_PRECONDITION,
+        E::Device { cause, .. } => cause.downcast_ref().map_or(Code::INTERNAL, device_code),
         _ => Code::INTERNAL,
     }
 }

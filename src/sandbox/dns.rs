@@ -27,7 +27,7 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
     /// The file could not be written.
-    #[error("writing {path:?}")]
+    #[error("writing {path:?}: {source}")]
     Write {
         /// The file or its directory.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum DnsError {
         source: std::io::Error,
     },
     /// The place to bind it on, or the file itself, could not be opened.
-    #[error("opening {path:?}")]
+    #[error("opening {path:?}: {source}")]
     Open {
         /// Its path.
         path: PathBuf,
@@ -51,7 +51,7 @@ pub enum DnsError {
         path: PathBuf,
     },
     /// The bind mount failed.
-    #[error("binding {from:?} on {on:?}")]
+    #[error("binding {from:?} on {on:?}: {source}")]
     Bind {
         /// The file that was written.
         from: PathBuf,
@@ -62,7 +62,7 @@ pub enum DnsError {
         source: Errno,
     },
     /// The bind mount could not be taken away.
-    #[error("unmounting {path:?}")]
+    #[error("unmounting {path:?}: {source}")]
     Unmount {
         /// The guest's own file.
         path: PathBuf,

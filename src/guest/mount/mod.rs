@@ -23,6 +23,7 @@ use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 pub use self::guard::MountGuard;
+use self::options::ATIME;
 pub use self::options::{MountOptions, OptionsError};
 use super::beneath::{BeneathError, Root, fd_path};
 
@@ -237,9 +238,6 @@ fn mount_at(order: &Order<'_>) -> Result<(), MountError> {
     }
     Ok(())
 }
-
-/// All flags that say how access times are kept: one of them replaces another.
-const ATIME: MsFlags = MsFlags::MS_NOATIME.union(MsFlags::MS_RELATIME).union(MsFlags::MS_STRICTATIME);
 
 fn merge(inherited: MsFlags, wanted: MsFlags, cleared: MsFlags) -> MsFlags {
     let replaced = if wanted.intersects(ATIME) { ATIME } else { MsFlags::empty() };

@@ -62,6 +62,10 @@ fn effect(word: &str) -> Option<Effect> {
     })
 }
 
+/// When the time of the last access is written: one of these, or none.
+pub(super) const ATIME: MsFlags =
+    MsFlags::MS_NOATIME.union(MsFlags::MS_RELATIME).union(MsFlags::MS_STRICTATIME);
+
 /// Why options can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OptionsError {
@@ -128,6 +132,9 @@ impl MountOptions {
             }
             match effect(word) {
                 Some(Effect::Set(flags)) => {
+                    if flags.intersects(ATIME) {
+                        options.flags.remove(ATIME);
+                    }
                     options.flags.insert(flags);
                     options.cleared.remove(flags);
                 }
@@ -180,6 +187,8 @@ mod tests {
             ("defaults", MsFlags::empty(), MsFlags::empty(), ""),
             ("ro nosuid size=1k", MsFlags::MS_RDONLY | MsFlags::MS_NOSUID, MsFlags::empty(), "size=1k"),
             ("ro rw", MsFlags::empty(), MsFlags::empty(), ""),
+            ("noatime relatime", MsFlags::MS_RELATIME, MsFlags::empty(), ""),
+            ("strictatime noatime", MsFlags::MS_NOATIME, MsFlags::empty(), ""),
             ("rbind rslave", MsFlags::MS_BIND | MsFlags::MS_REC, MsFlags::MS_SLAVE | MsFlags::MS_REC, ""),
             ("remount size=2m mode=700", MsFlags::MS_REMOUNT, MsFlags::empty(), "size=2m,mode=700"),
             (
