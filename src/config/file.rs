@@ -49,14 +49,17 @@ fn wrong(key: &str, value: &Value, reason: String) -> ConfigError {
     ConfigError::Value { source_kind: Source::File, name: key.to_owned(), value, reason }
 }
 
-/// The value as the text its option's parser takes. A duration may be the table `{ secs = 3, nanos = 0 }`.
+/// The value as the text its option's parser takes. A duration may be the table `{ secs = 3, nanos = 0 }`; a part of a
+/// second counts as one.
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Integer(number) => Some(number.to_string()),
         Value::Boolean(truth) => Some(truth.to_string()),
         Value::Table(table) if table.keys().all(|key| key == "secs" || key == "nanos") => {
-            table.get("secs").and_then(Value::as_integer).map(|secs| secs.to_string())
+            let part = table.get("nanos").and_then(Value::as_integer).is_some_and(|nanos| nanos > 0);
+            let secs = table.get("secs").and_then(Value::as_integer)?;
+            Some(secs.saturating_add(part.into()).to_string())
         }
         _ => None,
     }

@@ -61,7 +61,8 @@ fn nothing_said_gives_the_defaults() {
 
 #[test]
 fn a_later_source_wins() {
-    let file = "log_level = 'critical'\nhotplug_timeout = { secs = 7, nanos = 0 }\ndebug_console = true\n";
+    let file =
+        "log_level = 'critical'\nhotplug_timeout = { secs = 6, nanos = 500000000 }\ndebug_console = true\n";
     let mut given = Given { args: &["--config", "/c.toml"], file: Some(file), ..NOTHING };
     let (config, _) = load(&given).unwrap();
     assert_eq!((config.log_level, config.hotplug_timeout), (Level::Critical, Duration::from_secs(7)));
