@@ -213,7 +213,68 @@ half a line
         assert!(!is_mount_point(Path::new("/proc/self")).unwrap());
     }
 
+    /// Writes a field as the kernel does (seq_escape of fs/proc_namespace.c).
+    fn escape(field: &[u8]) -> Vec<u8> {
+        let one = |byte: &u8| match byte {
+            b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+            _ => vec![*byte],
+        };
+        field.iter().flat_map(one).collect()
+    }
+
+    fn write(mount: &MountInfo) -> Vec<u8> {
+        let MountInfo { id, parent, major, minor, root, mount_point, options, propagation, .. } = mount;
+        let path = |path: &PathBuf| escape(path.as_os_str().as_encoded_bytes());
+        let blank = |text: &str| if text.is_empty() { String::new() } else { format!(" {text}") };
+        [
+            format!("{id} {parent} {major}:{minor} ").into_bytes(),
+            path(root),
+            b" ".to_vec(),
+            path(mount_point),
+            format!(" {options}{} - ", blank(propagation)).into_bytes(),
+            escape(mount.fstype.as_bytes()),
+            b" ".to_vec(),
+            escape(mount.source.as_bytes()),
+            format!(" {}\n", mount.super_options).into_bytes(),
+        ]
+        .concat()
+    }
+
+    fn any_mount() -> impl proptest::strategy::Strategy<Value = MountInfo> {
+        use proptest::prelude::*;
+        let path = || prop::collection::vec(any::<u8>().prop_filter("no NUL", |byte| *byte != 0), 0..12);
+        let path = move || {
+            path().prop_map(|bytes| PathBuf::from(OsString::from_vec([b"/".to_vec(), bytes].concat())))
+        };
+        let numbers = (any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>());
+        let tags = prop::sample::select(vec!["", "shared:1", "shared:7 master:3", "unbindable"]);
+        let words = ("[a-z0-9=,]{1,12}", "[a-z0-9.]{1,8}", "[ -~]{0,12}", "[a-z0-9=,]{1,12}");
+        (numbers, path(), path(), tags, words).prop_map(|(numbers, root, mount_point, tags, words)| {
+            let ((id, parent, major, minor), (options, fstype, source, super_options)) = (numbers, words);
+            let propagation = tags.to_owned();
+            MountInfo {
+                id,
+                parent,
+                major,
+                minor,
+                root,
+                mount_point,
+                options,
+                propagation,
+                fstype,
+                source,
+                super_options,
+            }
+        })
+    }
+
     proptest::proptest! {
+        #[test]
+        fn what_the_kernel_writes_is_read(mounts in proptest::collection::vec(any_mount(), 0..4)) {
+            let text: Vec<u8> = mounts.iter().flat_map(write).collect();
+            proptest::prop_assert_eq!(parse(&text), mounts);
+        }
+
         #[test]
         fn never_panics(text: Vec<u8>) {
             parse(&text);

@@ -208,6 +208,41 @@ mod tests {
         }
 
         #[test]
+        fn any_list_is_the_union_of_its_parts(
+            parts in prop::collection::vec((0..=MAX, 0u16..20, any::<bool>()), 1..8),
+        ) {
+            let parts: Vec<_> = parts
+                .into_iter()
+                .map(|(first, more, alone)| (first, if alone { first } else { first.saturating_add(more).min(MAX) }))
+                .collect();
+            let words = parts.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
+            let set: CpuSet = words.collect::<Vec<_>>().join(",").parse().unwrap();
+            let expected: CpuSet = parts.iter().flat_map(|(a, b)| *a..=*b).collect();
+            prop_assert_eq!(&set, &expected);
+            prop_assert_eq!(set.len(), expected.0.len());
+            // The shortest form: its parts rise, and between two of them something is missing.
+            let printed = set.to_string();
+            let ends: Vec<Vec<u16>> =
+                printed.split(',').map(|part| part.split('-').map(|n| n.parse().unwrap()).collect()).collect();
+            for pair in ends.windows(2) {
+                prop_assert!(pair[0].last().unwrap() + 1 < pair[1][0], "{}", printed);
+            }
+        }
+
+        #[test]
+        fn a_container_never_gets_what_is_not_online(
+            asked in prop::collection::btree_set(0u16..16, 0..8), online in prop::collection::btree_set(0u16..16, 1..8),
+        ) {
+            let (asked, online): (CpuSet, CpuSet) = (asked.into_iter().collect(), online.into_iter().collect());
+            let cpu = json!({"cpus": asked.to_string()});
+            let mut linux: Linux = serde_json::from_value(json!({"resources": {"cpu": cpu}})).unwrap();
+            apply(&mut linux, &online, None, &mut Vec::new()).unwrap();
+            let value = serde_json::to_value(&linux).unwrap();
+            let given = value["resources"]["cpu"]["cpus"].as_str().unwrap_or_default();
+            prop_assert_eq!(given.parse::<CpuSet>().unwrap(), asked.intersection(&online));
+        }
+
+        #[test]
         fn no_text_makes_it_panic(text in "[0-9,\\- \n]{0,24}") {
             let _ = text.parse::<CpuSet>();
         }

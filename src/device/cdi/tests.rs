@@ -187,6 +187,37 @@ proptest! {
     }
 
     #[test]
+    fn every_kind_and_name_is_read_back(
+        vendor in "[a-z]([a-z0-9_.-]{0,8}[a-z0-9])?", class in "[A-Za-z]([a-z0-9_-]{0,8}[a-z0-9])?",
+        devices in prop::collection::vec("[a-z0-9]([a-zA-Z0-9_.:-]{0,6}[a-z0-9])?", 1..4),
+    ) {
+        let kind = format!("{vendor}/{class}");
+        prop_assert_eq!(name::check_kind(&kind), Ok(()));
+        let names: Vec<CdiName> =
+            devices.iter().map(|device| CdiName { kind: kind.clone(), device: Some(device.clone()) }).collect();
+        for name in &names {
+            prop_assert_eq!(&name.to_string().parse::<CdiName>().unwrap(), name);
+        }
+        // In the variable a colon begins the next kind.
+        if !devices.iter().any(|device| device.contains(':') || device == "all") {
+            let list = format!("{kind}={}:{kind}=all", devices.join(","));
+            let all = CdiName { kind: kind.clone(), device: None };
+            prop_assert_eq!(name::visible(&list).unwrap(), [names, vec![all]].concat());
+        }
+    }
+
+    #[test]
+    fn no_kind_has_other_letters_or_parts(
+        kind in "[a-z]{1,4}/[a-z]{1,4}", at in 0_usize..9, wrong in "[ =:,/\\\\é]",
+    ) {
+        let at = at.min(kind.len());
+        let mut other = kind.clone();
+        other.insert_str(at, &wrong);
+        prop_assert!(name::check_kind(&other).is_err(), "{}", other);
+        prop_assert!(name::check_kind(&kind).is_ok());
+    }
+
+    #[test]
     fn no_name_makes_it_panic(text in "[a1/=:.,-]{0,24}") {
         if let Ok(name) = text.parse::<CdiName>() {
             prop_assert_eq!(name.to_string(), text.clone());

@@ -202,7 +202,58 @@ mod tests {
         }
     }
 
+    /// Writes an event as the kernel does, its fields in any order, with some that nobody reads.
+    fn write(event: &Uevent, order: &[usize]) -> Vec<u8> {
+        let action = match &event.action {
+            Action::Add => "add",
+            Action::Remove => "remove",
+            Action::Change => "change",
+            Action::Other(other) => other,
+        };
+        let some = |key, value: Option<String>| value.map(|value| format!("{key}={value}"));
+        let fields = [
+            some("ACTION", Some(action.to_owned())),
+            some("DEVPATH", Some(event.devpath.clone())),
+            some("SUBSYSTEM", Some(event.subsystem.clone()).filter(|subsystem| !subsystem.is_empty())),
+            some("DEVNAME", event.devname.clone()),
+            some("INTERFACE", event.interface.clone()),
+            some("SEQNUM", event.seqnum.map(|number| number.to_string())),
+            some("MODALIAS", Some("virtio:d2=v1".to_owned())),
+        ];
+        let header = format!("{action}@{}\0", event.devpath);
+        let ordered = order.iter().filter_map(|&at| fields[at].as_ref()).map(|field| format!("{field}\0"));
+        ordered.fold(header, |text, field| text + &field).into_bytes()
+    }
+
+    fn any_event() -> impl Strategy<Value = Uevent> {
+        let action = prop_oneof![
+            Just(Action::Add),
+            Just(Action::Remove),
+            Just(Action::Change),
+            prop::sample::select(vec!["bind", "move", "offline"])
+                .prop_map(|other| Action::Other(other.to_owned())),
+        ];
+        let name = || prop::option::of("[a-z0-9/=!]{0,8}");
+        (action, "/[a-z0-9:./=@]{0,30}", "[a-z_]{0,8}", name(), name(), any::<Option<u64>>()).prop_map(
+            |(action, devpath, subsystem, devname, interface, seqnum)| Uevent {
+                action,
+                devpath,
+                subsystem,
+                devname,
+                interface,
+                seqnum,
+            },
+        )
+    }
+
     proptest! {
+        #[test]
+        fn what_the_kernel_writes_is_read(
+            event in any_event(), order in Just((0..7).collect::<Vec<usize>>()).prop_shuffle(),
+        ) {
+            prop_assert_eq!(Uevent::parse(&write(&event, &order)), Ok(event));
+        }
+
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = Uevent::parse(&bytes);

@@ -226,7 +226,41 @@ mod tests {
         );
     }
 
+    /// The words for one flag: that sets it, and that clears it.
+    const PAIRS: [(&str, &str, MsFlags); 6] = [
+        ("ro", "rw", MsFlags::MS_RDONLY),
+        ("nosuid", "suid", MsFlags::MS_NOSUID),
+        ("nodev", "dev", MsFlags::MS_NODEV),
+        ("noexec", "exec", MsFlags::MS_NOEXEC),
+        ("noatime", "atime", MsFlags::MS_NOATIME),
+        ("sync", "async", MsFlags::MS_SYNCHRONOUS),
+    ];
+
+    fn any_words() -> impl proptest::strategy::Strategy<Value = Vec<&'static str>> {
+        let known = PAIRS.iter().flat_map(|(set, clear, _)| [*set, *clear]);
+        let words = known.chain(["rslave", "private", "size=1k", "mode=700", "defaults", "bind", ""]);
+        proptest::collection::vec(proptest::sample::select(words.collect::<Vec<_>>()), 0..12)
+    }
+
     proptest::proptest! {
+        #[test]
+        fn of_words_for_one_flag_the_last_counts(words in any_words()) {
+            let options = MountOptions::parse(&words).unwrap();
+            for (set, clear, flag) in PAIRS {
+                let last = words.iter().rev().find(|word| [set, clear].contains(*word));
+                proptest::prop_assert_eq!(options.flags.contains(flag), last == Some(&set), "{}", set);
+                proptest::prop_assert_eq!(options.cleared.contains(flag), last == Some(&clear), "{}", clear);
+            }
+            let data: Vec<_> = words.iter().filter(|word| word.contains('=')).copied().collect();
+            proptest::prop_assert_eq!(&options.data, &data.join(","));
+            // What it has understood, in words again, means the same.
+            let flags = PAIRS.iter().filter(|(_, _, flag)| options.flags.contains(*flag)).map(|(set, ..)| *set);
+            let cleared = PAIRS.iter().filter(|(_, _, flag)| options.cleared.contains(*flag)).map(|(_, clear, _)| *clear);
+            let others = words.iter().copied().filter(|word| ["rslave", "private", "bind"].contains(word));
+            let again: Vec<_> = data.iter().copied().chain(flags).chain(others).chain(cleared).collect();
+            proptest::prop_assert_eq!(MountOptions::parse(&again).unwrap(), options);
+        }
+
         #[test]
         fn no_word_is_lost_or_panics(words: Vec<String>) {
             if let Ok(options) = MountOptions::parse(&words) {
