@@ -112,13 +112,7 @@ pub(crate) enum Command {
         ids: Vec<String>,
     },
     /// Print the output of a container that runs detached, or is kept
-    Logs {
-        /// Go on until the container has ended
-        #[arg(short, long)]
-        follow: bool,
-        /// The container
-        id: String,
-    },
+    Logs(LogsOptions),
     /// Print all that is known of a container, as JSON
     Inspect {
         /// The container
@@ -288,6 +282,21 @@ pub(crate) struct ExecOptions {
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) args: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LogsOptions {
+    /// Go on until the container has ended
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(crate) tail: Option<usize>,
+    /// Only what was printed since then: 2026-01-31T12:00:00Z, or 10m ago
+    #[arg(long, value_parser = super::logs::since, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// The container
+    pub(crate) id: String,
 }
 
 #[derive(Args, Debug)]

@@ -1,18 +1,13 @@
 //! What is done to a container by its name, whichever front end has made it: start, stop, pause, resume, kill, rm,
-//! inspect, logs.
+//! inspect.
 
 use std::time::Duration;
 
 use nakai_ctl::Address;
-use nakai_ctl::cri::{CriError, Engine, log};
-use nakai_ctl::stdio::Output;
-use tokio::io::AsyncWriteExt as _;
+use nakai_ctl::cri::{CriError, Engine};
 
 use super::error::CliError;
 use super::{attend, target};
-
-/// How often a log that is followed is looked at: files tell nobody when they grow.
-const FOLLOW_POLL: Duration = Duration::from_millis(100);
 
 /// Does something to one container after the other. What fails is told, and the others have their turn; the status is
 /// that of the last failure.
@@ -90,47 +85,4 @@ pub(crate) async fn inspect(address: Option<&Address>, id: &str) -> Result<u8, C
     let text = serde_json::to_string_pretty(&record);
     println!("{}", text.map_err(|error| CliError::io("container")(error.into()))?);
     Ok(0)
-}
-
-/// `logs`
-pub(crate) async fn logs(address: Option<&Address>, id: &str, follow: bool) -> Result<u8, CliError> {
-    print_logs(&target::engine(address).await?, id, follow).await
-}
-
-async fn print_logs(engine: &Engine, id: &str, follow: bool) -> Result<u8, CliError> {
-    let none = || CriError::field("log_path", "the container has no log: its output was this client's");
-    let path = engine.record(id)?.log.ok_or_else(none)?;
-    let mut offset = 0;
-    loop {
-        // Looked at first: what is written before the end is then printed.
-        let ended = !engine.record(id).is_ok_and(|record| record.lives());
-        let bytes = match std::fs::read(&path) {
-            // Nothing has been written yet.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            bytes => bytes.map_err(CliError::io(path.display().to_string()))?,
-        };
-        let fresh = bytes.get(offset..).unwrap_or_default();
-        let whole = fresh.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end.saturating_add(1));
-        print_log(fresh.get(..whole).unwrap_or_default()).await?;
-        offset = offset.saturating_add(whole);
-        if !follow || ended {
-            return Ok(0);
-        }
-        tokio::time::sleep(FOLLOW_POLL).await;
-    }
-}
-
-async fn print_log(text: &[u8]) -> Result<(), CliError> {
-    let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    for line in text.split_inclusive(|&byte| byte == b'\n') {
-        let Some(entry) = log::parse(line.strip_suffix(b"\n").unwrap_or(line)) else { continue };
-        let text = [entry.text, if entry.partial { b"" } else { b"\n" }].concat();
-        let written = match entry.output {
-            Output::Stdout => stdout.write_all(&text).await,
-            Output::Stderr => stderr.write_all(&text).await,
-        };
-        written.map_err(CliError::io("output"))?;
-    }
-    let flushed = async { stdout.flush().await.and(stderr.flush().await) };
-    flushed.await.map_err(CliError::io("output"))
 }

@@ -6,9 +6,10 @@ use clap::{Args, Subcommand};
 use nakai_ctl::Address;
 use nakai_ctl::cri::{ContainerConfig, ImageConfig, Order, PodSandboxConfig, json};
 
-use super::args::{ExecOptions, OwnVm};
+use super::args::{ExecOptions, LogsOptions, OwnVm};
 use super::containers;
 use super::error::CliError;
+use super::logs;
 use super::query;
 use super::run::{self, How};
 use super::target::Target;
@@ -27,13 +28,7 @@ pub(crate) enum CriCommand {
     /// Run a further process in a container and exit with its status
     Exec(ExecOptions),
     /// Print a container's log
-    Logs {
-        /// Go on until the container has ended
-        #[arg(short, long)]
-        follow: bool,
-        /// The container
-        id: String,
-    },
+    Logs(LogsOptions),
     /// Ask a container to end, and kill it when it does not
     Stop {
         /// How long it may take, in seconds
@@ -110,7 +105,7 @@ pub(crate) async fn dispatch(address: Option<&Address>, command: CriCommand) -> 
         }
         CriCommand::Start { id } => containers::start(address, &[id]).await,
         CriCommand::Exec(options) => run::exec(address, &options).await,
-        CriCommand::Logs { follow, id } => containers::logs(address, &id, follow).await,
+        CriCommand::Logs(options) => logs::logs(address, &options).await,
         CriCommand::Stop { timeout, id } => containers::stop(address, &[id], timeout).await,
         CriCommand::Rm { id } => containers::rm(address, &[id]).await,
         CriCommand::Ps => query::ps(address, false).await,

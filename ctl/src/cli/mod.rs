@@ -8,6 +8,7 @@ mod demo;
 mod error;
 mod events;
 mod images;
+mod logs;
 mod process;
 mod query;
 mod run;
@@ -98,7 +99,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Resume { ids } => containers::resume(address, &ids).await,
         Command::Kill { id, signal, all } => containers::kill(address, &id, signal, all).await,
         Command::Rm { force: _, ids } => containers::rm(address, &ids).await,
-        Command::Logs { follow, id } => containers::logs(address, &id, follow).await,
+        Command::Logs(options) => logs::logs(address, &options).await,
         Command::Inspect { id } => containers::inspect(address, &id).await,
         Command::Check => query::check(address).await,
         Command::Version => query::version(address).await,

@@ -79,6 +79,8 @@ impl<W: Write> LogStream<W> {
 /// An entry of a log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Entry<'a> {
+    /// When, as in the log.
+    pub time: &'a [u8],
     /// Which stream.
     pub output: Output,
     /// The line goes on in the stream's next entry.
@@ -90,14 +92,38 @@ pub struct Entry<'a> {
 /// Reads a line of a log, without its end; None if it is none.
 pub fn parse(line: &[u8]) -> Option<Entry<'_>> {
     let mut parts = line.splitn(4, |&byte| byte == b' ');
-    parts.next()?;
+    let time = parts.next()?;
     let output = match parts.next()? {
         b"stdout" => Output::Stdout,
         b"stderr" => Output::Stderr,
         _ => return None,
     };
     let tag = parts.next()?;
-    Some(Entry { output, partial: tag.starts_with(b"P"), text: parts.next()? })
+    Some(Entry { time, output, partial: tag.starts_with(b"P"), text: parts.next()? })
+}
+
+/// The entries of the `last` lines of a log, or of all, that begin at `since` or later. A line that came in parts is one
+/// line, and is there as a whole or not at all.
+pub fn select<'a>(log: &'a [u8], last: Option<usize>, since: &str) -> Vec<Entry<'a>> {
+    let mut lines = 0_usize;
+    // What the next entry of a stream goes on with: a line's number, or none if that is not wanted.
+    let (mut stdout, mut stderr) = (None, None);
+    let mut numbered = Vec::new();
+    for entry in log.split(|&byte| byte == b'\n').filter_map(parse) {
+        let goes_on = if entry.output == Output::Stdout { &mut stdout } else { &mut stderr };
+        let line = goes_on.take().unwrap_or_else(|| {
+            let wanted = entry.time >= since.as_bytes();
+            lines = lines.saturating_add(usize::from(wanted));
+            wanted.then_some(lines)
+        });
+        if entry.partial {
+            *goes_on = Some(line);
+        }
+        numbered.push((line, entry));
+    }
+    let before = lines.saturating_sub(last.unwrap_or(lines));
+    let wanted = |line: Option<usize>| line.is_some_and(|line| line > before);
+    numbered.into_iter().filter(|(line, _)| wanted(*line)).map(|(_, entry)| entry).collect()
 }
 
 #[cfg(test)]
@@ -146,6 +172,29 @@ mod tests {
             tags(&written(&[(Output::Stdout, &long)])),
             ["Stdout P 16384", "Stdout P 16384", "Stdout F yyyyy"]
         );
+    }
+
+    #[test]
+    fn the_last_lines_are_whole() {
+        // Two lines that come in parts at the same time, with others between.
+        let log = b"1 stdout F one\n2 stdout P tw\n3 stderr P er\n4 stdout F o\n5 stderr F r\n6 stdout F three\nnone\n";
+        let seen = |last, since| {
+            let texts = select(log, last, since).into_iter().map(|entry| String::from_utf8_lossy(entry.text));
+            texts.collect::<Vec<_>>().join(" ")
+        };
+        for (last, since, expected) in [
+            (None, "", "one tw er o r three"),
+            (Some(9), "", "one tw er o r three"),
+            (Some(3), "", "tw er o r three"),
+            (Some(2), "", "er r three"),
+            (Some(1), "", "three"),
+            (Some(0), "", ""),
+            (None, "2", "tw er o r three"),
+            (None, "2x", "er r three"),
+            (Some(1), "7", ""),
+        ] {
+            assert_eq!(seen(last, since), expected, "{last:?} {since}");
+        }
     }
 
     proptest! {
