@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nakai_ctl::Address;
+use nakai_ctl::cri::Engine;
 use nakai_ctl::cri::supervise::{Console, supervise};
-use nakai_ctl::cri::{CriError, Engine};
 
 use super::error::CliError;
 use super::{run, target};
@@ -39,25 +39,35 @@ pub(crate) async fn run(address: Option<&Address>, id: &str) -> Result<u8, CliEr
     let mut engine = target::engine(address).await?;
     loop {
         let ended = tokio::select! {
-            ended = supervise(&engine, id, Console::default()) => ended,
-            never = engine.note_oom_kills() => never.map(|()| 0),
+            ended = supervise(&engine, id, Console::default()) => ended.map_err(CliError::from),
+            never = engine.note_oom_kills() => never.map(|()| 0).map_err(CliError::from),
         };
-        let lost = matches!(&ended, Err(CriError::Call(error)) if error.connection_lost);
-        engine = match if lost { again(address, &engine, id).await } else { None } {
+        engine = match again_after(&ended, address, &engine, id).await {
             Some(again) => again,
             None => return run::noted(&engine, id, ended).await,
-        };
+        }
     }
 }
 
-/// The agent with another connection, if it has the container still.
-async fn again(address: Option<&Address>, engine: &Engine, id: &str) -> Option<Engine> {
+/// The agent with another connection, if that was all that went wrong and it has the container still.
+pub(crate) async fn again_after<T>(
+    ended: &Result<T, CliError>,
+    address: Option<&Address>,
+    engine: &Engine,
+    id: &str,
+) -> Option<Engine> {
     let lives = |engine: &Engine| engine.record(id).is_ok_and(|record| record.lives());
+    let Some(error) = ended.as_ref().err().filter(|error| error.connection_lost() && lives(engine)) else {
+        return None;
+    };
+    address?;
+    eprintln!("nakai-ctl: {error}; looking for the agent again");
     let deadline = Instant::now() + AWAY;
     while lives(engine) && Instant::now() < deadline {
         tokio::time::sleep(AGAIN_POLL).await;
+        // Looking for it also forgets containers of an agent that is another one.
         if let Ok(again) = target::engine(address).await {
-            return lives(&again).then_some(again);
+            return lives(&again).then(|| engine.by(again.client().clone()));
         }
     }
     None

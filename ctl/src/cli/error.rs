@@ -74,6 +74,18 @@ impl CliError {
         if error.code == Code::NOT_FOUND { NO_PROGRAM } else { NOT_EXECUTABLE }
     }
 
+    /// Whether the agent was lost on the way: it may have acted, and may be there again.
+    pub(crate) fn connection_lost(&self) -> bool {
+        match self {
+            Self::Call(error)
+            | Self::Stdio(StdioError::Call(error))
+            | Self::Cri(CriError::Call(error) | CriError::Stdio(StdioError::Call(error))) => {
+                error.connection_lost
+            }
+            _ => false,
+        }
+    }
+
     /// Adds what was being done to a system's error.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nakai_ctl::Address;
 use nakai_ctl::cri::extras::RootKind;
 use nakai_ctl::cri::supervise::{Console, supervise};
-use nakai_ctl::cri::{CriError, Engine, Order};
+use nakai_ctl::cri::{Engine, Order};
 use nakai_ctl::state::ContainerRecord;
 use nakai_ctl::vm::VmConfig;
 
@@ -92,8 +92,8 @@ pub(crate) async fn run_order(
         keep_log(&target.engine, &mut order);
     }
     let result = run_at(&target, &order, how).await;
-    if let (Err(CliError::Cri(CriError::Call(error))), Some(tail)) = (&result, target.console_tail())
-        && error.connection_lost
+    if let (Err(error), Some(tail)) = (&result, target.console_tail())
+        && error.connection_lost()
     {
         eprintln!("nakai-ctl: last lines of the VM's console:\n{tail}");
     }
@@ -120,15 +120,15 @@ pub(crate) async fn create(engine: &Engine, order: &Order, stays: bool) -> Resul
 }
 
 async fn run_at(target: &Target, order: &Order, how: How) -> Result<u8, CliError> {
-    let engine = &target.engine;
+    let mut engine = target.engine.clone();
     target.need_share(order)?;
     if how.named {
         engine.need_hostname(&order.pod).await?;
     }
-    let record = unless_interrupted(create(engine, order, how.stays())).await?;
+    let record = unless_interrupted(create(&engine, order, how.stays())).await?;
     let id = record.id.as_str();
-    let result = live(target, &record, how).await;
-    let stays = if result.is_ok() { how.stays() } else { how.stays() && has_failed(engine, id) };
+    let result = live(target, &mut engine, &record, how).await;
+    let stays = if result.is_ok() { how.stays() } else { how.stays() && has_failed(&engine, id) };
     // A VM of its own takes the container with it; an auto-removed one is gone already.
     if stays || engine.record(id).is_err() || (target.ends() && result.is_ok()) {
         return result;
@@ -145,29 +145,44 @@ fn has_failed(engine: &Engine, id: &str) -> bool {
     engine.record(id).is_ok_and(|record| record.state.word() == "error")
 }
 
-async fn live(target: &Target, record: &ContainerRecord, how: How) -> Result<u8, CliError> {
-    let (engine, id) = (&target.engine, record.id.as_str());
+/// Starts a container and stays with it, if need be by another connection, which `engine` has then.
+async fn live(
+    target: &Target,
+    engine: &mut Engine,
+    record: &ContainerRecord,
+    how: How,
+) -> Result<u8, CliError> {
+    let id = record.id.as_str();
     engine.start(id).await?;
     if how.detach {
         attend::leave(&target.address, id)?;
         println!("{id}");
         return Ok(0);
     }
-    let tty = record.order.config.tty;
-    let stdin = how.interactive.then(|| Box::new(tokio::io::stdin()) as _);
-    let work = async { noted(engine, id, supervise(engine, id, Console { stdin, echo: true }).await).await };
-    process::beside(engine.client(), id, id, how.interactive, tty, work).await
+    // A VM of its own is gone with its connection.
+    let address = (!target.ends()).then_some(&target.address);
+    loop {
+        let stdin = how.interactive.then(|| Box::new(tokio::io::stdin()) as _);
+        let console = Console { stdin, echo: true };
+        let work = async { Ok(supervise(engine, id, console).await?) };
+        let tty = record.order.config.tty;
+        let ended = process::beside(engine.client(), id, id, how.interactive, tty, work).await;
+        match attend::again_after(&ended, address, engine, id).await {
+            Some(again) => *engine = again,
+            None => return noted(engine, id, ended).await,
+        }
+    }
 }
 
 /// The end of a container that was stayed with. Why that did not work is on record.
-pub(crate) async fn noted(engine: &Engine, id: &str, ended: Result<i32, CriError>) -> Result<u8, CliError> {
+pub(crate) async fn noted(engine: &Engine, id: &str, ended: Result<i32, CliError>) -> Result<u8, CliError> {
     match ended {
         Ok(status) => Ok(exit_code(status)),
         // It may be gone with the machine, and all notes with it.
-        Err(error) if engine.record(id).is_err() => Err(error.into()),
+        Err(error) if engine.record(id).is_err() => Err(error),
         Err(error) => {
             engine.change(id, |record| record.fail(&error)).await?;
-            Err(error.into())
+            Err(error)
         }
     }
 }
@@ -195,7 +210,14 @@ pub(crate) async fn exec(address: Option<&Address>, options: &ExecOptions) -> Re
         }
     }
     engine.exec(id, &exec, process).await?;
-    process::attend(engine.client(), id, &exec, options.interactive, options.tty).await
+    let mut engine = engine;
+    loop {
+        let ended = process::attend(engine.client(), id, &exec, options.interactive, options.tty).await;
+        match attend::again_after(&ended, address, &engine, id).await {
+            Some(again) => engine = again,
+            None => return ended,
+        }
+    }
 }
 
 /// A terminal that nobody types at would wait for keys for ever.

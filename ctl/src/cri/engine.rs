@@ -43,6 +43,12 @@ impl Engine {
         Self { client, places, state, machine }
     }
 
+    /// The same by another connection.
+    #[must_use]
+    pub fn by(&self, client: Client) -> Self {
+        Self { client, ..self.clone() }
+    }
+
     /// The connection.
     pub fn client(&self) -> &Client {
         &self.client

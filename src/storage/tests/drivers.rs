@@ -171,6 +171,11 @@ fn huge_pages_come_with_the_volume_and_go_with_it() {
         for bad in ["size=5M", "pagesize=2M,size=50%", "pagesize=512"] {
             refused(&storages, &agent::Storage { options: vec![bad.to_owned()], ..wire.clone() }).await;
         }
+        let _there = attach(&storages, &wire).await.unwrap();
+        let mut resize = wire.clone();
+        options(&mut resize, &["remount", "size=8M"]);
+        let error = storages.remount_ephemeral(StorageRequest::try_from(&resize).unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains("another size for a volume of huge pages"), "{error}");
     });
 }
 

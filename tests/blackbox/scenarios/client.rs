@@ -48,7 +48,12 @@ impl Client {
         command
     }
 
-    async fn try_run(&self, args: &[&str]) -> Fallible<Output> {
+    /// Where its notes and images are.
+    pub(super) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(super) async fn try_run(&self, args: &[&str]) -> Fallible<Output> {
         Ok(self.command(args).output().await?)
     }
 
@@ -63,7 +68,7 @@ impl Client {
     }
 
     /// Runs a command until it prints what is wanted.
-    async fn until(&self, args: &[&str], wanted: &str) -> Outcome {
+    pub(super) async fn until(&self, args: &[&str], wanted: &str) -> Outcome {
         let deadline = tokio::time::Instant::now() + SHELL_LIMIT;
         loop {
             let seen = self.run(args).await?;
@@ -77,7 +82,23 @@ impl Client {
         }
     }
 
-    fn write(&self, name: &str, text: &Value) -> Fallible<String> {
+    /// All events until one, each as container, action and phase.
+    pub(super) async fn events(&self, address: &str, last: &str) -> Fallible<Vec<String>> {
+        let mut follower = self.command(&["--address", address, "events", "--all"]);
+        let mut follower = follower.stdout(Stdio::piped()).spawn()?;
+        let mut lines = BufReader::new(follower.stdout.take().ok_or("no output")?).lines();
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|seen| seen != last) {
+            let line =
+                tokio::time::timeout(SHELL_LIMIT, lines.next_line()).await??.ok_or("the events end")?;
+            let event: Value = serde_json::from_str(&line)?;
+            let words = ["container", "action", "phase"].map(|key| event[key].as_str().unwrap_or_default());
+            seen.push(words.join(" ").trim_end().to_owned());
+        }
+        Ok(seen)
+    }
+
+    pub(super) fn write(&self, name: &str, text: &Value) -> Fallible<String> {
         let path = self.directory.path().join(name);
         std::fs::write(&path, text.to_string())?;
         Ok(path.display().to_string())
@@ -159,20 +180,7 @@ async fn all_front_ends_have_one_notebook(ctx: Ctx) -> Outcome {
     }
     assert_eq!(run(&["ps"]).await?.lines().count(), 1);
 
-    let mut follower =
-        client.command(&at(&["events", "--all"]).iter().map(String::as_str).collect::<Vec<_>>());
-    let mut follower = follower.stdout(Stdio::piped()).spawn()?;
-    let mut lines = BufReader::new(follower.stdout.take().ok_or("no output")?).lines();
-    let mut seen = Vec::new();
-    let told = format!("{three} remove done");
-    while seen.last() != Some(&told) {
-        let line = tokio::time::timeout(SHELL_LIMIT, lines.next_line()).await??.ok_or("the events end")?;
-        let event: Value = serde_json::from_str(&line)?;
-        let word = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-        seen.push(
-            format!("{} {} {}", word("container"), word("action"), word("phase")).trim_end().to_owned(),
-        );
-    }
+    let seen = client.events(&address, &format!("{three} remove done")).await?;
     for (id, steps) in [(&one, "create start pause resume exec remove"), (&two, "create start remove")] {
         for step in steps.split(' ') {
             assert!(seen.contains(&format!("{id} {step} done")), "{step} of {id}: {seen:#?}");
@@ -244,11 +252,43 @@ async fn an_attendant_outlives_the_server(ctx: Ctx) -> Outcome {
     let words = String::from_utf8_lossy(&other.stderr);
     assert!(words.contains("hostname: the sandbox is there already"), "{words}");
 
+    // Who looks on meanwhile sees all of it: in the log, in the foreground, and of a further process.
+    let counts = "echo before; while [ ! -e /stop ]; do sleep 0.1; done; echo after; exit 5";
+    let mut lookers = Vec::new();
+    for words in [
+        &["logs", "-f", "one"] as &[_],
+        &["run", "--name", "two", "--rootfs", &image, "sh", "-c", script],
+        &["exec", "one", "sh", "-c", counts],
+    ] {
+        let mut looker = client.command(&[&at[..], words].concat());
+        let mut looker = looker.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut lines = BufReader::new(looker.stdout.take().ok_or("no output")?).lines();
+        let first = tokio::time::timeout(SHELL_LIMIT, lines.next_line()).await??;
+        assert_eq!(first.as_deref(), Some("before"), "{words:?}");
+        lookers.push((looker, lines));
+    }
+
     ctx.guest_sh("kill -9 $SERVER").await?;
     let ctx = ctx.reconnected().await?;
     // The container's end may come before the process's, and kill it.
     client.try_run(&[&at[..], &["exec", "one", "touch", "/stop"]].concat()).await?;
     client.until(&[&at[..], &["inspect", "one"]].concat(), r#""code": 7"#).await?;
+    let mut seen = Vec::new();
+    for (looker, mut lines) in lookers {
+        let mut text = Vec::new();
+        while let Some(line) = tokio::time::timeout(SHELL_LIMIT, lines.next_line()).await?? {
+            text.push(line);
+        }
+        let output = looker.wait_with_output().await?;
+        let said = String::from_utf8(output.stderr)?;
+        seen.push((output.status.code(), text.join(" "), said.contains("looking for the agent again")));
+    }
+    let [logs, attached, exec] = &seen[..] else { panic!("{seen:?}") };
+    let after = "after".to_owned();
+    // A log needs no agent.
+    assert_eq!((logs, attached), (&(Some(0), after.clone(), false), &(Some(7), after.clone(), true)));
+    // The container's end has killed it, or it was faster.
+    assert!([(Some(5), after, true), (Some(137), String::new(), true)].contains(exec), "{exec:?}");
     assert_eq!(client.run(&[&at[..], &["logs", "one"]].concat()).await?, "before\nafter");
     client.run(&[&at[..], &["rm", "one"]].concat()).await?;
     ctx.client().destroy_sandbox().await?;
@@ -257,7 +297,7 @@ async fn an_attendant_outlives_the_server(ctx: Ctx) -> Outcome {
 }
 
 /// A layout with two layers, `root` and one with another user file, and a configuration.
-fn write_layout(root: &Path, layout: &Path) -> Outcome {
+pub(super) fn write_layout(root: &Path, layout: &Path) -> Outcome {
     std::fs::create_dir_all(layout.join("blobs/sha256"))?;
     let blob = |bytes: &[u8]| {
         let digest = Digest::of(bytes);
@@ -288,7 +328,7 @@ fn write_layout(root: &Path, layout: &Path) -> Outcome {
     Ok(())
 }
 
-fn tar(directory: &Path) -> Fallible<Vec<u8>> {
+pub(super) fn tar(directory: &Path) -> Fallible<Vec<u8>> {
     let tar = std::process::Command::new("tar").arg("-C").arg(directory).args(["-c", "."]).output()?;
     assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
     Ok(tar.stdout)
@@ -320,6 +360,16 @@ async fn a_machine_outlives_the_client_that_started_it(ctx: Ctx) -> Outcome {
     client.until(&["--sandbox", "one", "ps"], " unhealthy ").await?;
     client.run(&exec("touch /tmp/well")).await?;
     client.until(&["--sandbox", "one", "ps"], " healthy ").await?;
+
+    // A client that is killed leaves its container to the others.
+    let orphan = ["--sandbox", "one", "run", "--id", "orphan", "--image", image, "sh", "-c"];
+    let mut killed = client.command(&[&orphan[..], &["echo runs; exec sleep 1000000"]].concat());
+    let mut killed = killed.stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(killed.stdout.take().ok_or("no output")?).lines();
+    assert_eq!(tokio::time::timeout(SHELL_LIMIT, lines.next_line()).await??.as_deref(), Some("runs"));
+    killed.kill().await?;
+    assert_eq!(client.run(&["--sandbox", "one", "exec", "orphan", "cat", "/proc/1/comm"]).await?, "sleep");
+    client.run(&["--sandbox", "one", "rm", "orphan"]).await?;
 
     // On a disk what is written past its end fails, and the share has nothing of it.
     let full = "grep -c '^/dev/vd. / ext4' /proc/mounts; echo $COLOR; cat /file 2>/dev/null || echo apart; \

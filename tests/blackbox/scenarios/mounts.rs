@@ -29,7 +29,7 @@ fn ephemeral(mount_point: &str, options: &[&str]) -> Storage {
     }
 }
 
-async fn remount(ctx: &Ctx, storage: Storage) -> Result<(), CallError> {
+pub(super) async fn remount(ctx: &Ctx, storage: Storage) -> Result<(), CallError> {
     let request = UpdateEphemeralMountsRequest { storages: vec![storage], ..Default::default() };
     let answer = ctx.client().agent().update_ephemeral_mounts(ctx.client().context(), &request).await;
     answer.map(drop).map_err(|error| CallError::new("UpdateEphemeralMounts", "", error))
