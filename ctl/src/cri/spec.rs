@@ -8,11 +8,13 @@ use std::path::PathBuf;
 
 use nakai_protocols::oci;
 
-use super::config::{ContainerConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use super::config::{
+    ContainerConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use super::extras::{Extras, RootKind};
 use super::image::ImageConfig;
 use super::mounts::{Bind, Places};
-use super::users::Accounts;
+use super::users::{Accounts, Otherwise};
 use super::{CriError, capabilities, devices, labels, mounts, resources, seccomp, users};
 use crate::SpecBuilder;
 
@@ -39,6 +41,9 @@ pub struct Request<'a> {
 
 /// By this annotation the agent makes nodes of all of the guest's devices, which this host does not know.
 const GUEST_DEVICES: &str = "io.nakai.guest-devices";
+
+/// Why no port of the host is a container's.
+pub(crate) const NO_PORTS: &str = "ports are forwarded by a network of the host's, not by the VM";
 
 /// What has to be done to make it.
 #[derive(Clone, Debug)]
@@ -70,8 +75,12 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
     if !config.cdi_devices.is_empty() {
         return Err(CriError::field("CDI_devices", "devices by CDI name are not supported"));
     }
+    if let Some(number) = pod.port_mappings.iter().position(|port| port.host_port != 0) {
+        return Err(CriError::field(format!("port_mappings[{number}].host_port"), NO_PORTS));
+    }
     let user = user(request)?;
     let (namespaces, shared_pid, mut warnings) = namespaces(&security.namespace_options)?;
+    warnings.extend(not_the_agents(pod));
     let mut builder = SpecBuilder::new(id, root)
         .args(image.arguments(config)?)
         .cwd(first([&config.working_dir, &image.working_dir, "/"]))
@@ -117,16 +126,28 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
 }
 
 fn user(request: &Request<'_>) -> Result<users::User, CriError> {
-    let image_user = request.extras.user.as_deref().unwrap_or(&request.image.user);
+    let otherwise = match &request.extras.user {
+        Some(user) => Otherwise { who: "--user", user },
+        None => Otherwise { who: "the image's user", user: &request.image.user },
+    };
     let security = &request.config.linux.security_context;
-    let mut user = users::resolve(security, image_user, request.accounts)?;
+    let mut user = users::resolve(security, otherwise, request.accounts)?;
     for group in &request.extras.groups {
-        let gid = request.accounts.group(group, "group-add")?;
+        let gid = request.accounts.group(group, "--group-add")?;
         if !user.groups.contains(&gid) {
             user.groups.push(gid);
         }
     }
     Ok(user)
+}
+
+/// What of a pod is for who makes the machine.
+fn not_the_agents(pod: &PodSandboxConfig) -> impl Iterator<Item = String> {
+    let sizes = [("overhead", &pod.linux.overhead), ("resources", &pod.linux.resources)];
+    let given = sizes.into_iter().filter(|(_, size)| **size != LinuxContainerResources::default());
+    given.map(|(name, _)| {
+        format!("linux.{name} of the pod: that is the machine's size, which is as it was made")
+    })
 }
 
 /// The first that is not empty.

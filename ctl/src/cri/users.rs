@@ -118,7 +118,16 @@ fn read_beneath(root: &Path, name: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Whose a container's process is to be; `image_user` is what its image says.
+/// Whose a container's process is to be where CRI's fields don't say it.
+#[derive(Clone, Copy, Debug)]
+pub struct Otherwise<'a> {
+    /// Who says it, for messages.
+    pub who: &'a str,
+    /// A user, and a group behind a colon; nothing is root.
+    pub user: &'a str,
+}
+
+/// Whose a container's process is to be.
 ///
 /// # Errors
 ///
@@ -126,7 +135,7 @@ fn read_beneath(root: &Path, name: &str) -> io::Result<String> {
 /// forbidden.
 pub fn resolve(
     security: &LinuxContainerSecurityContext,
-    image_user: &str,
+    otherwise: Otherwise<'_>,
     accounts: &Accounts,
 ) -> Result<User, CriError> {
     let by_name = !security.run_as_username.is_empty();
@@ -136,7 +145,7 @@ pub fn resolve(
     let (field, text) = match security.run_as_user {
         Some(uid) => ("run_as_user", id("run_as_user", uid)?.to_string()),
         None if by_name => ("run_as_username", security.run_as_username.clone()),
-        None => ("the image's user", image_user.to_owned()),
+        None => (otherwise.who, otherwise.user.to_owned()),
     };
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
@@ -208,7 +217,8 @@ mod tests {
     fn of(edit: impl FnOnce(&mut LinuxContainerSecurityContext), image: &str) -> Result<User, String> {
         let mut security = LinuxContainerSecurityContext::default();
         edit(&mut security);
-        resolve(&security, image, &accounts()).map_err(|error| error.to_string())
+        let otherwise = Otherwise { who: "the image's user", user: image };
+        resolve(&security, otherwise, &accounts()).map_err(|error| error.to_string())
     }
 
     fn user(uid: u32, gid: u32, more: &[u32]) -> Result<User, String> {

@@ -6,6 +6,8 @@
 mod flags;
 pub mod parse;
 
+use std::path::Path;
+
 pub use flags::{CommandLine, Flags};
 
 use clap::{Args as _, FromArgMatches as _};
@@ -15,6 +17,7 @@ use crate::cri::config::{
     SecurityProfile,
 };
 use crate::cri::extras::{HealthCheck, RestartPolicy};
+use crate::cri::spec::NO_PORTS;
 use crate::cri::{ContainerConfig, CriError, Extras, Order, PodSandboxConfig};
 
 /// The CFS period that Docker uses, in microseconds.
@@ -69,7 +72,7 @@ impl Flags {
         for device in &self.device {
             config.devices.push(self::device(device)?);
         }
-        self.resources(config);
+        self.resources(config)?;
         self.security(&mut config.linux.security_context)?;
         Ok(order)
     }
@@ -105,10 +108,7 @@ impl Flags {
             return Err(CriError::field("--rm", "not together with --restart"));
         }
         if !self.publish.is_empty() {
-            return Err(CriError::field(
-                "--publish",
-                "ports are forwarded by a network of the host's, not by the VM",
-            ));
+            return Err(CriError::field("--publish", NO_PORTS));
         }
         let mut extras = Extras {
             user: self.user.clone(),
@@ -152,7 +152,14 @@ impl Flags {
         }
         for mount in &self.mount {
             match parse::mount(mount).map_err(|reason| CriError::field("--mount", reason))? {
-                parse::Mounted::Bind(mount) => config.mounts.push(mount),
+                parse::Mounted::Bind(mount) if Path::new(&mount.host_path).exists() => {
+                    config.mounts.push(mount);
+                }
+                // Only --volume makes it.
+                parse::Mounted::Bind(mount) => {
+                    let reason = format!("source {}: no such file or directory", mount.host_path);
+                    return Err(CriError::field("--mount", reason));
+                }
                 parse::Mounted::Tmpfs(tmpfs) => extras.tmpfs.push(tmpfs),
             }
         }
@@ -160,7 +167,7 @@ impl Flags {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a saturating cast of a count of CPUs")]
-    fn resources(&self, config: &mut ContainerConfig) {
+    fn resources(&self, config: &mut ContainerConfig) -> Result<(), CriError> {
         let resources = &mut config.linux.resources;
         if let Some(cpus) = self.cpus {
             resources.cpu_period = CPU_PERIOD;
@@ -172,6 +179,7 @@ impl Flags {
         resources.memory_limit_in_bytes = signed(self.memory);
         resources.memory_swap_limit_in_bytes = signed(self.memory_swap);
         resources.oom_score_adj = self.oom_score_adj.unwrap_or_default();
+        need_memory("--memory", resources.memory_limit_in_bytes)
     }
 
     fn security(&self, security: &mut LinuxContainerSecurityContext) -> Result<(), CriError> {
@@ -213,6 +221,17 @@ impl Flags {
         };
         Ok(())
     }
+}
+
+/// Less memory is not enough for a program to start.
+const MIN_MEMORY: i64 = 6 << 20;
+
+/// A limit, where there is one, is Docker's least or more.
+pub(crate) fn need_memory(field: &str, bytes: i64) -> Result<(), CriError> {
+    if bytes == 0 || bytes >= MIN_MEMORY {
+        return Ok(());
+    }
+    Err(CriError::field(field, format!("{bytes} bytes are too few for any program, the least are 6 MiB")))
 }
 
 fn signed(bytes: Option<u64>) -> i64 {

@@ -55,7 +55,9 @@ fn what_can_not_be_is_refused_by_its_flag() {
         ("--sysctl a /image sh", "--sysctl"),
         ("-v data:/x /image sh", "--volume"),
         ("--mount type=volume,dst=/x /image sh", "--mount"),
+        ("--mount type=bind,src=/no/such,dst=/x /image sh", "--mount: source /no/such: no such"),
         ("--memory 0 /image sh", "--memory"),
+        ("--memory 6143k /image sh", "--memory: 6290432 bytes"),
         ("--cpus 0 /image sh", "--cpus"),
     ] {
         let error = order(line).unwrap_err();

@@ -16,7 +16,7 @@ pub use values::{BOOL_WORDS, Bool};
 use crate::cri::config::{KeyValue, Mount, NamespaceMode, SecurityProfile};
 use crate::cri::extras::{HealthCheck, RestartPolicy, Volume};
 use crate::cri::{CriError, Order};
-use crate::docker::CPU_PERIOD;
+use crate::docker::{CPU_PERIOD, need_memory};
 
 /// How long a volume is waited for.
 pub const VOLUME_SECONDS: u64 = 60;
@@ -140,6 +140,7 @@ impl Request {
     fn resources(&self, order: &mut Order) -> Result<(), CriError> {
         let resources = &mut order.config.linux.resources;
         resources.memory_limit_in_bytes = self.memory.mebibytes()?.unwrap_or_default();
+        need_memory("memory", resources.memory_limit_in_bytes)?;
         if let Some(quota) = self.cpu.quota(CPU_PERIOD)? {
             (resources.cpu_quota, resources.cpu_period) = (quota, CPU_PERIOD);
         }

@@ -66,6 +66,7 @@ fn what_is_not_the_agents_is_refused_by_name() {
         (r#""colour": "red""#, "colour: no such field"),
         (r#""command": "a 'b""#, "command: a single quote"),
         (r#""memory": "lots""#, "memory: \"lots\""),
+        (r#""memory": 5"#, "memory: 5242880 bytes"),
         (r#""cpu": 0"#, "cpu: "),
         (r#""cpu_policy": "dedicated""#, "cpuset.cpus"),
         (r#""auto_remove": true, "restart_policy": {"Name": "always"}"#, "auto_remove: "),

@@ -16,7 +16,9 @@ pub(super) fn groups() -> Vec<Group> {
         group(section, scenario!(cri_an_unprivileged_process), UNPRIVILEGED, &[]),
         group(section, scenario!(cri_a_root_process), ROOT, &[]),
         group(section, scenario!(cri_a_privileged_container).vm_only(), PRIVILEGED, &[]),
+        group(section, scenario!(cri_profiles), PROFILED, PROFILES),
         group(section, scenario!(cri_mounts_and_devices), MOUNTS, &[]),
+        group(section, scenario!(cri_a_volume_of_a_group).host_only(), VOLUME_OF_A_GROUP, &[]),
         group(section, scenario!(cri_propagation).vm_only(), &[], PROPAGATION),
         group(section, scenario!(cri_limits), LIMITS, &[]),
         group(section, scenario!(cri_huge_pages).vm_only(), HUGE_PAGES, &[]),
@@ -115,6 +117,36 @@ async fn cri_a_root_process(ctx: Ctx) -> Outcome {
         "readonly_rootfs": true, "namespace_options": {"network": "CONTAINER"},
     }}});
     bench.prove(&bench.order(json!({}), container)?, ROOT).await
+}
+
+const PROFILED: &[Check] = &[check(
+    "`seccomp` Localhost",
+    "the profile in the host's file is the filter: what it denies fails",
+    "grep ^Seccomp: /proc/self/status | cut -f 2; mkdir /tmp/x",
+    &["2\nmkdir: can't create directory '/tmp/x': Operation not permitted"],
+)];
+
+const PROFILES: &[Row] = &[
+    ("`seccomp` Unconfined", "`Seccomp: 0`"),
+    ("`apparmor` Unconfined", "the container runs without a profile"),
+];
+
+async fn cri_profiles(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let profile = bench.directory.path().join("profile.json");
+    let denied = json!({"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1});
+    std::fs::write(&profile, json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}).to_string())?;
+    let security = |seccomp| json!({"linux": {"security_context": {"seccomp": seccomp}}});
+    let localhost = security(json!({"profile_type": "Localhost", "localhost_ref": profile}));
+    bench.prove(&bench.order(json!({}), localhost)?, PROFILED).await?;
+    let mut open = security(json!({"profile_type": "Unconfined"}));
+    open["linux"]["security_context"]["apparmor"] = json!({"profile_type": "Unconfined"});
+    let record = bench.start(&bench.order(json!({}), open)?).await?;
+    assert_eq!(bench.sh(&record.id, "grep ^Seccomp: /proc/self/status | cut -f 2").await?, "0\n");
+    let profile =
+        bench.sh(&record.id, "cat /proc/self/attr/current 2> /dev/null | grep -v unconfined").await?;
+    assert_eq!(profile, "");
+    bench.remove(&record.id).await
 }
 
 const PRIVILEGED: &[Check] = &[
@@ -243,6 +275,27 @@ async fn cri_mounts_and_devices(ctx: Ctx) -> Outcome {
     bench.prove(&bench.order(json!({}), container)?, MOUNTS).await
 }
 
+const VOLUME_OF_A_GROUP: &[Check] = &[check(
+    "a pod's fsGroup, for which CRI has no field: the kubelet gives the volume to the group and the container the group",
+    "a process of another user writes there, and what it writes is the group's",
+    "id -u; stat -c '%g %a' /volume; echo x > /volume/new && stat -c %g /volume/new",
+    &["1000\n4242 2770\n4242"],
+)];
+
+async fn cri_a_volume_of_a_group(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let volume = bench.volume("volume")?;
+    std::os::unix::fs::chown(&volume, Some(0), Some(4242))?;
+    std::fs::set_permissions(&volume, std::fs::Permissions::from_mode(0o2770))?;
+    // Its own user looks for it by its path.
+    std::fs::set_permissions(bench.directory.path(), std::fs::Permissions::from_mode(0o755))?;
+    let container = json!({
+        "mounts": [{"container_path": "/volume", "host_path": volume}],
+        "linux": {"security_context": {"run_as_user": 1000, "supplemental_groups": [4242]}},
+    });
+    bench.prove(&bench.order(json!({}), container)?, VOLUME_OF_A_GROUP).await
+}
+
 const PROPAGATION: &[Row] = &[(
     "`mounts.propagation` HOST_TO_CONTAINER",
     "what the host mounts below it while the container runs is seen, and gone when it is unmounted",
@@ -313,6 +366,24 @@ const LIMITS: &[Check] = &[
         &["0"],
     ),
     check(
+        "`resources.cpuset_mems`",
+        "`cpuset.mems`",
+        "cd /sys/fs/cgroup; cat cpuset.mems 2>/dev/null || cat cpuset/cpuset.mems",
+        &["0"],
+    ),
+    check(
+        "`resources.memory_swap_limit_in_bytes`",
+        "`memory.swap.max`, which is without the memory, or `memory.memsw.limit_in_bytes`",
+        "cd /sys/fs/cgroup; cat memory.swap.max 2>/dev/null || cat memory/memory.memsw.limit_in_bytes",
+        &["33554432", "100663296"],
+    ),
+    check(
+        "`resources.unified` memory.low",
+        "`memory.low`, or `memory.soft_limit_in_bytes`",
+        "cd /sys/fs/cgroup; cat memory.low 2>/dev/null || cat memory/memory.soft_limit_in_bytes",
+        &["16777216"],
+    ),
+    check(
         "`resources.unified` pids.max",
         "`pids.max`",
         "cd /sys/fs/cgroup; cat pids.max 2>/dev/null || cat pids/pids.max",
@@ -324,7 +395,8 @@ async fn cri_limits(ctx: Ctx) -> Outcome {
     let bench = Bench::new(&ctx)?;
     let container = json!({"linux": {"resources": {
         "cpu_quota": 50000, "cpu_period": 100_000, "cpu_shares": 512, "memory_limit_in_bytes": "67108864",
-        "cpuset_cpus": "0", "unified": {"pids.max": "50"},
+        "memory_swap_limit_in_bytes": 96 << 20, "cpuset_cpus": "0", "cpuset_mems": "0",
+        "unified": {"pids.max": "50", "memory.low": "16777216"},
     }}});
     bench.prove(&bench.order(json!({}), container)?, LIMITS).await
 }

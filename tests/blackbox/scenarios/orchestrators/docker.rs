@@ -97,6 +97,12 @@ const FLAGS: &[Check] = &[
         &["0"],
     ),
     check(
+        "`--cpuset-mems`",
+        "the memory nodes",
+        "cd /sys/fs/cgroup; cat cpuset.mems 2>/dev/null || cat cpuset/cpuset.mems",
+        &["0"],
+    ),
+    check(
         "`--pids-limit`",
         "the limit",
         "cd /sys/fs/cgroup; cat pids.max 2>/dev/null || cat pids/pids.max",
@@ -127,7 +133,7 @@ async fn docker_flags(ctx: Ctx) -> Outcome {
          --cap-add NET_ADMIN --cap-add cap_net_raw --read-only --tmpfs /scratch:size=1m --shm-size 2m \
          -v {volume}:/volume --mount type=bind,src={volume},dst=/ro,readonly --ulimit nofile=77 \
          --sysctl kernel.msgmax=4098 --device /dev/full:/dev/mine:r --network none --oom-score-adj 400 --cpus 0.5 \
-         --memory 64m --cpuset-cpus 0 --pids-limit 60"
+         --memory 64m --cpuset-cpus 0 --cpuset-mems 0 --pids-limit 60"
     );
     bench.prove(&order(&bench, &flags, &["sleep", "1000000"])?, FLAGS).await
 }

@@ -28,10 +28,16 @@ pub(super) fn groups() -> Vec<Group> {
         here(
             cri,
             scenario!(cri_users_by_name),
-            &[(
-                "`run_as_username`, the image's user",
-                "the user and its groups by the image's own passwd and group",
-            )],
+            &[
+                (
+                    "`run_as_username`, the image's user",
+                    "the user and its groups by the image's own passwd and group",
+                ),
+                (
+                    "`supplemental_groups_policy`",
+                    "Merge: the groups that the image has the user in count, too; Strict: they don't",
+                ),
+            ],
         ),
         here(
             cri,

@@ -5,6 +5,7 @@
 //! written from them, and a test sees to it that it says what is tested.
 
 mod bench;
+mod command_line;
 mod cri;
 mod docker;
 mod lifecycle;
@@ -61,10 +62,18 @@ fn group(section: Section, scenario: Scenario, checks: &[Check], more: &[Row]) -
 }
 
 fn groups() -> Vec<Group> {
-    [cri::groups(), pod::groups(), lifecycle::groups(), refusals::groups(), docker::groups(), zun::groups()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        cri::groups(),
+        pod::groups(),
+        lifecycle::groups(),
+        refusals::groups(),
+        docker::groups(),
+        zun::groups(),
+        command_line::groups(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 pub(crate) fn scenarios() -> Vec<Scenario> {

@@ -45,6 +45,8 @@ const POD: &[Check] = &[
 ];
 
 const POD_ROWS: &[Row] = &[
+    ("`namespace_options.ipc` POD", "the IPC namespace is the pod's"),
+    ("`namespace_options.network` POD, NODE", "the network is the pod's, which is the VM's"),
     (
         "`labels`, `annotations`",
         "the container's specification, with the names of containerd's CRI plugin beside them",
@@ -83,11 +85,18 @@ async fn cri_a_pod(ctx: Ctx) -> Outcome {
     assert_eq!(first.id, "web-box-0");
     bench.sh(&first.id, "echo hello > /dev/shm/greeting").await?;
 
-    for (attempt, target) in [(1, ""), (2, "web-box-0")] {
-        let other = bench.order(pod.clone(), shared(target))?;
+    let spaces = "readlink /proc/self/ns/ipc; readlink /proc/self/ns/net";
+    let first_spaces = bench.sh(&first.id, spaces).await?;
+    let node = ctx.guest_sh("readlink $PROC/$SERVER/ns/net").await?;
+    assert!(first_spaces.trim_end().ends_with(node.trim()), "{first_spaces} {node}");
+    for (attempt, target, network) in [(1, "", "POD"), (2, "web-box-0", "NODE")] {
+        let mut other = shared(target);
+        other["linux"]["security_context"]["namespace_options"]["network"] = json!(network);
+        let other = bench.order(pod.clone(), other)?;
         assert!(!bench.engine.need_sandbox(&other.pod).await?);
         let other = bench.start(&other).await?;
         bench.look(&other.id, POD).await?;
+        assert_eq!(bench.sh(&other.id, spaces).await?, first_spaces);
         assert_eq!(other.attempt, attempt);
         bench.engine.remove(&other.id).await?;
     }

@@ -8,7 +8,50 @@ use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
 pub(super) fn groups() -> Vec<Group> {
     let scenario = Scenario { in_vm: false, ..scenario!(cri_refusals) };
-    vec![group(Section::Kubernetes, scenario, &[], REFUSED)]
+    let pod = Scenario { in_vm: false, ..scenario!(cri_pods_as_far_as_they_go) };
+    vec![group(Section::Kubernetes, scenario, &[], REFUSED), group(Section::Pod, pod, &[], PODS)]
+}
+
+const PODS: &[Row] = &[
+    (
+        "`port_mappings`",
+        "`nakai-ctl inspect` tells them; with `host_port` refused: ports are the host network's",
+    ),
+    (
+        "`linux.overhead`, `linux.resources`",
+        "a warning by name: they are the size of the machine, which whoever boots it gives",
+    ),
+    ("`namespace_options.ipc` NODE", "a warning: it is the pod's"),
+    ("`mounts.selinux_relabel`", "a warning where the guest has no SELinux: files get no label"),
+];
+
+/// What is no container's affair is told, and what nobody does is refused.
+async fn cri_pods_as_far_as_they_go(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let ports = |host_port: u16| json!({"port_mappings": [{"container_port": 80, "host_port": host_port}]});
+    bench
+        .refused(&bench.order(ports(8080), json!({}))?, "port_mappings[0].host_port: ports are forwarded")
+        .await?;
+    let record = bench.start(&bench.order(ports(0), json!({}))?).await?;
+    assert_eq!(bench.engine.record(&record.id)?.order.pod.port_mappings[0].container_port, 80);
+    bench.remove(&record.id).await?;
+
+    let volume = bench.volume("volume")?;
+    let sized = |field: &str| json!({"linux": {field: {"memory_limit_in_bytes": 64 << 20}}});
+    let node = json!({"linux": {"security_context": {"namespace_options": {"ipc": "NODE"}}}});
+    let labelled =
+        json!({"mounts": [{"container_path": "/a", "host_path": volume, "selinux_relabel": true}]});
+    for (pod, container, words) in [
+        (sized("overhead"), json!({}), "linux.overhead of the pod"),
+        (sized("resources"), json!({}), "linux.resources of the pod"),
+        (json!({}), node, "namespace_options.ipc: NODE"),
+        (json!({}), labelled, "mounts[0].selinux_relabel"),
+    ] {
+        let (record, warnings) = bench.engine.create(&bench.order(pod, container)?).await?;
+        assert!(warnings.len() == 1 && warnings[0].contains(words), "{words}: {warnings:?}");
+        bench.remove(&record.id).await?;
+    }
+    Ok(())
 }
 
 const REFUSED: &[Row] = &[
@@ -27,7 +70,10 @@ const REFUSED: &[Row] = &[
         "the container runs without it, and the agent's log warns by the profile's name",
     ),
     ("`privileged` in a pod that is not", "refused"),
-    ("`namespace_options` NODE for `pid`, CONTAINER for `ipc`, `userns_options`", "refused"),
+    (
+        "`namespace_options` NODE for `pid`, CONTAINER for `ipc`, TARGET for `network`, `userns_options`",
+        "refused",
+    ),
     ("`namespace_options.pid` TARGET of a container with a PID namespace of its own", "refused"),
     ("`mounts` with id mappings, images or no absolute path", "refused"),
     ("`devices` of block devices, or that the guest does not have", "refused"),
@@ -73,6 +119,7 @@ async fn cri_refusals(ctx: Ctx) -> Outcome {
         (security(json!({"privileged": true})), "linux.security_context.privileged"),
         (namespaces(json!({"pid": "NODE"})), "namespace_options.pid"),
         (namespaces(json!({"ipc": "CONTAINER"})), "namespace_options.ipc"),
+        (namespaces(json!({"network": "TARGET"})), "namespace_options.network"),
         (namespaces(json!({"userns_options": {"mode": "POD"}})), "userns_options"),
         (
             json!({"mounts": [{"container_path": "/a", "host_path": "/tmp", "uidMappings": [{"length": 1}]}]}),
@@ -86,6 +133,7 @@ async fn cri_refusals(ctx: Ctx) -> Outcome {
         (json!({"linux": {"resources": {"unified": {"io.max": "8:0 rbps=1"}}}}), "unified[\"io.max\"]"),
         (security(json!({"capabilities": {"add_capabilities": ["FLY"]}})), "\"FLY\" is no capability"),
         (json!({"image": {"image": "/not/there"}}), "image /not/there"),
+        (json!({"linux": {"resources": {"memory_limit_in_bytes": 1}}}), "memory"),
         (json!({"command": []}), "command"),
     ];
     for (container, words) in cases {

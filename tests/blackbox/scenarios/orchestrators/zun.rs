@@ -56,6 +56,8 @@ const CONTAINER: &[Check] = &[
 ];
 
 const MORE: &[Row] = &[
+    ("`cpu_policy` shared, which is the default", "no cpuset of its own"),
+    ("`cpuset.mems` with `cpu_policy` dedicated", "the memory nodes"),
     ("`interactive`", "a terminal, and an input that stays open"),
     ("`labels`, `exposed_ports`, `name`", "`nakai-ctl cri inspect` tells them"),
 ];
@@ -111,11 +113,18 @@ async fn zun_a_container(ctx: Ctx) -> Outcome {
     std::fs::write(bench.volume("volumes/data")?.join("file"), "text\n")?;
     let fields = json!({
         "command": "sh -c \"sleep 1000000; echo 'a  b'\"", "environment": {"A": "1"}, "workdir": "/tmp",
-        "memory": "64", "cpu": 0.25, "cpu_policy": "dedicated", "cpuset": {"cpus": "0", "mems": ""},
+        "memory": "64", "cpu": 0.25, "cpu_policy": "dedicated", "cpuset": {"cpus": "0", "mems": "0"},
         "privileged": "False", "mounts": [{"source": "data", "destination": "/data", "type": "volume"}],
         "labels": {"l": "v"}, "exposed_ports": {"80/tcp": {}}, "hints": {}, "nets": null,
     });
-    bench.prove(&order(&bench, &host, fields)?, CONTAINER).await?;
+    let mems =
+        check("mems", "", "cd /sys/fs/cgroup; cat cpuset.mems 2>/dev/null || cat cpuset/cpuset.mems", &["0"]);
+    let dedicated = order(&bench, &host, fields)?;
+    bench.prove(&dedicated, CONTAINER).await?;
+    bench.prove(&dedicated, &[mems]).await?;
+    let shared = json!({"cpu_policy": "shared", "cpuset": {"cpus": "0", "mems": "0"}});
+    let shared = order(&bench, &host, shared)?;
+    assert_eq!(shared.config.linux.resources.cpuset_cpus, "");
 
     let fields =
         json!({"interactive": true, "command": "sh -c 'tty > /dev/null && read line && echo got $line'"});
