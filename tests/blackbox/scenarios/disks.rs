@@ -1,6 +1,6 @@
 //! Filesystems on block devices that the machine has from the start, or is given later.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use std::process::Command;
 use nakai_ctl::qmp::Qmp;
 use nakai_ctl::sandbox;
 use nakai_ctl::vm::VmConfig;
-use nakai_protocols::agent::{FSGroup, Storage};
+use nakai_protocols::agent::{Device, FSGroup, Storage};
 use serde_json::json;
 use ttrpc::Code;
 
@@ -19,6 +19,7 @@ use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(disks_of_every_kind_are_mounted).machine(with_disks),
+        scenario!(disks_that_were_there_are_devices).machine(with_plain_disks),
         scenario!(disks_that_are_plugged_in_are_mounted)
             .machine(|config, _| {
                 config.scsi = true;
@@ -191,6 +192,79 @@ async fn disks_of_every_kind_are_mounted(ctx: Ctx) -> Outcome {
     huge_pages_come_and_go(&ctx).await
 }
 
+fn with_plain_disks(config: &mut VmConfig, files: &Path) -> Outcome {
+    let plain = |name: &str, size| -> Fallible<PathBuf> {
+        let path = files.join(name);
+        std::fs::write(&path, name)?;
+        OpenOptions::new().write(true).open(&path)?.set_len(size)?;
+        Ok(path)
+    };
+    config.disks = vec![plain("one", 1 << 20)?, plain("two", 1 << 20)?];
+    config.pmem = Some(plain("memory", 128 << 20)?);
+    Ok(())
+}
+
+/// Named by the nodes that they have in the guest, they are nodes of the container: with the guest's numbers, to be read
+/// and written, and nobody else's.
+async fn disks_that_were_there_are_devices(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("nodes", "nodes", true)).await?;
+    let mut container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let mut devices = Vec::new();
+    let disks =
+        [("blk", "/dev/vda", "one"), ("mmioblk", "/dev/vdb", "two"), ("nvdimm", "/dev/pmem0", "memory")];
+    for (minor, (kind, node, name)) in (0..).zip(disks) {
+        let path = format!("/dev/disk-{name}");
+        // The host's number is nobody's here.
+        container = container.edit(|spec| spec.add_device(super::passthrough::node(&path, "b", 250, minor)));
+        devices.push(Device {
+            type_: kind.into(),
+            vm_path: node.into(),
+            container_path: path,
+            ..Default::default()
+        });
+    }
+    let mut request = container.request();
+    request.devices.clone_from(&devices);
+    ctx.client().create_container_with(&request).await?;
+    container.start().await?;
+    let other = ctx.idle(|spec| spec).await?;
+    for (_, node, name) in disks {
+        let numbers = format!("stat -c '%t %T' {}", node.replace("/dev/", "$PROC/$SERVER/root/dev/"));
+        let numbers = ctx.guest_sh(&numbers).await?;
+        let disk = format!("/dev/disk-{name}");
+        assert_eq!(container.sh(&format!("stat -c '%t %T' {disk}")).await?, numbers.trim(), "{name}");
+        assert_eq!(container.sh(&format!("head -c {} {disk}", name.len())).await?, name);
+        container.sh(&format!("printf ! | dd of={disk} bs=1 conv=notrunc,fsync 2> /dev/null")).await?;
+        let [major, minor] =
+            [0, 1].map(|part| format!("$((0x{}))", numbers.trim().split(' ').nth(part).unwrap_or_default()));
+        let own = format!(
+            "mknod /tmp/{name} b {major} {minor}; head -c 1 /tmp/{name} 2>&1 | grep -c 'not permitted'"
+        );
+        assert_eq!(other.sh(&own).await?, "1", "another container can't open {name}");
+    }
+    container.remove().await?;
+    // What is written is on the disk. Another container finds it there, by the device's other name.
+    let blk = Device { type_: "mmioblk".into(), vm_path: "/dev/vda".into(), ..devices[0].clone() };
+    let again = ctx.container(|spec| {
+        let node = super::passthrough::node("/dev/disk-one", "b", 250, 0);
+        spec.args(["sleep", "1000000"]).add_device(node)
+    })?;
+    let mut request = again.request();
+    request.devices = vec![blk];
+    ctx.client().create_container_with(&request).await?;
+    again.start().await?;
+    assert_eq!(again.sh("head -c 3 /dev/disk-one").await?, "!ne");
+    again.remove().await?;
+    // One that is not there is waited for, and named.
+    for (kind, path) in [("mmioblk", "/dev/vdq"), ("nvdimm", "/dev/pmem7")] {
+        let absent = Device { type_: kind.into(), vm_path: path.into(), ..devices[0].clone() };
+        let mut request = again.request();
+        request.devices = vec![absent];
+        refused(ctx.client().create_container_with(&request).await, Code::DEADLINE_EXCEEDED, &[path]);
+    }
+    Ok(())
+}
+
 /// Images on each other: partitions of one disk under a layer in memory; a disk under one that keeps what is written.
 async fn layers_make_a_root(ctx: &Ctx) -> Outcome {
     let member = |source: &str, fstype: &str, options: &[&str]| {
@@ -256,8 +330,12 @@ async fn huge_pages_come_and_go(ctx: &Ctx) -> Outcome {
     with_storages(ctx, &[huge.clone(), absent]).await.map(drop).unwrap_err();
     let pages = "sed -n 's/HugePages_Total: *//p' /proc/meminfo";
     assert_eq!(ctx.guest_sh(pages).await?, "0");
-    let container = with_storages(ctx, &[huge]).await?;
+    let container = with_storages(ctx, std::slice::from_ref(&huge)).await?;
     let seen = format!("{pages}; grep ' /huge ' /proc/mounts | cut -d' ' -f3; stat -c '%g %A' /huge");
+    assert_eq!(container.sh(&seen).await?, "4\nhugetlbfs\n4242 drwxr-sr-x");
+    // The kernel gives such a file system no other size: it would say yes and do nothing.
+    let larger = Storage { options: vec!["remount".into(), "size=16777216".into()], ..huge };
+    refused(super::mounts::remount(ctx, larger).await, Code::UNIMPLEMENTED, &["huge pages", "size"]);
     assert_eq!(container.sh(&seen).await?, "4\nhugetlbfs\n4242 drwxr-sr-x");
     container.remove().await?;
     Ok(())

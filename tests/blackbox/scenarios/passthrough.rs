@@ -46,7 +46,7 @@ async fn slot(qmp: &mut Qmp, id: &str) -> Fallible<String> {
     Ok(format!("{:02x}", qmp.pci_slot(id).await?))
 }
 
-fn node(path: &str, kind: &str, major: i64, minor: i64) -> oci::LinuxDevice {
+pub(super) fn node(path: &str, kind: &str, major: i64, minor: i64) -> oci::LinuxDevice {
     oci::LinuxDevice {
         Path: path.into(),
         Type: kind.into(),
