@@ -19,7 +19,7 @@ use nakai_rootfs::{cpio, kernel};
 
 use super::guest_view::GuestView;
 use super::shared_vm::{context, files, share};
-use super::{Fallible, Images, Scenario};
+use super::{Fallible, Images, Outcome, Scenario};
 
 /// Where the guest's hooks are.
 pub(crate) const HOOKS: &str = "/opt/blackbox/hooks";
@@ -97,18 +97,42 @@ fn initrd_with_hooks(images: &Images) -> Fallible<PathBuf> {
 
 /// Writes another initrd, whose guest can load one more of its kernel's modules.
 pub(crate) fn add_module(initrd: &Path, name: &str, path: &Path) -> Fallible<()> {
+    add_modules(initrd, &[name], Tree::new(), path)
+}
+
+/// Writes another initrd, whose guest can load more of its kernel's modules and has the files of `tree`.
+pub(crate) fn add_modules(initrd: &Path, names: &[&str], mut tree: Tree, path: &Path) -> Fallible<()> {
     // `nakai-rootfs` has made the initrd of the same kernel.
     let kernel = kernel::fetch(&Cache::of_project()?, None)?;
     let directory = format!("lib/modules/{}", kernel.release);
     let modules = Modules::open(&kernel.modules)?;
-    let mut tree = Tree::new();
-    for module in modules.closure(&[name])? {
+    for module in modules.closure(names)? {
         tree.file(&format!("{directory}/{}", modules::plain(module)), 0o644, modules.read(module)?)?;
     }
-    let names: Vec<_> = MODULES.iter().copied().chain([name]).collect();
+    let names: Vec<_> = MODULES.iter().chain(names).copied().collect();
     let all = modules.closure(&names)?;
     tree.file(&format!("{directory}/modules.dep"), 0o644, modules.dependencies(&all))?;
     append(initrd, &tree, path)
+}
+
+/// Adds a program of this host with the libraries that it asks for, each where it is here.
+pub(crate) fn add_program(tree: &mut Tree, program: &Path) -> Outcome {
+    let asked = std::process::Command::new("ldd").arg(program).output()?;
+    let words = String::from_utf8(asked.stdout)?;
+    let libraries = words.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new);
+    for file in libraries.chain([program]) {
+        add_file(tree, file)?;
+    }
+    Ok(())
+}
+
+/// Adds a file of this host where it is here.
+pub(crate) fn add_file(tree: &mut Tree, file: &Path) -> Outcome {
+    let place = file.to_str().ok_or("a name that is no text")?.trim_start_matches('/');
+    if tree.get(place).is_none() {
+        tree.file(place, 0o755, fs::read(file)?)?;
+    }
+    Ok(())
 }
 
 fn write_initrd(initrd: &Path, path: &Path) -> Fallible<()> {

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use libtest_mimic::Failed;
+use nakai::storage::Storages;
 use nakai_protocols::{agent, health};
 
 use super::all;
@@ -19,12 +20,9 @@ const HEAD: &str = "\
 <!-- Written by `NAKAI_WRITE_DOCS=1 cargo test --test blackbox -- docs::`. Change tests/blackbox/scenarios/coverage.rs. -->
 
 Scenarios over the wire that show what each method, driver and type of device does; most of them are run with an agent
-on the test's host (`host::`), too. It is not all that meets them. Three methods and a driver are only refused by name
-there: SetPolicy (the agent has it with the feature `policy`, whose tests are in `src/policy`), GetIPTables and SetIPTables
-(the guest has no iptables; `host::network` has them at work), and `image_guest_pull` (a guest without a confidential
-data hub; `src/storage/hub.rs` has a stand-in for one).
-Devices of the types `mmioblk` and `nvdimm` are found there as storages of these drivers are; no scenario gives one to a
-container.
+on the test's host (`host::`), too. It is not all that meets them. A method and a driver are only refused by
+name there: SetPolicy (the agent has it with the feature `policy`, whose tests are in `src/policy`), and `image_guest_pull`
+(a guest without a confidential data hub; `src/storage/hub.rs` has a stand-in for one).
 ";
 
 /// Scenarios by their names, parted by blanks.
@@ -49,7 +47,7 @@ const METHODS: Lines = &[
         "diagnostics::a_termination_log_is_read diagnostics::only_the_log_of_the_shared_directory_is_read",
     ),
     ("GetGuestDetails", "errors::the_agent_says_what_it_is"),
-    ("GetIPTables", "network::iptables_is_missed_by_name"),
+    ("GetIPTables", "network::the_packet_filter_of_a_guest network::iptables_is_missed_by_name"),
     ("GetMetrics", "metrics::metrics_have_the_names_that_dashboards_know"),
     ("GetOOMEvent", "oom::a_container_that_is_killed_for_its_memory_is_named"),
     ("GetVolumeStats", "guest::a_volume_tells_how_full_it_is"),
@@ -74,7 +72,7 @@ const METHODS: Lines = &[
     ("ResizeVolume", "guest::a_volume_grows_while_it_is_used guest::an_xfs_volume_grows_while_it_is_used"),
     ("ResumeContainer", "pause::a_paused_container_stands_still_until_it_is_resumed"),
     ("SetGuestDateTime", "guest::the_clock_follows_the_host"),
-    ("SetIPTables", "network::iptables_is_missed_by_name"),
+    ("SetIPTables", "network::the_packet_filter_of_a_guest network::iptables_is_missed_by_name"),
     ("SetPolicy", "errors::missing_calls_say_their_names"),
     ("SignalProcess", "signals::init_can_be_killed signals::a_signal_reaches_one_process_only"),
     ("StartContainer", "lifecycle::init_waits_for_start"),
@@ -112,9 +110,12 @@ const DRIVERS: Lines = &[
 ];
 
 const DEVICES: Lines = &[
-    ("blk", "passthrough::disks_behind_every_kind_of_bridge_are_found"),
-    ("mmioblk", "disks::disks_of_every_kind_are_mounted"),
-    ("nvdimm", "disks::disks_of_every_kind_are_mounted"),
+    (
+        "blk",
+        "passthrough::disks_behind_every_kind_of_bridge_are_found disks::disks_that_were_there_are_devices",
+    ),
+    ("mmioblk", "disks::disks_that_were_there_are_devices"),
+    ("nvdimm", "disks::disks_that_were_there_are_devices"),
     ("scsi", "passthrough::disks_behind_every_kind_of_bridge_are_found"),
     ("vfio-pci", "passthrough::passed_through_functions_are_the_containers_or_the_guests"),
     ("vfio-pci-gk", "passthrough::passed_through_functions_are_the_containers_or_the_guests"),
@@ -154,13 +155,16 @@ fn page(scenarios: &BTreeMap<String, Scenario>, faults: &mut Vec<String>) -> Str
             .symmetric_difference(&listed)
             .map(|method| format!("{method}: a line is missing, or the method")),
     );
-    let types: BTreeSet<_> = DEVICES.iter().map(|(kind, _)| *kind).filter(|kind| *kind != "CDI").collect();
-    let known: BTreeSet<_> = nakai::device::TYPES.iter().copied().collect();
-    faults.extend(
-        types
-            .symmetric_difference(&known)
-            .map(|kind| format!("device type {kind}: a line is missing, or the type")),
-    );
+    // CDI is a way to name devices, and no type of its own.
+    let types: Vec<_> = nakai::device::TYPES.iter().copied().chain(["CDI"]).collect();
+    for (what, lines, known) in
+        [("device type", DEVICES, types), ("storage driver", DRIVERS, Storages::drivers())]
+    {
+        let listed: BTreeSet<_> = lines.iter().map(|(name, _)| *name).collect();
+        let known: BTreeSet<_> = known.into_iter().collect();
+        let differing = listed.symmetric_difference(&known);
+        faults.extend(differing.map(|name| format!("{what} {name}: a line is missing, or the {what}")));
+    }
     page
 }
 

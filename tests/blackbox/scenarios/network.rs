@@ -2,11 +2,18 @@
 //!
 //! On this host the agent's network namespace gets a pair of links, which `ip` of iproute2 makes and looks at.
 
+use std::path::{Path, PathBuf};
+
+use nakai_ctl::sandbox;
+use nakai_ctl::vm::VmConfig;
+use nakai_protocols::agent::KernelModule;
 use nakai_protocols::types::{ARPNeighbor, IPAddress, IPFamily, Interface, Route};
+use nakai_rootfs::tree::Tree;
 use ttrpc::Code;
 
+use super::disks::program;
 use crate::harness::expect::refused;
-use crate::harness::{Ctx, Fallible, Outcome, Scenario, scenario};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, own_vm, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -17,6 +24,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(neighbors_are_in_the_table).host_only(),
         scenario!(a_link_that_is_not_there_is_not_found),
         scenario!(the_packet_filter_becomes_what_the_host_asks_for).host_only(),
+        scenario!(the_packet_filter_of_a_guest).machine(with_iptables),
         scenario!(iptables_is_missed_by_name).vm_only(),
     ]
 }
@@ -283,12 +291,22 @@ async fn a_link_that_is_not_there_is_not_found(ctx: Ctx) -> Outcome {
     Ok(())
 }
 
-/// What iptables-save says in the agent's network namespace, without its comments, which have the time in them.
-async fn rules(ctx: &Ctx, program: &str) -> Fallible<String> {
-    let script = format!(
-        "PATH=$PATH:/usr/sbin:/sbin nsenter --target $SERVER --net {program} | sed '/^#/d; s/\\[.*//'"
-    );
-    ctx.guest_sh(&script).await
+/// Who looks at the rules beside the agent: a shell on this host, or a container that has the guest's programs.
+struct Onlooker<'a>(&'a Ctx, Option<&'a Container>);
+
+impl Onlooker<'_> {
+    /// What iptables-save says in the agent's network namespace, without its comments, which have the time in them.
+    async fn rules(&self, program: &str) -> Fallible<String> {
+        let cut = "sed '/^#/d; s/\\[.*//'";
+        let Self(ctx, inside) = self;
+        match inside {
+            Some(container) => container.sh(&format!("chroot /guest /usr/sbin/{program} | {cut}")).await,
+            None => {
+                let path = "PATH=$PATH:/usr/sbin:/sbin";
+                ctx.guest_sh(&format!("{path} nsenter --target $SERVER --net {program} | {cut}")).await
+            }
+        }
+    }
 }
 
 async fn got(ctx: &Ctx, is_ipv6: bool) -> Fallible<String> {
@@ -296,6 +314,10 @@ async fn got(ctx: &Ctx, is_ipv6: bool) -> Fallible<String> {
 }
 
 async fn the_packet_filter_becomes_what_the_host_asks_for(ctx: Ctx) -> Outcome {
+    filter_follows(&ctx, &Onlooker(&ctx, None)).await
+}
+
+async fn filter_follows(ctx: &Ctx, onlooker: &Onlooker<'_>) -> Outcome {
     let client = ctx.client();
     for (is_ipv6, save, inside, other) in [
         (false, "iptables-save", "192.0.2.0/24", "198.51.100.0/24"),
@@ -307,38 +329,97 @@ async fn the_packet_filter_becomes_what_the_host_asks_for(ctx: Ctx) -> Outcome {
         let answer = set(table("filter", "INPUT", &format!("-s {inside} -j DROP"))).await?;
         assert_eq!(String::from_utf8(answer)?, "", "iptables-restore has nothing to say");
         let rule = format!("-A INPUT -s {inside} -j DROP");
-        for seen in [got(&ctx, is_ipv6).await?, rules(&ctx, save).await?] {
+        for seen in [got(ctx, is_ipv6).await?, onlooker.rules(save).await?] {
             assert!(seen.lines().any(|line| line == rule), "{rule:?} is not in: {seen}");
         }
 
         // Rules that can't be read change nothing, not even a table before them.
-        let before = rules(&ctx, save).await?;
+        let before = onlooker.rules(save).await?;
         let broken = "*filter\n-A INPUT -j ACCEPT\n-A INPUT --nonsense\nCOMMIT\n".to_owned();
         let tool = save.replace("save", "restore");
         let words = [&*tool, "exit code", "nonsense", "line: 3"];
         refused(set(broken).await, Code::INTERNAL, &words);
         let late = table("filter", "INPUT", "-j ACCEPT") + &table("mangle", "INPUT", "--nonsense");
         refused(set(late).await, Code::INTERNAL, &[&tool, "nonsense", "line: 5"]);
-        assert_eq!(rules(&ctx, save).await?, before);
+        assert_eq!(onlooker.rules(save).await?, before);
 
         // What the kernel alone refuses, in a later table, leaves the earlier one with what it had.
         let late = table("filter", "INPUT", &format!("-s {other} -j DROP"))
             + &table("nat", "PREROUTING", "-j MASQUERADE");
         refused(set(late).await, Code::INTERNAL, &[&tool]);
-        let seen = rules(&ctx, save).await?;
+        let seen = onlooker.rules(save).await?;
         assert!(!seen.contains(other) && seen.contains(&rule), "{seen}");
 
         // What is long takes more than a pipe holds, in both directions; and each named table is replaced.
         let many: String = (0..3000).map(|_| format!("-A INPUT -s {other} -j ACCEPT\n")).collect();
         set(format!("*filter\n{many}COMMIT\n") + &table("mangle", "INPUT", &format!("-d {inside} -j DROP")))
             .await?;
-        let seen = got(&ctx, is_ipv6).await?;
+        let seen = got(ctx, is_ipv6).await?;
         assert_eq!(seen.lines().filter(|line| line.contains(other)).count(), 3000);
         assert!(seen.contains(&format!("-A INPUT -d {inside} -j DROP")), "{seen}");
         assert!(!seen.contains(&rule), "the rule of before has stayed");
     }
     let long = vec![b'#'; (3 << 20) + 1];
     refused(client.set_ip_tables(false, long).await, Code::INVALID_ARGUMENT, &["data", "3145729 bytes"]);
+    Ok(())
+}
+
+/// What this host's iptables needs of the kernel, by its kind.
+fn filter_modules(program: &Path) -> &'static [&'static str] {
+    match program.to_string_lossy().contains("legacy") {
+        true => &[
+            "iptable_filter",
+            "iptable_mangle",
+            "iptable_nat",
+            "ip6table_filter",
+            "ip6table_mangle",
+            "ip6table_nat",
+            "xt_MASQUERADE",
+        ],
+        false => &["nft_chain_nat", "nft_compat", "nft_masq", "xt_MASQUERADE"],
+    }
+}
+
+/// The program behind the four names, which it tells from each other.
+fn iptables() -> Fallible<PathBuf> {
+    Ok(program("iptables-save").canonicalize()?)
+}
+
+/// The guest that `make image` builds has no iptables: this one gets the host's.
+fn with_iptables(config: &mut VmConfig, files: &Path) -> Outcome {
+    let file = iptables()?;
+    let mut tree = Tree::new();
+    own_vm::add_program(&mut tree, &file)?;
+    let target = file.to_str().ok_or("a name that is no text")?;
+    for name in ["iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"] {
+        tree.symlink(&format!("usr/sbin/{name}"), target)?;
+    }
+    for plugins in ["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/xtables"] {
+        for plugin in std::fs::read_dir(plugins).into_iter().flatten() {
+            own_vm::add_file(&mut tree, &plugin?.path())?;
+        }
+    }
+    let initrd = files.join("initrd-with-iptables");
+    own_vm::add_modules(&config.initrd, filter_modules(&file), tree, &initrd)?;
+    config.initrd = initrd;
+    Ok(())
+}
+
+/// The kernel's part comes by the host's wish, too.
+async fn the_packet_filter_of_a_guest(ctx: Ctx) -> Outcome {
+    let mut request = sandbox::request("filter", "filter", true);
+    let modules = filter_modules(&iptables()?).iter();
+    request.kernel_modules =
+        modules.map(|&name| KernelModule { name: name.into(), ..Default::default() }).collect();
+    ctx.client().create_sandbox(&request).await?;
+    // It has no network but the agent's.
+    let container = ctx.idle(|spec| {
+        let spec = spec.capabilities(["CAP_SYS_CHROOT", "CAP_NET_ADMIN", "CAP_NET_RAW"]);
+        spec.mount("/guest", "/", "bind", &["bind", "ro"])
+    });
+    let container = container.await?;
+    filter_follows(&ctx, &Onlooker(&ctx, Some(&container))).await?;
+    container.remove().await?;
     Ok(())
 }
 
