@@ -57,9 +57,7 @@ pub(crate) async fn again_after<T>(
     id: &str,
 ) -> Option<Engine> {
     let lives = |engine: &Engine| engine.record(id).is_ok_and(|record| record.lives());
-    let Some(error) = ended.as_ref().err().filter(|error| error.connection_lost() && lives(engine)) else {
-        return None;
-    };
+    let error = ended.as_ref().err().filter(|error| error.connection_lost() && lives(engine))?;
     address?;
     eprintln!("nakai-ctl: {error}; looking for the agent again");
     let deadline = Instant::now() + AWAY;

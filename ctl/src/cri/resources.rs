@@ -6,6 +6,9 @@ use super::CriError;
 use super::config::LinuxContainerResources;
 use super::extras::Extras;
 
+/// What the kernel counts memory in.
+const PAGE: i64 = 4096;
+
 /// Writes the limits to the specification. A zero is no limit, as everywhere in the protocol.
 ///
 /// # Errors
@@ -27,6 +30,11 @@ pub(super) fn apply(
     cpu.Shares = unsigned("cpu_shares", asked.cpu_shares)?;
     cpu.Cpus.clone_from(&asked.cpuset_cpus);
     cpu.Mems.clone_from(&asked.cpuset_mems);
+    if (1..PAGE).contains(&asked.memory_limit_in_bytes) {
+        let reason =
+            format!("{} bytes are less than a page, and nothing can run", asked.memory_limit_in_bytes);
+        return Err(CriError::field("linux.resources.memory_limit_in_bytes", reason));
+    }
     if asked.memory_limit_in_bytes != 0 || asked.memory_swap_limit_in_bytes != 0 {
         let memory = resources.Memory.mut_or_insert_default();
         memory.Limit = asked.memory_limit_in_bytes;

@@ -240,13 +240,13 @@ async fn an_attendant_outlives_the_server(ctx: Ctx) -> Outcome {
     let client = Client::new()?;
     let root = ctx.make_root(&format!("{}-image", ctx.prefix()))?;
     let (image, address) = (root.display().to_string(), ctx.address().to_string());
-    let at = ["--address", &*address];
+    let (at, parent) = (["--address", &*address], format!("--cgroup-parent=/nakai-{}", ctx.prefix()));
     let script = "echo before; while [ ! -e /stop ]; do sleep 0.1; done; echo after; exit 7";
-    let run = ["run", "-d", "--name", "one", "--rootfs", &image, "sh", "-c", script];
+    let run = ["run", &parent, "-d", "--name", "one", "--rootfs", &image, "sh", "-c", script];
     client.run(&[&at[..], &run].concat()).await?;
     client.until(&[&at[..], &["logs", "one"]].concat(), "before").await?;
     // A sandbox has one host name.
-    let named = |name| ["run", "--hostname", name, "--rootfs", &image, "hostname"];
+    let named = |name| ["run", &*parent, "--hostname", name, "--rootfs", &image, "hostname"];
     assert_eq!(client.run(&[&at[..], &named("one")].concat()).await?, "one");
     let other = client.try_run(&[&at[..], &named("two")].concat()).await?;
     let words = String::from_utf8_lossy(&other.stderr);
@@ -257,7 +257,7 @@ async fn an_attendant_outlives_the_server(ctx: Ctx) -> Outcome {
     let mut lookers = Vec::new();
     for words in [
         &["logs", "-f", "one"] as &[_],
-        &["run", "--name", "two", "--rootfs", &image, "sh", "-c", script],
+        &["run", &parent, "--name", "two", "--rootfs", &image, "sh", "-c", script],
         &["exec", "one", "sh", "-c", counts],
     ] {
         let mut looker = client.command(&[&at[..], words].concat());

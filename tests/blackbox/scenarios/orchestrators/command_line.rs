@@ -104,6 +104,7 @@ async fn docker_command_line(ctx: Ctx) -> Outcome {
     let client = Client::new()?;
     let root = ctx.make_root(&format!("{}-image", ctx.prefix()))?;
     let (image, address) = (root.display().to_string(), ctx.address().to_string());
+    let parent = format!("--cgroup-parent=/nakai-{}", ctx.prefix());
     let at = |words: &[&str]| {
         [&["--address", &*address], words].concat().iter().map(|w| (*w).to_owned()).collect::<Vec<_>>()
     };
@@ -111,6 +112,7 @@ async fn docker_command_line(ctx: Ctx) -> Outcome {
         async |words: &[&str]| client.run(&at(words).iter().map(String::as_str).collect::<Vec<_>>()).await;
     let flags = [
         "run",
+        &parent,
         "-d",
         "--name",
         "box",
@@ -130,17 +132,19 @@ async fn docker_command_line(ctx: Ctx) -> Outcome {
     let inspected: Value = serde_json::from_str(&run(&["inspect", "box"]).await?)?;
     assert_eq!(inspected["order"]["config"]["labels"]["color"], "blue", "{inspected:#}");
     let ipc = "readlink /proc/self/ns/ipc";
-    let other = run(&["run", "--ipc", "shareable", &image, "sh", "-c", ipc]).await?;
+    let other = run(&["run", &parent, "--ipc", "shareable", &image, "sh", "-c", ipc]).await?;
     assert_eq!(exec(ipc).await?, other);
     client.until(&at(&["logs", "box"]).iter().map(String::as_str).collect::<Vec<_>>(), "three").await?;
     assert_eq!(run(&["logs", "--tail", "2", "box"]).await?, "two\nthree");
     assert_eq!(run(&["logs", "-n", "0", "--since", "1h", "box"]).await?, "");
     assert_eq!(run(&["logs", "--since", "2999-01-01T00:00:00Z", "box"]).await?, "");
 
-    let terminal = run(&["run", "-t", &image, "sh", "-c", "[ -t 0 ] && [ -t 1 ] && echo terminal"]).await?;
+    let terminal =
+        run(&["run", &parent, "-t", &image, "sh", "-c", "[ -t 0 ] && [ -t 1 ] && echo terminal"]).await?;
     assert_eq!(terminal, "terminal");
-    let mut given = client
-        .command(&at(&["run", "-i", &image, "wc", "-c"]).iter().map(String::as_str).collect::<Vec<_>>());
+    let mut given = client.command(
+        &at(&["run", &parent, "-i", &image, "wc", "-c"]).iter().map(String::as_str).collect::<Vec<_>>(),
+    );
     let mut given = given.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     given.stdin.take().ok_or("no input")?.write_all(&[b'x'; 100_000]).await?;
     assert_eq!(given.wait_with_output().await?.stdout, b"100000\n");
@@ -157,14 +161,14 @@ async fn docker_command_line(ctx: Ctx) -> Outcome {
         (["--ipc", "container:box"], "--ipc"),
         (["--network", "mine"], "--network"),
     ] {
-        let all = at(&[&["run"], &flags[..], &[&*image, "true"]].concat());
+        let all = at(&[&["run", &parent], &flags[..], &[&*image, "true"]].concat());
         let output = client.try_run(&all.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(125) && said.contains(words), "{words}: {said}");
     }
     assert!(!missing.exists());
     let volume = format!("{}:/x", missing.display());
-    run(&["run", "-v", &volume, &image, "true"]).await?;
+    run(&["run", &parent, "-v", &volume, &image, "true"]).await?;
     assert!(missing.is_dir());
     assert_eq!(run(&["ps", "-q"]).await?, "box");
     run(&["rm", "-f", "box"]).await?;

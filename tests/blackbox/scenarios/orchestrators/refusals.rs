@@ -77,6 +77,7 @@ const REFUSED: &[Row] = &[
     ("`namespace_options.pid` TARGET of a container with a PID namespace of its own", "refused"),
     ("`mounts` with id mappings, images or no absolute path", "refused"),
     ("`devices` of block devices, or that the guest does not have", "refused"),
+    ("`resources.memory_limit_in_bytes` of less than a page", "refused"),
     ("`CDI_devices`, unknown `unified` keys, unknown capabilities", "refused"),
 ];
 
@@ -133,7 +134,7 @@ async fn cri_refusals(ctx: Ctx) -> Outcome {
         (json!({"linux": {"resources": {"unified": {"io.max": "8:0 rbps=1"}}}}), "unified[\"io.max\"]"),
         (security(json!({"capabilities": {"add_capabilities": ["FLY"]}})), "\"FLY\" is no capability"),
         (json!({"image": {"image": "/not/there"}}), "image /not/there"),
-        (json!({"linux": {"resources": {"memory_limit_in_bytes": 1}}}), "memory"),
+        (json!({"linux": {"resources": {"memory_limit_in_bytes": 1}}}), "memory_limit_in_bytes: 1 bytes"),
         (json!({"command": []}), "command"),
     ];
     for (container, words) in cases {
