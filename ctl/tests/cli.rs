@@ -58,6 +58,51 @@ async fn run_streams_and_exits_with_the_containers_status() {
     assert_eq!(*agent.calls.lock().unwrap(), expected);
 }
 
+/// Carries connections to the agent until `cut` is told, which ends them all; then it carries new ones.
+fn wire(dir: &Path, cut: Arc<tokio::sync::Notify>) {
+    let listener = tokio::net::UnixListener::bind(dir.join("wire.sock")).unwrap();
+    let agent = dir.join("agent.sock");
+    tokio::spawn(async move {
+        let mut carried = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                Ok((mut near, _)) = listener.accept() => {
+                    let agent = agent.clone();
+                    carried.spawn(async move {
+                        let mut far = tokio::net::UnixStream::connect(agent).await.unwrap();
+                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    });
+                }
+                () = cut.notified() => carried.abort_all(),
+            }
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_run_goes_on_by_another_connection() {
+    let (agent, dir, _server) = setup().await;
+    let cut = Arc::new(tokio::sync::Notify::new());
+    wire(dir.path(), cut.clone());
+    let line = "--address unix://@/wire.sock run -i --id box --rootfs @ cat";
+    let mut child = command(dir.path(), line).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    stdin.write_all(b"one\n").await.unwrap();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("one"));
+    cut.notify_one();
+    let words = said.next_line().await.unwrap().unwrap();
+    assert!(words.contains("connection lost") && words.ends_with("; looking for the agent again"), "{words}");
+    // What the program prints meanwhile is read by the next connection.
+    agent.echo.lock().unwrap().extend(b"two\n");
+    agent.close();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("two"));
+    assert_eq!((lines.next_line().await.unwrap(), said.next_line().await.unwrap()), (None, None));
+    assert_eq!(child.wait().await.unwrap().code(), Some(4));
+    assert_eq!(agent.calls.lock().unwrap().last().unwrap(), "remove box");
+}
+
 #[tokio::test]
 async fn without_i_the_input_is_at_its_end() {
     let (_agent, dir, _server) = setup().await;
