@@ -21,14 +21,14 @@ use super::{
     CreateContainer, Environment, Gone, Running, SharedMount, bundle, cdi, diagnostics, facts, guest_devices,
     pins, pumps, shared_mounts, sysctl,
 };
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
 use crate::device::FoundDevices;
 use crate::ids::ContainerId;
 use crate::spec::{self, NamespaceId, PidNamespace, Prepared};
 use crate::stdio::ports::{self, StreamConnections};
 use crate::storage::StorageHandle;
 use crate::worker::console;
-use crate::worker::job::{CgroupTrees, CreateJob, Failure, Job};
+use crate::worker::job::{CgroupTrees, CreateJob, Failure, Job, UnifiedCgroup};
 use crate::worker::stand_in;
 
 /// Where libcontainer keeps its state, in the agent's directory.
@@ -130,7 +130,7 @@ async fn steps(
     push_launch_undo(&id, &state_root, &cgroup, undo);
     running.note_parents(parents, &environment.records).await?;
     let end = push_wait_for_worker(undo);
-    let launch = launch_init(environment, &id, &bundle, rootfs, &prepared, trees, end);
+    let launch = launch_init(environment, &id, &bundle, rootfs, &prepared, &cgroup, trees, end);
     let init = gone.unless(launch).await?;
     let is_own = prepared.own_cgroups.is_some();
     let rules = (environment.hierarchy.is_v2() || is_own).then_some(prepared.device_rules);
@@ -366,6 +366,7 @@ async fn launch_init(
     bundle: &Path,
     rootfs: PathBuf,
     prepared: &Prepared,
+    cgroup: &Cgroup,
     trees: Option<CgroupTrees>,
     end: oneshot::Sender<()>,
 ) -> Result<super::process::Process, SandboxError> {
@@ -384,6 +385,8 @@ async fn launch_init(
         late: prepared.late.clone(),
         filter_flags: wiring.filter_flags,
         cgroups: trees.zip(prepared.own_cgroups.as_ref().map(|own| own.mount.clone())),
+        unified: unified(cgroup),
+        mounts: prepared.own_mounts.clone(),
         copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
     }));
@@ -400,6 +403,13 @@ fn clear(spec: &mut Spec) {
 fn trees(cgroup: &Cgroup, state_root: &Path, id: &ContainerId) -> CgroupTrees {
     let (roots, path) = (cgroup.roots(), cgroup.path().to_owned());
     CgroupTrees { roots, path, stand_in: stand_in::path(state_root, id) }
+}
+
+/// The cgroup on v2, which the worker makes unless it is systemd's.
+fn unified(cgroup: &Cgroup) -> Option<UnifiedCgroup> {
+    let Hierarchy::V2 { mount_point } = &**cgroup.hierarchy() else { return None };
+    let path = cgroup.path().to_owned();
+    cgroup.unit().is_none().then(|| UnifiedCgroup { root: mount_point.clone(), path })
 }
 
 /// What the kernel refuses of the limits is told alike, whoever has written them.

@@ -29,6 +29,7 @@ mod memory;
 mod mounts;
 mod namespaces;
 mod own_cgroups;
+mod own_mounts;
 mod pci_env;
 mod prepared;
 mod process;
@@ -53,6 +54,7 @@ pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate};
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
 pub use own_cgroups::{CgroupMount, OwnCgroups};
+pub use own_mounts::{MountAttributes, Mounted, OwnMount, OwnMounts};
 pub use prepared::{ConsoleSize, ExecFacts, LateProcess, NamespaceId, Prepared, PreparedExec};
 pub use process::set_home;
 pub use propagation::{MountPropagation, Propagation};
@@ -92,6 +94,8 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     spec.set_hooks(hooks::or_none(hooks));
 
     let own_cgroups = own_cgroups::take(&mut spec, &mut linux, facts.stand_in.as_deref(), &mut limits);
+    let has_cgroup = facts.cgroup_version == CgroupVersion::V2 && unit.is_none();
+    let own_mounts = own_mounts::take(&mut spec, &linux, has_cgroup, !copy_up.is_empty());
     let seccomp = seccomp::take(&mut linux)?;
     let inherited = ExecFacts::of_guest(facts, seccomp);
     let edited = process::prepare(process, &inherited, &mut warnings)?;
@@ -108,6 +112,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         device_rules,
         limits,
         own_cgroups,
+        own_mounts,
         terminal: edited.terminal,
         console_size: edited.console_size,
         copy_up,

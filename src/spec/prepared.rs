@@ -8,7 +8,7 @@ use oci_spec::runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, MountPropagation, OwnCgroups, Sysctl};
+use super::{Facts, MountPropagation, OwnCgroups, OwnMounts, Sysctl};
 use crate::systemd::Unit;
 
 /// A container ready to be launched.
@@ -32,6 +32,8 @@ pub struct Prepared {
     /// On v1: what the worker does for the cgroups, if it and not libcontainer makes them. The path in `spec` is a
     /// stand-in then.
     pub own_cgroups: Option<OwnCgroups>,
+    /// The mounts that the worker and not libcontainer makes; `spec` has the others.
+    pub own_mounts: Option<OwnMounts>,
     /// Whether the process gets a terminal; libcontainer then wants a console socket.
     pub terminal: bool,
     /// The terminal's first size, which libcontainer ignores.

@@ -5,7 +5,10 @@
 //! enters them by itself, before all else, through descriptors that the worker has opened: so the worker, which is no
 //! part of the container, never counts as one of its processes. Who writes `0` into the file `tasks` moves itself
 //! alone, for which the kernel takes no lock that waits for an RCU grace period (kernel/cgroup/cgroup.c,
-//! `cgroup_procs_write_start`). On v2 a further process is born in its cgroup.
+//! `cgroup_procs_write_start`).
+//!
+//! On v2 the worker makes the cgroup, unless systemd has it: libcontainer, which would ask for each controller in each
+//! cgroup above, only puts init there and writes the limits. A further process is born in it.
 //!
 //! At a creation libcontainer meanwhile sees another tree at `/sys/fs/cgroup`, in a mount namespace of the worker's own: an empty v2,
 //! with which it has next to nothing to do.
@@ -14,19 +17,21 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 
-use super::job::{CgroupTrees, ExecCgroups, Failure, FailureKind};
+use super::job::{CgroupTrees, ExecCgroups, Failure, FailureKind, UnifiedCgroup};
 use super::sys;
 use crate::guest::beneath::Root;
 use crate::spec::CgroupMount;
 
 /// Where libcontainer looks for cgroups.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// The controllers that the cgroups below have (v2).
+const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
 
 /// The worker in the container's cgroups; dropped, it is out of them again.
 #[derive(Debug)]
@@ -47,7 +52,6 @@ impl Drop for Stay {
 
 impl Stay {
     /// Makes the cgroups and enters them; if they are to be seen in the container (`mount`), gets hold of them for that.
-    /// Then hides the guest's from this process and its children.
     pub(super) fn begin(trees: &CgroupTrees, mount: Option<&CgroupMount>) -> Result<Self, Failure> {
         let mut stay = Self { back: Vec::new(), parts: Vec::new() };
         for root in &trees.roots {
@@ -61,14 +65,13 @@ impl Stay {
             open_tasks(&directory).and_then(|tasks| enter(&tasks)).map_err(failed)?;
             if let (Some(mount), Some(name)) = (mount, root.file_name()) {
                 let part = sys::open_tree(&directory).and_then(|part| {
-                    sys::restrict_mount(&part, mount.readonly)?;
+                    restrict(&part, mount.readonly)?;
                     Ok(part)
                 });
                 let part = part.map_err(|errno| failed(errno.into()))?;
                 stay.parts.push((name.to_string_lossy().into_owned(), part));
             }
         }
-        hide()?;
         Ok(stay)
     }
 
@@ -92,21 +95,59 @@ impl Stay {
             }
         }
         if mount.readonly {
-            sys::restrict_mount(&place, true).map_err(|errno| failed(&errno))?;
+            restrict(&place, true).map_err(|errno| failed(&errno))?;
         }
         nix::unistd::chdir("/").map_err(|errno| failed(&errno))
     }
 }
 
-/// A mount namespace of the worker's own, in which an empty tree of v2 covers the guest's.
-fn hide() -> Result<(), Failure> {
+/// Takes from a mount the rights to execute and to be a device, and if asked the one to be written.
+fn restrict(mount: &OwnedFd, readonly: bool) -> nix::Result<()> {
+    let readonly = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC | readonly;
+    sys::set_mount_attributes(mount, set, 0, false)
+}
+
+/// Covers the guest's trees with an empty one of v2, in the mount namespace that the worker has for itself.
+pub(super) fn hide() -> Result<(), Failure> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let none = None::<&str>;
-    unshare(CloneFlags::CLONE_NEWNS)
-        // Or the mount would be seen by those that have a copy of this one.
-        .and_then(|()| mount(none, CGROUP_ROOT, none, MsFlags::MS_PRIVATE, none))
+    // Or the mount would be seen by those that have a copy of this one.
+    mount(none, CGROUP_ROOT, none, MsFlags::MS_PRIVATE, none)
         .and_then(|()| mount(Some("cgroup2"), CGROUP_ROOT, Some("cgroup2"), flags, none))
         .map_err(|errno| Failure::internal(format!("cover {CGROUP_ROOT}: {errno}")))
+}
+
+/// Makes a container's cgroup on v2, with all controllers that libcontainer would ask for; returns its directory.
+pub(super) fn make_unified(cgroup: &UnifiedCgroup) -> Result<PathBuf, Failure> {
+    let directory = cgroup.root.join(&cgroup.path);
+    let failed = |error| Failure::internal(format!("make the cgroup {}: {error}", directory.display()));
+    enable_controllers(&cgroup.root, cgroup.path.parent().unwrap_or(Path::new(""))).map_err(failed)?;
+    fs::create_dir_all(&directory).map_err(failed)?;
+    Ok(directory)
+}
+
+/// Has the cgroups from the root to `path`, made if they are missing, hand down the controllers. One that the guest
+/// refuses is not missed before a limit needs it.
+fn enable_controllers(root: &Path, path: &Path) -> io::Result<()> {
+    const ASKED: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
+    let text = fs::read_to_string(root.join("cgroup.controllers"))?;
+    let available = || text.split_whitespace().filter(|name| ASKED.contains(name));
+    let lowest = root.join(path);
+    if let Ok(enabled) = fs::read_to_string(lowest.join(SUBTREE_CONTROL))
+        && available().all(|wanted| enabled.split_whitespace().any(|name| name == wanted))
+    {
+        return Ok(());
+    }
+    fs::create_dir_all(&lowest)?;
+    let mut directory = root.to_owned();
+    for name in std::iter::once(Path::new("")).chain(path.iter().map(Path::new)) {
+        directory.push(name);
+        for controller in available() {
+            let _ = fs::write(directory.join(SUBTREE_CONTROL), format!("+{controller}"));
+        }
+    }
+    Ok(())
 }
 
 /// The way of a further process into its container's cgroups.
@@ -244,6 +285,23 @@ mod tests {
         assert_eq!(fs::read_to_string(there.join("tasks")).unwrap(), "0");
         let failure = Way::open(&ExecCgroups::V1(vec![not_there])).unwrap_err();
         assert!(failure.message.contains("systemd/c"), "{failure}");
+    }
+
+    #[test]
+    fn controllers_are_asked_for_where_they_are_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroup = UnifiedCgroup { root: root.path().to_owned(), path: "a/b".into() };
+        fs::create_dir(root.path().join("a")).unwrap();
+        fs::write(root.path().join("cgroup.controllers"), "cpu rdma pids\n").unwrap();
+        let enabled = root.path().join("a").join(SUBTREE_CONTROL);
+        fs::write(&enabled, "pids cpu\n").unwrap();
+        assert_eq!(make_unified(&cgroup).unwrap(), root.path().join("a/b"));
+        assert!(!root.path().join(SUBTREE_CONTROL).exists(), "nothing is missing");
+        fs::write(&enabled, "cpu\n").unwrap();
+        make_unified(&cgroup).unwrap();
+        for file in [root.path().join(SUBTREE_CONTROL), enabled] {
+            assert_eq!(fs::read_to_string(file).unwrap(), "+pids", "the last of those asked for");
+        }
     }
 
     #[test]

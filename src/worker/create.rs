@@ -7,13 +7,14 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::unistd::Pid;
 
-use super::cgroups::Stay;
+use super::cgroups::{self, Stay};
 use super::console::Console;
 use super::executor::{ContainerExecutor, LastSteps};
 use super::filter::Filter;
 use super::job::{CreateJob, Failure, FailureKind};
 use super::report::Report;
-use super::{chain, copy_up, limits, propagation, sys};
+use super::{chain, copy_up, limits, mounts, propagation, sys};
+
 /// A process that has been started, and the descriptors that belong to it.
 #[derive(Debug)]
 pub(super) struct Started {
@@ -44,6 +45,7 @@ pub(super) fn create(
         }
         None => None,
     };
+    prepare_root(&job, stay.is_some())?;
     let container = wiring
         .builder
         .as_init(&job.bundle)
@@ -65,6 +67,18 @@ pub(super) fn create(
         propagation::apply(init, &job.propagation)?;
     }
     Ok(started)
+}
+
+/// The container's cgroup on v2, and all that is mounted before libcontainer comes.
+fn prepare_root(job: &CreateJob, hide_cgroups: bool) -> Result<(), Failure> {
+    let cgroup = job.unified.as_ref().map(cgroups::make_unified).transpose()?;
+    if hide_cgroups || job.mounts.is_some() {
+        mounts::leave_guest(job.mounts.as_ref())?;
+    }
+    if hide_cgroups {
+        cgroups::hide()?;
+    }
+    job.mounts.as_ref().map_or(Ok(()), |mounts| mounts::make(&job.rootfs, mounts, cgroup.as_deref()))
 }
 
 fn wire(

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{CgroupMount, LateProcess, MountPropagation};
+use crate::spec::{CgroupMount, LateProcess, MountPropagation, OwnMounts};
 
 /// One piece of work that needs a single-threaded process of its own.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +66,10 @@ pub struct CreateJob {
     pub filter_flags: Option<u32>,
     /// Its cgroups on v1, if the worker makes them, and where the container sees them. Else libcontainer makes them.
     pub cgroups: Option<(CgroupTrees, Option<CgroupMount>)>,
+    /// Its cgroup on v2, if it is not systemd's: the worker makes it, and libcontainer puts init there.
+    pub unified: Option<UnifiedCgroup>,
+    /// The mounts that the worker makes; libcontainer makes those of `config.json`.
+    pub mounts: Option<OwnMounts>,
     /// Memory filesystems to fill with what they hide of the image.
     pub copy_up: Vec<PathBuf>,
     /// Propagation of mounts, set in the container before it starts.
@@ -81,6 +85,15 @@ pub struct CgroupTrees {
     pub path: PathBuf,
     /// What libcontainer takes for it, see [`super::stand_in`].
     pub stand_in: PathBuf,
+}
+
+/// A cgroup on v2.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UnifiedCgroup {
+    /// Where the tree is mounted.
+    pub root: PathBuf,
+    /// Below it.
+    pub path: PathBuf,
 }
 
 /// Where a further process has to be.

@@ -19,6 +19,7 @@ mod filter;
 mod hooks;
 pub mod job;
 mod limits;
+mod mounts;
 mod namespaces;
 mod passwd;
 mod program;

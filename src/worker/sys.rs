@@ -114,17 +114,20 @@ pub(super) fn open_tree(path: &Path) -> Result<OwnedFd, Errno> {
     Errno::result(result).map(|fd| own(i32::try_from(fd).unwrap_or(-1)))
 }
 
-/// Takes from a mount the rights to execute and to be a device, and if asked the one to be written (mount_setattr(2)).
-pub(super) fn restrict_mount(mount: &OwnedFd, readonly: bool) -> Result<(), Errno> {
-    let readonly = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC | readonly;
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+/// Sets and clears attributes of a mount, and of all beneath it if asked (mount_setattr(2)).
+pub(super) fn set_mount_attributes(
+    mount: &OwnedFd,
+    set: u64,
+    clear: u64,
+    recursive: bool,
+) -> Result<(), Errno> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let (fd, empty) = (mount.as_raw_fd(), c"".as_ptr());
     let size = size_of::<libc::mount_attr>();
     let pointer = &raw const attributes;
     // SAFETY: the path is a NUL-terminated string, and the structure of that size outlives the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_mount_setattr, fd, empty, libc::AT_EMPTY_PATH, pointer, size) };
+    let result = unsafe { libc::syscall(libc::SYS_mount_setattr, fd, empty, flags, pointer, size) };
     Errno::result(result).map(drop)
 }
 

@@ -60,6 +60,7 @@ mod fire;
 mod guest;
 mod hooks;
 mod hotplug;
+mod inside;
 mod labels;
 mod lifecycle;
 mod loopback;
@@ -111,6 +112,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         fire::scenarios(),
         hooks::scenarios(),
         hotplug::scenarios(),
+        inside::scenarios(),
         labels::scenarios(),
         lifecycle::scenarios(),
         loopback::scenarios(),

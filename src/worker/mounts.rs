@@ -1,0 +1,161 @@
+//! The container's mounts that are made before libcontainer: see `spec::own_mounts` for which, and why.
+//!
+//! They are made on the container's root in a mount namespace of the worker's own, from which init's is copied: nothing
+//! of them is seen in the guest, and nothing stays when both have ended.
+//!
+//! The image is somebody else's: a place is looked for with the root as `/`, links included, and from then on it is a
+//! descriptor. Where a link leads to a place at which libcontainer mounts something later, the container is refused: the
+//! mount would be hidden, or lie where it does not belong.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{SFlag, fstat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::job::{Failure, FailureKind};
+use super::sys;
+use crate::guest::beneath::{Root, fd_path};
+use crate::spec::{MountAttributes, Mounted, OwnMount, OwnMounts};
+
+/// Gives this process and its children a mount namespace of their own, in which mounts do not reach the guest's. `mounts`
+/// says whether those of the guest reach it; without it nothing is changed but for what is mounted there later.
+pub(super) fn leave_guest(mounts: Option<&OwnMounts>) -> Result<(), Failure> {
+    let failed = |errno| Failure::internal(format!("begin a mount namespace: {errno}"));
+    unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
+    let Some(mounts) = mounts else { return Ok(()) };
+    // As libcontainer does in init, where it then changes nothing.
+    let kind = if mounts.private { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | kind, None::<&str>).map_err(failed)
+}
+
+/// Mounts all of `mounts` on the root at `rootfs`. `cgroup` is the container's on v2.
+pub(super) fn make(rootfs: &Path, mounts: &OwnMounts, cgroup: Option<&Path>) -> Result<(), Failure> {
+    if let Some(path) = &mounts.ipc {
+        // libcontainer has init join it in any case.
+        join_ipc(path).map_err(|error| Failure::internal(format!("join {}: {error}", path.display())))?;
+    }
+    let root = Root::open(rootfs).map_err(|error| Failure::internal(error.to_string()))?;
+    for mount in &mounts.mounts {
+        let made = make_one(&root, mount, &mounts.left, cgroup);
+        made.map_err(|Cause { kind, text }| {
+            let message = format!("mount {} on {}: {text}", name(&mount.what), mount.destination.display());
+            Failure { kind, message }
+        })?;
+    }
+    Ok(())
+}
+
+fn join_ipc(path: &Path) -> std::io::Result<()> {
+    Ok(setns(std::fs::File::open(path)?, CloneFlags::CLONE_NEWIPC)?)
+}
+
+/// What is mounted, for messages.
+fn name(what: &Mounted) -> String {
+    match what {
+        Mounted::Filesystem { kind, .. } => kind.clone(),
+        Mounted::Bind { source, .. } => source.display().to_string(),
+        Mounted::Cgroup => "the cgroup".to_owned(),
+    }
+}
+
+/// Why a mount can't be made.
+struct Cause {
+    kind: FailureKind,
+    text: String,
+}
+
+impl Cause {
+    fn new(text: impl Into<String>) -> Self {
+        Self { kind: FailureKind::Internal, text: text.into() }
+    }
+
+    fn step(step: &str) -> impl Fn(rustix::io::Errno) -> Self {
+        move |errno| Self::new(format!("{step}: {errno}"))
+    }
+}
+
+fn make_one(root: &Root, mount: &OwnMount, left: &[PathBuf], cgroup: Option<&Path>) -> Result<(), Cause> {
+    let attributes = &mount.attributes;
+    let (tree, is_directory) = match &mount.what {
+        Mounted::Filesystem { kind, source, options } => {
+            (new_filesystem(kind, source, options, attributes)?, true)
+        }
+        Mounted::Bind { source, recursive } => bind(source, *recursive, attributes)?,
+        Mounted::Cgroup => bind(cgroup.ok_or_else(|| Cause::new("it is not made"))?, false, attributes)?,
+    };
+    if !attributes.is_flat() {
+        sys::set_mount_attributes(&tree, attributes.set_below, attributes.clear_below, true)
+            .map_err(|errno| Cause::new(format!("set its attributes: {errno}")))?;
+    }
+    let place = place(root, &mount.destination, is_directory, left)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&tree, "", &place, "", flags).map_err(Cause::step("put it there"))
+}
+
+/// A new filesystem, mounted nowhere yet.
+fn new_filesystem(
+    kind: &str,
+    source: &str,
+    options: &[String],
+    attributes: &MountAttributes,
+) -> Result<OwnedFd, Cause> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(Cause::step("open the filesystem"))?;
+    let context = context.as_fd();
+    fsconfig_set_string(context, "source", source).map_err(Cause::step("name its source"))?;
+    for option in options {
+        match option.split_once('=') {
+            Some((name, value)) => fsconfig_set_string(context, name, value),
+            None => fsconfig_set_flag(context, option.as_str()),
+        }
+        .map_err(|errno| Cause::new(format!("option {option:?}: {errno}")))?;
+    }
+    fsconfig_create(context).map_err(Cause::step("make the filesystem"))?;
+    let flags = MountAttrFlags::from_bits_retain(u32::try_from(attributes.set).unwrap_or_default());
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(Cause::step("make the mount"))
+}
+
+/// A copy of the mount at `source`, mounted nowhere yet, and whether it shows a directory.
+fn bind(source: &Path, recursive: bool, attributes: &MountAttributes) -> Result<(OwnedFd, bool), Cause> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let tree = open_tree(rustix::fs::CWD, source, flags).map_err(Cause::step("look at it"))?;
+    let kind = fstat(&tree).map_err(|errno| Cause::new(format!("look at it: {errno}")))?.st_mode;
+    if attributes.set != 0 || attributes.clear != 0 {
+        sys::set_mount_attributes(&tree, attributes.set, attributes.clear, false)
+            .map_err(|errno| Cause::new(format!("set its attributes: {errno}")))?;
+    }
+    Ok((tree, SFlag::from_bits_truncate(kind) & SFlag::S_IFMT == SFlag::S_IFDIR))
+}
+
+/// The place of a mount, made if it is missing.
+fn place(root: &Root, destination: &Path, is_directory: bool, left: &[PathBuf]) -> Result<OwnedFd, Cause> {
+    let inside = destination.strip_prefix("/").unwrap_or(destination);
+    // Where no link is met the path says already where the place is.
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(
+        ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+    );
+    if let Ok(place) = openat2(root, inside, how) {
+        return Ok(place);
+    }
+    let made = if is_directory { root.create_dir(inside, 0o755) } else { root.create_file(inside, 0o644) };
+    let made = made.map_err(|error| Cause::new(error.to_string()))?;
+    let path = std::fs::read_link(fd_path(made.as_fd()))
+        .map_err(|error| Cause::new(format!("find out where its place is: {error}")))?;
+    let inside = path.strip_prefix(root.path()).unwrap_or(Path::new(""));
+    let real = Path::new("/").join(inside);
+    let in_the_way = left.iter().any(|left| left.starts_with(&real) || real.starts_with(left));
+    if inside.as_os_str().is_empty() || in_the_way && real != destination {
+        let text = format!("links in the image lead to {}, where nothing may be mounted", real.display());
+        return Err(Cause { kind: FailureKind::InvalidSpec, text });
+    }
+    Ok(made)
+}

@@ -1,0 +1,191 @@
+//! What a container finds mounted, and where: the same whoever makes the mounts.
+//!
+//! Most mounts are made by the agent before libcontainer; with `tmpcopyup` in it, a specification is left to libcontainer
+//! alone. So the two ways can be held against each other.
+
+use nakai_ctl::SpecBuilder;
+use ttrpc::Code;
+
+use crate::harness::expect::{refused, succeeded};
+use crate::harness::{Ctx, Fallible, Outcome, Scenario, scenario};
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario!(a_pods_container_finds_the_same_both_ways),
+        scenario!(a_privileged_container_finds_the_same_both_ways),
+        scenario!(a_bare_container_finds_the_same_both_ways),
+        scenario!(namespaces_of_its_own_are_the_same_both_ways),
+        scenario!(mounts_lie_on_each_other_in_their_order),
+        scenario!(links_of_the_image_lead_mounts_no_further_than_its_root),
+        scenario!(mounts_of_a_container_are_not_the_guests),
+    ]
+}
+
+/// The mount table without what differs from one container to the next: numbers, and the container's own name; and
+/// without what the guest and libcontainer call the tree of cgroups. In the order of the places: the order in which they
+/// came to be can't be told by a program.
+const MOUNT_TABLE: &str = "sed -e 's/^[0-9]* [0-9]* [0-9]*:[0-9]* //' -e 's/\\(shared\\|master\\):[0-9]*/\\1/g' \
+    -e \"s|$NAME|NAME|g\" -e 's/ - cgroup2 [^ ]* / - cgroup2 /' /proc/self/mountinfo | sort";
+/// All nodes and links of `/dev`, the links' targets, and what else is to be seen of filesystems.
+const NODES: &str = "for f in $(find /dev -maxdepth 1 | sort); do stat -c '%N %a %u %g %t:%T %F' $f; done; \
+    stat -c '%n %a %u %g %t:%T' /dev/pts/* /dev/shm /dev/mqueue; ls -a /dev/mqueue; \
+    df -k /dev /dev/shm /run 2> /dev/null | awk '{ print $1, $2, $NF }'; \
+    echo x > /dev/null && head -c 3 /dev/zero | od -c; \
+    for f in /proc/sys/kernel/domainname /sys/kernel/x /proc/sysrq-trigger /x /run/x; do \
+    (: > $f) && echo \"$f can be written\"; done; \
+    ls /proc/scsi /sys/firmware; cat /proc/self/cgroup; \
+    ls /sys/fs/cgroup | sort";
+
+/// What a container of that specification finds, and the same where libcontainer makes all mounts.
+async fn both_ways(ctx: &Ctx, edit: impl Fn(SpecBuilder) -> SpecBuilder) -> Fallible<(String, String)> {
+    let mut found = Vec::new();
+    for last in ["size=16k", "tmpcopyup"] {
+        let container =
+            ctx.idle(|spec| edit(spec).mount("/last", "last", "tmpfs", &[last, "size=16k"])).await?;
+        let script = format!("exec 2>&1; NAME={}; {MOUNT_TABLE}; {NODES}", container.id);
+        found.push(container.sh(&script).await?.replace(&container.id, "NAME"));
+        container.remove().await?;
+    }
+    let (theirs, ours) = (found.pop().unwrap_or_default(), found.pop().unwrap_or_default());
+    Ok((ours, theirs))
+}
+
+fn same(ours: &str, theirs: &str) {
+    assert_eq!(ours.lines().collect::<Vec<_>>(), theirs.lines().collect::<Vec<_>>());
+}
+
+async fn a_pods_container_finds_the_same_both_ways(ctx: Ctx) -> Outcome {
+    let (files, volume) = ctx.directory(&ctx.container(|spec| spec)?, "volume")?;
+    std::fs::write(files.join("hosts"), "127.0.0.1 localhost\n")?;
+    let hosts = format!("{volume}/hosts");
+    let edit = |spec: SpecBuilder| {
+        spec.readonly_rootfs(true)
+            .mount("/etc/hosts", &hosts, "bind", &["rbind", "rprivate", "ro"])
+            .mount("/volume", &volume, "bind", &["rbind", "rslave", "rw", "nosuid"])
+            .mount("/rro", &volume, "bind", &["rbind", "rro", "rnosuid", "noatime"])
+            .mount(
+                "/run",
+                "tmpfs",
+                "tmpfs",
+                &["rw", "nosuid", "noexec", "strictatime", "mode=700", "size=32k"],
+            )
+    };
+    let (ours, theirs) = both_ways(&ctx, edit).await?;
+    same(&ours, &theirs);
+    for line in [
+        "/dev/ptmx' -> 'pts/ptmx' 777 0 0 0:0 symbolic link",
+        "/dev/fd' -> '/proc/self/fd' 777 0 0 0:0 symbolic link",
+        "/dev/urandom 666 0 0 1:9 character special file",
+        "/run/x can be written",
+        "/run rw,nosuid,noexec",
+        "tmpfs 32 /run",
+    ] {
+        assert!(ours.contains(line), "{line:?} is not in:\n{ours}");
+    }
+    assert!(!ours.contains("/x can be written\n/run"), "the root is read-only:\n{ours}");
+    Ok(())
+}
+
+async fn a_privileged_container_finds_the_same_both_ways(ctx: Ctx) -> Outcome {
+    let edit = |spec: SpecBuilder| {
+        spec.capabilities(["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_DAC_OVERRIDE"])
+            .masked_paths([] as [&str; 0])
+            .readonly_paths([] as [&str; 0])
+            .private_shm()
+            .mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "rw"])
+            .mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "rw"])
+    };
+    let (ours, theirs) = both_ways(&ctx, edit).await?;
+    same(&ours, &theirs);
+    assert!(ours.contains("/proc/sys/kernel/domainname can be written"), "{ours}");
+    Ok(())
+}
+
+async fn a_bare_container_finds_the_same_both_ways(ctx: Ctx) -> Outcome {
+    let edit = |spec: SpecBuilder| {
+        let bare = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/sys/fs/cgroup", "/sys"];
+        bare.into_iter().fold(spec, |spec, mount| spec.without_mount(mount))
+    };
+    let (ours, theirs) = both_ways(&ctx, edit).await?;
+    same(&ours, &theirs);
+    Ok(())
+}
+
+async fn namespaces_of_its_own_are_the_same_both_ways(ctx: Ctx) -> Outcome {
+    let own = [("ipc", ""), ("uts", ""), ("mount", ""), ("network", ""), ("cgroup", "")];
+    let (ours, theirs) = both_ways(&ctx, |spec| spec.namespaces(own)).await?;
+    same(&ours, &theirs);
+    // Of the network that the container is in, and of no other.
+    let links = ctx.output("ls /sys/class/net", |spec| spec.namespaces(own)).await?;
+    assert_eq!(links, "lo");
+    Ok(())
+}
+
+async fn mounts_lie_on_each_other_in_their_order(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let (files, volume) = ctx.directory(&container, "ordered")?;
+    std::fs::write(files.join("file"), "of the volume\n")?;
+    let container = container.edit(|spec| {
+        spec.mount("/a", "first", "tmpfs", &["size=16k"])
+            .mount("/a/b", &volume, "bind", &["rbind"])
+            .mount("/a/b/c", "third", "tmpfs", &["size=16k"])
+            .mount("/hidden/below", &volume, "bind", &["rbind"])
+            .mount("/hidden", "over", "tmpfs", &["size=16k"])
+            .mount("/proc/meminfo", &format!("{volume}/file"), "bind", &["bind", "ro"])
+            .mount("/file/deep", &format!("{volume}/file"), "bind", &["bind", "ro"])
+    });
+    container.create().await?;
+    container.start().await?;
+    let seen = "ls /a /a/b; ls /hidden | wc -l; cat /proc/meminfo /file/deep; \
+        grep -c ' /a/b/c tmpfs ' /proc/mounts; (: > /file/deep) 2>&1 | grep -o 'Read-only'";
+    let expected = "/a:\nb\n\n/a/b:\nc\nfile\n0\nof the volume\nof the volume\n1\nRead-only";
+    assert_eq!(container.sh(seen).await?, expected);
+    container.remove().await?;
+    Ok(())
+}
+
+/// As images have it, `/var/run` is a link; but none may lead into the guest, nor a mount into procfs.
+async fn links_of_the_image_lead_mounts_no_further_than_its_root(ctx: Ctx) -> Outcome {
+    let edit = |spec: SpecBuilder| {
+        spec.args(["sh", "-c", "ls -d /run/secrets/token /etc/nakai-inside/x; stat -c %F /run/secrets/token"])
+            .mount("/var/run/secrets/token", "token", "tmpfs", &["size=16k"])
+            .mount("/climbs/x", "climbs", "tmpfs", &["size=16k"])
+    };
+    let container = ctx.container(edit)?;
+    let link = std::os::unix::fs::symlink::<&str, std::path::PathBuf>;
+    let _ = std::fs::remove_dir_all(container.file("/var/run"));
+    std::fs::create_dir_all(container.file("/var"))?;
+    link("/run", container.file("/var/run"))?;
+    link("../../../../../../../../etc/nakai-inside", container.file("/climbs"))?;
+    std::fs::create_dir_all(container.file("/etc/nakai-inside"))?;
+    container.create().await?;
+    container.start().await?;
+    let seen = succeeded(container.finish(b"").await?);
+    assert_eq!(seen, "/etc/nakai-inside/x\n/run/secrets/token\ndirectory");
+    assert_eq!(
+        ctx.guest_sh("ls -d $PROC/$SUPERVISOR/root/etc/nakai-inside 2> /dev/null || echo none").await?.trim(),
+        "none"
+    );
+    for target in ["/proc", "/"] {
+        let container = ctx.container(|spec| spec.mount("/to/x", "none", "tmpfs", &["size=16k"]))?;
+        std::fs::create_dir_all(container.file("/to"))?;
+        link(target, container.file("/to/x"))?;
+        refused(container.create().await, Code::INVALID_ARGUMENT, &["/to/x", "link"]);
+    }
+    Ok(())
+}
+
+async fn mounts_of_a_container_are_not_the_guests(ctx: Ctx) -> Outcome {
+    let look =
+        "grep -c ' inside-of-one ' $PROC/$SERVER/mountinfo $PROC/1/mountinfo | cut -d : -f 2 | sort -u";
+    let container = ctx.idle(|spec| spec.mount("/x", "inside-of-one", "tmpfs", &["size=16k"])).await?;
+    assert_eq!(container.sh("grep -c '^inside-of-one /x ' /proc/mounts").await?, "1");
+    assert_eq!(ctx.guest_sh(&format!("{look}; true")).await?.trim(), "0");
+    container.remove().await?;
+    let failing = ctx.container(|spec| {
+        spec.args(["/no/such/program"]).mount("/x", "inside-of-one", "tmpfs", &["size=16k"])
+    })?;
+    refused(failing.create().await, Code::NOT_FOUND, &["/no/such/program"]);
+    assert_eq!(ctx.guest_sh(&format!("{look}; true")).await?.trim(), "0");
+    Ok(())
+}
