@@ -119,8 +119,7 @@ async fn steps(
         .in_unit(prepared.unit.take());
     let config = write_config(&bundle, &prepared.spec, undo)?;
     clear(&mut prepared.spec);
-    let trees = prepared.own_cgroups.is_some().then(|| trees(&cgroup, &state_root, &id));
-    let stand_in = trees.as_ref().map(|trees| trees.stand_in.clone());
+    let stand_in = prepared.own_cgroups.is_some().then(|| stand_in::path(&state_root, &id));
     push_stand_in_undo(&id, &state_root, undo);
     let (record, killed_before, parents) = take_cgroup(environment, &id, &cgroup, record, move || {
         config()?;
@@ -130,7 +129,7 @@ async fn steps(
     push_launch_undo(&id, &state_root, &cgroup, undo);
     running.note_parents(parents, &environment.records).await?;
     let end = push_wait_for_worker(undo);
-    let launch = launch_init(environment, &id, &bundle, rootfs, &prepared, &cgroup, trees, end);
+    let launch = launch_init(environment, &id, &bundle, rootfs, &prepared, &cgroup, end);
     let init = gone.unless(launch).await?;
     let is_own = prepared.own_cgroups.is_some();
     let rules = (environment.hierarchy.is_v2() || is_own).then_some(prepared.device_rules);
@@ -367,24 +366,26 @@ async fn launch_init(
     rootfs: PathBuf,
     prepared: &Prepared,
     cgroup: &Cgroup,
-    trees: Option<CgroupTrees>,
     end: oneshot::Sender<()>,
 ) -> Result<super::process::Process, SandboxError> {
     let what = || format!("create container {id}");
     let late = &prepared.late;
+    let own_cgroups = prepared.own_cgroups.as_ref();
+    let state_root = environment.config.state_dir.join(CONTAINERS);
     // Before it has descriptors.
     let end = (environment.launcher.turn_to_create().await, end);
     let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, late, environment, what).await?;
+    let cgroups = own_cgroups.map(|own| (trees(cgroup, &state_root, id), own.mount.clone()));
     let job = Job::Create(Box::new(CreateJob {
         id: id.to_string(),
-        state_root: environment.config.state_dir.join(CONTAINERS),
+        state_root,
         bundle: bundle.to_owned(),
         rootfs,
         cwd: prepared.create_cwd.clone(),
         io: wiring.io.clone(),
         late: prepared.late.clone(),
         filter_flags: wiring.filter_flags,
-        cgroups: trees.zip(prepared.own_cgroups.as_ref().map(|own| own.mount.clone())),
+        cgroups,
         unified: unified(cgroup),
         mounts: prepared.own_mounts.clone(),
         copy_up: prepared.copy_up.clone(),

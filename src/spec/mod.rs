@@ -47,6 +47,7 @@ use std::path::Path;
 use libcontainer::validator::Validator;
 use oci_spec::runtime::{Linux, LinuxDeviceCgroup, Process, Root, Spec};
 
+pub use capabilities::CapabilitySets;
 pub use cdi::{CdiEdits, CdiNode};
 pub use cpuset::{CpuSet, CpuSetError, narrow_to_online};
 pub use device_rules::default_rules;

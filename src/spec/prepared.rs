@@ -8,7 +8,7 @@ use oci_spec::runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, MountPropagation, OwnCgroups, OwnMounts, Sysctl};
+use super::{CapabilitySets, Facts, MountPropagation, OwnCgroups, OwnMounts, Sysctl};
 use crate::systemd::Unit;
 
 /// A container ready to be launched.
@@ -98,10 +98,11 @@ pub struct LateProcess {
     /// The namespaces that it has to be in by then. Who moved the container's init elsewhere gets no further process
     /// there.
     pub namespaces: Vec<NamespaceId>,
-    /// The process's capabilities, to be set after the filter. `None`: libcontainer has set them already.
-    /// `Some`: it has left CAP_SYS_ADMIN and CAP_SETPCAP, which loading a filter without `no_new_privileges`
-    /// needs.
-    pub capabilities: Option<LinuxCapabilities>,
+    /// What the process may do, to be set before the look for its program.
+    pub early_capabilities: CapabilitySets,
+    /// The process's capabilities, to be set after the filter. `None`: those above are. `Some`: those above have
+    /// CAP_SYS_ADMIN and CAP_SETPCAP besides, which loading a filter without `no_new_privileges` needs.
+    pub capabilities: Option<CapabilitySets>,
 }
 
 /// A namespace, as stat(2) of its file in `/proc/<pid>/ns` tells it from others (namespaces(7)).

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxCapabilities, Process};
 
-use super::{ConsoleSize, ExecFacts, LateProcess, SpecError};
+use super::{CapabilitySets, ConsoleSize, ExecFacts, LateProcess, SpecError};
 use super::{capabilities, labels, pci_env, rlimits};
 
 /// The umask when the spec gives none: else it would be the agent's.
@@ -54,11 +54,10 @@ pub(super) fn prepare(
     let given = process.capabilities().as_ref().or(container.capabilities.as_ref());
     let capabilities = capabilities::complete(given, warnings);
     let privileged_load = container.seccomp.is_some() && !no_new_privileges;
-    process.set_capabilities(Some(if privileged_load {
-        capabilities::with_seccomp_loader(&capabilities)
-    } else {
-        capabilities.clone()
-    }));
+    let real = CapabilitySets::from(&capabilities);
+    let early =
+        if privileged_load { (&capabilities::with_seccomp_loader(&capabilities)).into() } else { real };
+    process.set_capabilities(None);
 
     let terminal = process.terminal().unwrap_or(false);
     let console_size = console_size(&process).filter(|_| terminal);
@@ -73,7 +72,8 @@ pub(super) fn prepare(
         no_new_privileges,
         seccomp: container.seccomp.clone(),
         namespaces: container.namespaces.clone(),
-        capabilities: privileged_load.then(|| capabilities.clone()),
+        early_capabilities: early,
+        capabilities: privileged_load.then_some(real),
     };
     Ok(Edited { process, late, capabilities, cwd, terminal, console_size })
 }

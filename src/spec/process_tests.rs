@@ -25,12 +25,12 @@ fn ok(extra: Value) -> Edited {
 #[test]
 fn every_inheritable_property_is_explicit() {
     let edited = ok(json!({"noNewPrivileges": false, "commandLine": "x"}));
-    let nothing = json!({"bounding": [], "effective": [], "inheritable": [], "permitted": [], "ambient": []});
     assert_eq!(
         serde_json::to_value(&edited.process).unwrap(),
         json!({"terminal": false, "user": {"uid": 0, "gid": 0, "umask": 0o022}, "args": ["sh"], "env": ["HOME=/root"],
-            "cwd": "/", "capabilities": nothing, "oomScoreAdj": 0})
+            "cwd": "/", "oomScoreAdj": 0})
     );
+    assert_eq!(edited.late.early_capabilities, CapabilitySets::default());
     assert_eq!(edited.late.session_keyring, "_ses.c1");
     assert_eq!(edited.late.capabilities, None);
 }
@@ -101,15 +101,14 @@ fn a_user_name_is_left_out_with_a_warning() {
 fn a_filter_without_no_new_privileges_is_loaded_with_capabilities_that_are_then_dropped() {
     let caps = json!({"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]});
     let (edited, _) = edit(json!({ "capabilities": caps }), &container(true)).unwrap();
-    let given = edited.process.capabilities().clone().unwrap();
-    assert_eq!(given.effective().as_ref().unwrap().len(), 3);
+    assert_eq!(edited.late.early_capabilities.effective.count_ones(), 3);
     let real = edited.late.capabilities.unwrap();
-    assert_eq!(serde_json::to_value(real.effective()).unwrap(), json!(["CAP_KILL"]));
-    assert_eq!(edited.capabilities, real);
+    assert_eq!(real.effective, 1 << 5, "CAP_KILL");
+    assert_eq!(CapabilitySets::from(&edited.capabilities), real);
     assert!(edited.late.seccomp.is_some());
 
     let (edited, _) = edit(json!({"capabilities": caps, "noNewPrivileges": true}), &container(true)).unwrap();
-    assert_eq!(edited.process.capabilities().as_ref(), Some(&edited.capabilities));
+    assert_eq!(edited.late.early_capabilities, CapabilitySets::from(&edited.capabilities));
     assert_eq!(edited.late.capabilities, None);
     assert_eq!(edited.process.no_new_privileges(), Some(true));
 }

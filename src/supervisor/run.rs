@@ -402,6 +402,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 // Nothing shall keep the first server from its first answer, and from here on it will ask for workers.
                 if !self.served {
                     super::text::share_with_forks();
+                    crate::worker::prepare_for_workers();
                 }
                 self.served = true;
             }

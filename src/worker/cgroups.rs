@@ -122,7 +122,8 @@ pub(super) fn hide() -> Result<(), Failure> {
 pub(super) fn make_unified(cgroup: &UnifiedCgroup) -> Result<PathBuf, Failure> {
     let directory = cgroup.root.join(&cgroup.path);
     let failed = |error| Failure::internal(format!("make the cgroup {}: {error}", directory.display()));
-    enable_controllers(&cgroup.root, cgroup.path.parent().unwrap_or(Path::new(""))).map_err(failed)?;
+    enable_controllers(&cgroup.root, cgroup.path.parent().unwrap_or_else(|| Path::new("")))
+        .map_err(failed)?;
     fs::create_dir_all(&directory).map_err(failed)?;
     Ok(directory)
 }

@@ -17,8 +17,6 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use libcontainer::capabilities;
-use libcontainer::syscall::Syscall;
 use libcontainer::syscall::syscall::create_syscall;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
@@ -34,7 +32,7 @@ use super::cgroups::{self, Way};
 use super::create::{Started, started};
 use super::executor::{LastSteps, open_proc, program};
 use super::job::{ExecCgroups, ExecJob, Failure, FailureKind, ProcessIo};
-use super::{chain, console, create, limits, sys};
+use super::{capabilities, chain, console, create, limits, sys};
 use crate::spec::NamespaceId;
 use crate::supervisor::{Forked, fork, fork_into};
 
@@ -237,7 +235,6 @@ impl Entry<'_> {
     /// The user, its directory, and what it may do.
     fn become_user(&self) -> Result<(), Failure> {
         let (user, cwd) = (self.process.user(), self.process.cwd());
-        let syscall = create_syscall();
         // As root, who may enter more; but root may be kept out where the user is not.
         let denied = match chdir(cwd) {
             Err(Errno::EPERM | Errno::EACCES) => true,
@@ -247,13 +244,9 @@ impl Entry<'_> {
             user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
         nix::unistd::setgroups(&groups).map_err(|errno| failed("set the supplementary groups", errno))?;
         let (uid, gid) = (user.uid(), user.gid());
-        become_id(syscall.as_ref(), uid, gid)?;
+        become_id(uid, gid)?;
         sys::close_later(3).map_err(|errno| failed("close descriptors", errno))?;
-        let cannot = |error| Failure::internal(format!("set the capabilities: {}", chain(&error)));
-        capabilities::reset_effective(syscall.as_ref()).map_err(cannot)?;
-        if let Some(wanted) = self.process.capabilities() {
-            capabilities::drop_privileges(wanted, syscall.as_ref()).map_err(cannot)?;
-        }
+        capabilities::set(self.steps.early_capabilities())?;
         if denied {
             chdir(cwd).map_err(|errno| about_cwd(cwd, errno))?;
         }
@@ -285,14 +278,14 @@ fn born_beside_init<T>(
 }
 
 /// The ids, with all capabilities kept for now.
-fn become_id(syscall: &dyn Syscall, uid: u32, gid: u32) -> Result<(), Failure> {
+fn become_id(uid: u32, gid: u32) -> Result<(), Failure> {
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
     prctl::set_keepcaps(true)
         .and_then(|()| nix::unistd::setresgid(group, group, group))
         .and_then(|()| nix::unistd::setresuid(user, user, user))
         .map_err(|errno| failed(&format!("become user {uid} of group {gid}"), errno))?;
     if uid != 0 {
-        capabilities::reset_effective(syscall)
+        libcontainer::capabilities::reset_effective(create_syscall().as_ref())
             .map_err(|error| Failure::internal(format!("keep the capabilities: {}", chain(&error))))?;
     }
     prctl::set_keepcaps(false).map_err(|errno| failed("stop keeping capabilities", errno))

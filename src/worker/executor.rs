@@ -4,13 +4,14 @@
 //! process comes here by itself (`exec`). libcontainer's own executor would refuse programs without `o+x`, and lose
 //! the order and the duplicates of the environment.
 //!
-//! Order: wait for the terminal, default signals, session keyring, resource limits, seccomp filter, final
-//! capabilities, execve; with `noNewPrivileges` the filter comes after the capabilities, so that it need not allow
-//! what sets them. Nothing else comes after the filter, which may refuse anything. What fails while the launch of an
-//! init is waiting, the look for the program and its security label, is left in the report as a [`Failure`]. What
-//! fails in an init that has been started goes to its standard error, and the init ends
+//! Order: capabilities, the look for the program; when init is started, wait for the terminal, default signals, session
+//! keyring, resource limits, seccomp filter, final capabilities, execve; with `noNewPrivileges` the filter comes after the
+//! capabilities, so that it need not allow what sets them. Nothing else comes after the filter, which may refuse
+//! anything. What fails while the launch of an init is waiting, the look for the program and its security label, is left
+//! in the report as a [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
 //! as a shell would.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -27,8 +28,8 @@ use oci_spec::runtime::{PosixRlimit, Process, Spec};
 
 use super::filter::Filter;
 use super::job::{Failure, FailureKind};
-use super::{limits, passwd, report, sys};
-use crate::spec::LateProcess;
+use super::{capabilities, limits, passwd, report, sys};
+use crate::spec::{CapabilitySets, LateProcess};
 
 /// Where programs are looked for when the environment has no `PATH` (execvp(3)).
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -49,6 +50,11 @@ impl LastSteps {
     pub(super) fn new(late: LateProcess, filter: Option<Filter>) -> Result<Self, Failure> {
         let proc = late.selinux_label.as_ref().map(|_| open_proc()).transpose()?.map(Rc::new);
         Ok(Self { late, filter, proc })
+    }
+
+    /// What the process may do until its filter is loaded.
+    pub(super) fn early_capabilities(&self) -> &CapabilitySets {
+        &self.late.early_capabilities
     }
 
     /// Everything up to execve; comes back only with the reason why not.
@@ -109,9 +115,7 @@ impl LastSteps {
 
     fn take_capabilities(&self) -> Result<(), Failure> {
         let Some(capabilities) = &self.late.capabilities else { return Ok(()) };
-        let syscall = libcontainer::syscall::syscall::create_syscall();
-        libcontainer::capabilities::drop_privileges(capabilities, syscall.as_ref())
-            .map_err(|error| invalid(format!("set the capabilities: {}", super::chain(&error))))
+        capabilities::set(capabilities)
     }
 
     /// For the next execve(2) of this thread (proc_pid_attr(5)). The kernel refuses what its policy does not know.
@@ -131,11 +135,14 @@ pub(super) struct ContainerExecutor {
     steps: LastSteps,
     report: Rc<OwnedFd>,
     terminal_ready: Option<Rc<OwnedFd>>,
+    /// Where the program was found when the container was created.
+    found: OnceCell<CString>,
 }
 
 impl ContainerExecutor {
     pub(super) fn new(steps: LastSteps, report: OwnedFd, terminal_ready: Option<OwnedFd>) -> Self {
-        Self { steps, report: Rc::new(report), terminal_ready: terminal_ready.map(Rc::new) }
+        let terminal_ready = terminal_ready.map(Rc::new);
+        Self { steps, report: Rc::new(report), terminal_ready, found: OnceCell::new() }
     }
 }
 
@@ -146,7 +153,8 @@ impl Executor for ContainerExecutor {
             // The end of the relay is the end of this pipe.
             let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
         }
-        let failure = match program(process) {
+        let found = self.found.get().cloned();
+        let failure = match found.map_or_else(|| program(process), Ok) {
             Ok(program) => self.steps.become_program(process, &program),
             Err(failure) => failure,
         };
@@ -159,8 +167,10 @@ impl Executor for ContainerExecutor {
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let process = spec.process().as_ref().ok_or_else(|| invalid("no process is given".to_owned()));
-        let ready = process.and_then(program).and_then(|_| self.steps.set_selinux_label());
-        ready.map_err(|failure| {
+        let ready = capabilities::set(self.steps.early_capabilities());
+        let found = ready.and(process).and_then(program);
+        let labelled = found.and_then(|program| self.steps.set_selinux_label().map(|()| program));
+        labelled.map(|program| drop(self.found.set(program))).map_err(|failure| {
             report::leave(&self.report, &failure);
             ExecutorValidationError::ArgValidationError(failure.message)
         })

@@ -8,6 +8,7 @@
 //! Failure behaviour: every failure comes back as one [`job::Failure`] that names the true cause, which
 //! libcontainer's forks only log (`report`).
 
+mod capabilities;
 mod cgroups;
 mod compact;
 pub(crate) mod console;
@@ -41,6 +42,12 @@ use self::job::{Failure, Job, Outcome, ProcessIo};
 use self::report::Report;
 use crate::supervisor::WorkerChannels;
 use crate::supervisor::channel::{Header, Kind};
+
+/// What all workers inherit from the supervisor, once, before it forks the first of them.
+pub fn prepare_for_workers() {
+    sys::note_ignored_signals();
+    sys::restrict_name_service_to_files();
+}
 
 /// Does the job behind the first of `fds` and ends. Called by the supervisor in the child it forked.
 ///
@@ -90,9 +97,9 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
     let job = read_job(fds.next())?;
     let mut fds: Vec<OwnedFd> = fds.collect();
     settle()?;
-    if !matches!(job, Job::Exec(_)) {
-        // The agent is spared when memory runs out; hooks are not. Containers get what their specification says, and an
-        // exec'd process does so from the beginning.
+    if !matches!(job, Job::Exec(_) | Job::Create(_)) {
+        // The agent is spared when memory runs out; hooks and programs are not. Containers and exec'd processes get what
+        // their specification says, libcontainer sees to that before it runs a hook.
         let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     }
     let mut held = |io: &ProcessIo| fds.split_off(fds.len().saturating_sub(io.held));
@@ -161,6 +168,7 @@ fn report() -> Result<Report, Failure> {
     let report = Report::install()?;
     // Hooks write here; what they say then explains why they failed.
     nix::unistd::dup2_stderr(&report).map_err(|e| failed("replace stderr", &e))?;
+    // The supervisor has done it, unless this is a launch before the first answer.
     sys::restrict_name_service_to_files();
     Ok(report)
 }

@@ -10,10 +10,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -139,18 +140,25 @@ fn bind(source: &Path, recursive: bool, attributes: &MountAttributes) -> Result<
 /// The place of a mount, made if it is missing.
 fn place(root: &Root, destination: &Path, is_directory: bool, left: &[PathBuf]) -> Result<OwnedFd, Cause> {
     let inside = destination.strip_prefix("/").unwrap_or(destination);
-    // Where no link is met the path says already where the place is.
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(
-        ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS,
-    );
-    if let Ok(place) = openat2(root, inside, how) {
-        return Ok(place);
+    match plain(root, inside) {
+        // Most often it is a directory that is missing in one that is there.
+        Err(Errno::ENOENT) if is_directory => {
+            if let (Some(parent), Some(name)) = (inside.parent(), inside.file_name())
+                && let Ok(parent) = plain(root, parent)
+                && mkdirat(&parent, name, Mode::from_bits_truncate(0o755)).is_ok()
+                && let Ok(made) = plain(root, inside)
+            {
+                return Ok(made);
+            }
+        }
+        Ok(place) => return Ok(place),
+        Err(_) => {}
     }
     let made = if is_directory { root.create_dir(inside, 0o755) } else { root.create_file(inside, 0o644) };
     let made = made.map_err(|error| Cause::new(error.to_string()))?;
     let path = std::fs::read_link(fd_path(made.as_fd()))
         .map_err(|error| Cause::new(format!("find out where its place is: {error}")))?;
-    let inside = path.strip_prefix(root.path()).unwrap_or(Path::new(""));
+    let inside = path.strip_prefix(root.path()).unwrap_or_else(|_| Path::new(""));
     let real = Path::new("/").join(inside);
     let in_the_way = left.iter().any(|left| left.starts_with(&real) || real.starts_with(left));
     if inside.as_os_str().is_empty() || in_the_way && real != destination {
@@ -158,4 +166,13 @@ fn place(root: &Root, destination: &Path, is_directory: bool, left: &[PathBuf]) 
         return Err(Cause { kind: FailureKind::InvalidSpec, text });
     }
     Ok(made)
+}
+
+/// Opens what is beneath the root on a path without links: that path says already where it is.
+fn plain(root: &Root, inside: &Path) -> nix::Result<OwnedFd> {
+    let inside = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(
+        ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+    );
+    openat2(root, inside, how)
 }

@@ -15,7 +15,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 
 use super::job::{Failure, ShareNamespacesJob};
-use super::sys;
+use super::{capabilities, sys};
+use crate::spec::CapabilitySets;
 use crate::supervisor::{Forked, fork};
 
 /// Makes the namespaces; the pid is that of the pause process, if one was wanted.
@@ -99,16 +100,7 @@ fn isolate() -> Result<(), nix::Error> {
     nix::unistd::chdir("/")?;
     let _ = nix::sys::prctl::set_name(c"pause");
     let _ = nix::sys::prctl::set_dumpable(false);
-    let none = oci_spec::runtime::Capabilities::new();
-    let mut nothing = oci_spec::runtime::LinuxCapabilities::default();
-    nothing
-        .set_bounding(Some(none.clone()))
-        .set_effective(Some(none.clone()))
-        .set_permitted(Some(none.clone()))
-        .set_inheritable(Some(none.clone()))
-        .set_ambient(Some(none));
-    let syscall = libcontainer::syscall::syscall::create_syscall();
-    libcontainer::capabilities::drop_privileges(&nothing, syscall.as_ref()).map_err(|_| nix::Error::EPERM)
+    capabilities::set(&CapabilitySets::default()).map_err(|_| nix::Error::EPERM)
 }
 
 /// The life of the init of a PID namespace: to take the orphans of it away.

@@ -14,7 +14,8 @@ pub(super) fn home_of(uid: u32) -> Option<String> {
     if !file.metadata().ok()?.is_file() {
         return None;
     }
-    let mut text = Vec::new();
+    // Most are smaller than this, and read at once.
+    let mut text = Vec::with_capacity(4096);
     file.take(MAX_PASSWD).read_to_end(&mut text).ok()?;
     find_home(&String::from_utf8_lossy(&text), uid)
 }

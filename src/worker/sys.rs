@@ -5,6 +5,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::NixPath;
 use nix::errno::Errno;
@@ -22,6 +23,10 @@ unsafe extern "C" {
 /// Otherwise glibc, even a static one, obeys the container image's nsswitch.conf when libcontainer looks up
 /// a home directory, and loads the image's `libnss_*.so` into the agent's own process.
 pub(super) fn restrict_name_service_to_files() {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if DONE.swap(true, Ordering::Relaxed) {
+        return;
+    }
     #[cfg(target_env = "gnu")]
     for database in [c"passwd", c"group", c"shadow", c"initgroups"] {
         // SAFETY: both are NUL-terminated strings that live for ever; the process has one thread.
@@ -29,11 +34,27 @@ pub(super) fn restrict_name_service_to_files() {
     }
 }
 
-/// Every signal's action becomes the default, also those that glibc reserves for itself (32 and 33).
+/// The signals that whoever started the agent had ignored, a bit for each; all, until that is known.
+static IGNORED: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Notes which signals this process ignores (proc_pid_status(5)), for [`default_signal_actions`] in those it forks.
+pub(super) fn note_ignored_signals() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    if let Some(ignored) = ignored {
+        IGNORED.store(ignored, Ordering::Relaxed);
+    }
+}
+
+/// No signal is ignored any more, also none that glibc reserves for itself (32 and 33); what has a handler gets its default
+/// action back by execve(2).
 pub(super) fn default_signal_actions() {
     // The kernel's struct sigaction, zeroed: SIG_DFL, no flags, no mask (sigaction(2), "C library/kernel differences").
     let default = [0_u64; 4];
-    for signal in 1..=64_i64 {
+    // Ignored by all Rust programs, and by a worker.
+    let ignored = IGNORED.load(Ordering::Relaxed) | 1 << (libc::SIGPIPE - 1);
+    for signal in (1..=64_i64).filter(|signal| ignored & 1 << (signal - 1) != 0) {
         // SAFETY: `default` is as large as the kernel's structure on every 64-bit architecture; the mask is 8 bytes.
         unsafe {
             libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), 8_usize)
@@ -140,6 +161,42 @@ pub(super) fn move_mount(tree: &OwnedFd, target: &Path) -> Result<(), Errno> {
         unsafe { libc::syscall(libc::SYS_move_mount, from, empty, libc::AT_FDCWD, target.as_ptr(), flags) }
     };
     Errno::result(target.with_nix_path(call)?).map(drop)
+}
+
+/// Takes a capability from what execve(2) may ever give (prctl(2)); EINVAL for one that the kernel does not know.
+pub(super) fn drop_from_bounding_set(capability: u32) -> Result<(), Errno> {
+    // SAFETY: plain integers.
+    Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) })
+        .map(drop)
+}
+
+/// Empties the ambient set (prctl(2)).
+pub(super) fn clear_ambient_set() -> Result<(), Errno> {
+    ambient(libc::PR_CAP_AMBIENT_CLEAR_ALL, 0)
+}
+
+/// Adds a capability to the ambient set, if it is permitted and inheritable (prctl(2)).
+pub(super) fn raise_ambient(capability: u32) -> Result<(), Errno> {
+    ambient(libc::PR_CAP_AMBIENT_RAISE, capability)
+}
+
+fn ambient(what: libc::c_int, capability: u32) -> Result<(), Errno> {
+    // SAFETY: plain integers.
+    let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, what, libc::c_ulong::from(capability), 0, 0) };
+    Errno::result(result).map(drop)
+}
+
+/// Sets three of this thread's capability sets (capset(2)).
+pub(super) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<(), Errno> {
+    /// `_LINUX_CAPABILITY_VERSION_3`: two words for each set.
+    const VERSION: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION, 0];
+    let sets = [effective, permitted, inheritable];
+    let half = |shift: u32| sets.map(|set| u32::try_from((set >> shift) & 0xffff_ffff).unwrap_or_default());
+    let data = [half(0), half(32)];
+    // SAFETY: header and data are laid out as the kernel's structures of that version, and outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    Errno::result(result).map(drop)
 }
 
 /// Lets execve(2) close every descriptor from `first` on (close_range(2)).

@@ -9,6 +9,7 @@ use super::instruction::Instruction;
 use nix::errno::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 // linux/bpf.h
 const BPF_PROG_LOAD: libc::c_int = 5;
@@ -85,6 +86,30 @@ pub(super) fn load(program: &[Instruction]) -> Result<OwnedFd, AttachError> {
         };
         AttachError::Load { source, why: why.unwrap_or_else(|| load_reason(source).to_owned()) }
     })
+}
+
+/// The program that was loaded last. Most containers have the same rules, and the kernel verifies a program each time
+/// that it is loaded.
+static LAST: Mutex<Option<(Vec<Instruction>, Arc<OwnedFd>)>> = Mutex::new(None);
+
+/// As [`load`], unless the program is the one before it.
+fn load_once(program: &[Instruction]) -> Result<Arc<OwnedFd>, AttachError> {
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, loaded)) = last.as_ref().filter(|(known, _)| known == program) {
+        return Ok(loaded.clone());
+    }
+    let loaded = Arc::new(load(program)?);
+    *last = Some((program.to_vec(), loaded.clone()));
+    Ok(loaded)
+}
+
+/// Puts a program into force in a cgroup and all below. The cgroup keeps it.
+pub(super) fn enforce(program: &[Instruction], cgroup: BorrowedFd<'_>) -> Result<(), AttachError> {
+    match attach(&*load_once(program)?, cgroup) {
+        // Also said of a program that is in force there already: another of the same kind may be.
+        Err(AttachError::Attach { source: Errno::EINVAL, .. }) => attach(&load(program)?, cgroup),
+        other => other,
+    }
 }
 
 fn load_logged(program: &[Instruction], log: &mut [u8]) -> nix::Result<OwnedFd> {

@@ -7,7 +7,8 @@
 //! Invariants
 //! - Rules that can't be enforced are an error, never left out.
 //! - A program holds for the cgroup and all below it, beside those of the cgroups above: a device has to be
-//!   allowed by all of them. It lives as long as the cgroup; no fd of ours keeps it.
+//!   allowed by all of them. It lives as long as the cgroup. The last one is kept for the next container, which
+//!   has mostly the same rules.
 
 mod attach;
 mod instruction;
@@ -36,8 +37,7 @@ impl Cgroup {
         let program =
             program::compile(rules).map_err(|source| CgroupError::DeviceRules { path: path(), source })?;
         let dir = self.open_at(mount_point)?.ok_or_else(|| self.not_found())?;
-        attach::load(&program)
-            .and_then(|program| attach::attach(&program, dir.fd()))
+        attach::enforce(&program, dir.fd())
             .map_err(|source| CgroupError::DeviceProgram { path: path(), source })
     }
 
