@@ -28,6 +28,8 @@ use oci_spec::runtime::Hook;
 
 /// How long a removal waits for a host that does not take the streams' last bytes.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
+/// What hooks may take together beyond their own limits: more than a worker takes to be made on a busy machine.
+const HOOKS_SLACK: Duration = Duration::from_secs(20);
 
 pub(super) type Answer = oneshot::Sender<Result<(), SandboxError>>;
 
@@ -240,8 +242,17 @@ async fn run_hooks(environment: &Environment, container: &Container, hooks: &[Ho
         annotations: container.description.annotations.clone(),
         bundle: container.description.bundle.clone(),
     });
-    if let Err(error) = environment.launcher.launch(&job, Vec::new()).await {
-        warn!(container.logger, "hook failed"; "running" => running, "error" => %error);
+    // Each has a limit of its own, which ends itself alone and begins when it has taken the state. Who gives the launch
+    // up ends the worker with all of its group.
+    let seconds = hooks
+        .iter()
+        .filter_map(Hook::timeout)
+        .fold(0_u64, |sum, limit| sum.saturating_add(u64::try_from(limit).unwrap_or_default()));
+    let limit = Duration::from_secs(seconds).saturating_add(HOOKS_SLACK);
+    match tokio::time::timeout(limit, environment.launcher.launch(&job, Vec::new())).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => warn!(container.logger, "hook failed"; "running" => running, "error" => %error),
+        Err(_) => warn!(container.logger, "hooks given up"; "running" => running, "after" => ?limit),
     }
 }
 

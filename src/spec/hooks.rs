@@ -3,14 +3,20 @@
 //! The guest's own (found in its hook directory) follow the spec's. libcontainer runs prestart,
 //! createRuntime, createContainer and startContainer; poststart and poststop are taken out, as the agent
 //! starts and deletes by itself.
+//!
+//! Those that nobody would end by giving a call up get a limit if they have none: a host's poststart and poststop hooks,
+//! whose failure changes nothing, and the guest's own, of which the host knows nothing.
 
 use oci_spec::runtime::{Hook, Hooks};
 
 use super::SpecError;
 
+/// How long such a hook may take, in seconds, if it does not say so itself.
+const LIMIT: i64 = 10;
+
 /// Appends the guest's hooks and takes out the poststart and poststop lists.
 pub(super) fn apply(hooks: &mut Hooks, guest: Option<&Hooks>) -> Result<(Vec<Hook>, Vec<Hook>), SpecError> {
-    let added = |get: fn(&Hooks) -> &Option<Vec<Hook>>| guest.and_then(|g| get(g).clone());
+    let added = |get: fn(&Hooks) -> &Option<Vec<Hook>>| limited(guest.and_then(|g| get(g).clone()));
     let prestart = merge("hooks.prestart", hooks.prestart_mut().take(), added(Hooks::prestart))?;
     let runtime =
         merge("hooks.createRuntime", hooks.create_runtime_mut().take(), added(Hooks::create_runtime))?;
@@ -20,10 +26,20 @@ pub(super) fn apply(hooks: &mut Hooks, guest: Option<&Hooks>) -> Result<(Vec<Hoo
         merge("hooks.startContainer", hooks.start_container_mut().take(), added(Hooks::start_container))?;
     let poststart = merge("hooks.poststart", hooks.poststart_mut().take(), added(Hooks::poststart))?;
     let poststop = merge("hooks.poststop", hooks.poststop_mut().take(), added(Hooks::poststop))?;
+    let (poststart, poststop) = (limited(Some(poststart)), limited(Some(poststop)));
     let or_none = |list: Vec<Hook>| (!list.is_empty()).then_some(list);
     hooks.set_prestart(or_none(prestart)).set_create_runtime(or_none(runtime));
     hooks.set_create_container(or_none(container)).set_start_container(or_none(start));
-    Ok((poststart, poststop))
+    Ok((poststart.unwrap_or_default(), poststop.unwrap_or_default()))
+}
+
+/// Gives a limit to those that have none.
+fn limited(hooks: Option<Vec<Hook>>) -> Option<Vec<Hook>> {
+    let mut hooks = hooks?;
+    for hook in hooks.iter_mut().filter(|hook| hook.timeout().unwrap_or_default() == 0) {
+        hook.set_timeout(Some(LIMIT));
+    }
+    Some(hooks)
 }
 
 /// No section at all where nothing is left in it.
@@ -77,7 +93,7 @@ mod tests {
     fn the_guests_hooks_follow_the_specs_and_the_agents_are_taken_out() {
         let mut hooks = parse(json!({
             "prestart": [{"path": "/a"}], "createContainer": [{"path": "/b", "timeout": 0}],
-            "poststart": [{"path": "/c"}], "poststop": [{"path": "/d"}]
+            "poststart": [{"path": "/c", "timeout": 0}], "poststop": [{"path": "/d", "timeout": 60}]
         }));
         let guest = parse(json!({
             "prestart": [{"path": "/g1"}], "poststart": [{"path": "/g2"}], "poststop": [{"path": "/g3"}]
@@ -85,10 +101,17 @@ mod tests {
         let (poststart, poststop) = apply(&mut hooks, Some(&guest)).unwrap();
         assert_eq!(
             serde_json::to_value(&hooks).unwrap(),
-            json!({"prestart": [{"path": "/a"}, {"path": "/g1"}], "createContainer": [{"path": "/b"}]})
+            json!({
+                "prestart": [{"path": "/a"}, {"path": "/g1", "timeout": 10}],
+                "createContainer": [{"path": "/b"}]
+            })
         );
         assert_eq!(paths(&poststart), ["/c", "/g2"]);
         assert_eq!(paths(&poststop), ["/d", "/g3"]);
+        for hook in poststart.iter().chain(&poststop) {
+            let expected = if hook.path().ends_with("d") { 60 } else { 10 };
+            assert_eq!(hook.timeout(), Some(expected), "{hook:?}");
+        }
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub(super) fn apply(
             // libcgroups would write the swap file too; a new cgroup has no limit anyway.
             memory.set_limit(None);
         }
+    } else if version == CgroupVersion::V2 && memory.limit().is_none() && memory.swap() == Some(-1) {
+        // libcgroups would refuse it; a new cgroup has no limit of swap anyway.
+        memory.set_swap(None);
     } else if version == CgroupVersion::V2 && none {
         memory.set_swap(None);
         let unified = resources.unified_mut().get_or_insert_with(HashMap::new);
@@ -127,6 +130,15 @@ mod tests {
         for version in [CgroupVersion::V1, CgroupVersion::V2] {
             assert_eq!(run(both.clone(), version, false).unwrap(), json!({"memory": {"limit": 100}}));
         }
+    }
+
+    #[test]
+    fn any_amount_of_swap_needs_no_limit_of_memory() {
+        let any = json!({"memory": {"swap": -1}});
+        assert_eq!(run(any.clone(), CgroupVersion::V2, true).unwrap(), json!({"memory": {}}));
+        assert_eq!(run(any.clone(), CgroupVersion::V1, true).unwrap(), any);
+        let both = json!({"memory": {"limit": 100, "swap": -1}});
+        assert_eq!(run(both.clone(), CgroupVersion::V2, true).unwrap(), both);
     }
 
     #[test]

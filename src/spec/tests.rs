@@ -129,7 +129,8 @@ fn hooks_are_divided_between_libcontainer_and_the_agent() {
         serde_json::from_value(json!({"prestart": [{"path": "/h/pre"}], "poststop": [{"path": "/h/stop"}]}))
             .unwrap();
     let out = run(pod_container(), &facts).unwrap();
-    assert_eq!(serde_json::to_value(out.spec.hooks()).unwrap(), json!({"prestart": [{"path": "/h/pre"}]}));
+    let prestart = json!({"prestart": [{"path": "/h/pre", "timeout": 10}]});
+    assert_eq!(serde_json::to_value(out.spec.hooks()).unwrap(), prestart);
     assert_eq!(out.poststop.len(), 1);
     assert!(out.poststart.is_empty());
 }

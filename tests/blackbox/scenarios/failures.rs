@@ -284,7 +284,7 @@ async fn a_container_dies_with_its_start_under_way(ctx: Ctx) -> Outcome {
     let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
     let (gate, guest) = ctx.directory(&container, "gate")?;
     let script = format!(": > {guest}/waiting; exec sleep 1000000");
-    let container = container.edit(|spec| hook(spec, HookKind::Poststart, &script, 0));
+    let container = container.edit(|spec| hook(spec, HookKind::Poststart, &script, 600));
     container.create().await?;
     let removed = async {
         hook_runs(&gate).await;

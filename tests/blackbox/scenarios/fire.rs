@@ -319,7 +319,8 @@ async fn a_removal_that_takes_too_long_says_so_and_goes_on(ctx: Ctx) -> Outcome 
     let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
     let (host, guest) = ctx.directory(&container, "gate")?;
     let script = format!("until [ -e {guest}/open ]; do sleep 0.1; done");
-    let container = container.edit(|spec| spec.hook(HookKind::Poststop, "/bin/sh", ["sh", "-c", &script], 0));
+    let container =
+        container.edit(|spec| spec.hook(HookKind::Poststop, "/bin/sh", ["sh", "-c", &script], 600));
     container.create().await?;
     container.start().await?;
     for _ in 0..2 {

@@ -3,6 +3,7 @@
 use nakai_ctl::spec::HookKind;
 use ttrpc::Code;
 
+use crate::harness::context::SHELL_LIMIT;
 use crate::harness::expect::refused;
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
@@ -15,6 +16,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(hooks_after_the_start_can_fail),
         scenario!(a_hook_after_the_start_is_ended_by_its_timeout),
         scenario!(what_hooks_leave_goes_with_the_container),
+        scenario!(a_hook_after_the_start_that_hangs_is_ended_without_a_timeout),
     ]
 }
 
@@ -126,6 +128,24 @@ async fn a_hook_after_the_start_is_ended_by_its_timeout(ctx: Ctx) -> Outcome {
         .await?;
     assert_eq!(container.sh("echo alive").await?, "alive");
     container.remove().await?;
+    Ok(())
+}
+
+/// Nobody else would end it: the caller of RemoveContainer may be gone, and a pod would never be.
+async fn a_hook_after_the_start_that_hangs_is_ended_without_a_timeout(ctx: Ctx) -> Outcome {
+    let slow = ["sh", "-c", "exec sleep 1000000"];
+    let container = ctx.container(|spec| {
+        spec.args(["sleep", "1000000"]).hook(HookKind::Poststart, "/bin/sh", slow, 0).hook(
+            HookKind::Poststop,
+            "/bin/sh",
+            slow,
+            0,
+        )
+    })?;
+    container.create().await?;
+    tokio::time::timeout(SHELL_LIMIT, container.start()).await??;
+    assert_eq!(container.sh("echo alive").await?, "alive");
+    tokio::time::timeout(SHELL_LIMIT, container.remove()).await??;
     Ok(())
 }
 
