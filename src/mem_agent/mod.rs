@@ -57,6 +57,8 @@ pub enum MemAgentError {
 pub struct MemAgent {
     tasks: Option<Tasks>,
     records: Arc<Records>,
+    /// Changes come one after the other: each begins with what the one before it has left.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,7 @@ impl MemAgent {
     /// Starts it, if the configuration wants one, with what an earlier server was told in `records`.
     pub fn start(config: &MemAgentConfig, records: Arc<Records>, launcher: Launcher, logger: Logger) -> Self {
         if !config.enable {
-            return Self { tasks: None, records };
+            return Self { tasks: None, records, turn: Arc::default() };
         }
         info!(logger, "the memory agent is on");
         let memcg = records.read(MEMCG.as_ref()).unwrap_or_else(|error| lost(&logger, &error));
@@ -78,7 +80,7 @@ impl MemAgent {
         let (compact, compact_settings) = watch::channel(compact.unwrap_or_else(|| config.compact.clone()));
         tokio::spawn(memcg::run(memcg_settings, logger.clone()));
         tokio::spawn(compact::run(compact_settings, launcher, logger));
-        Self { tasks: Some(Tasks { memcg, compact }), records }
+        Self { tasks: Some(Tasks { memcg, compact }), records, turn: Arc::default() }
     }
 
     /// Changes how it reclaims.
@@ -101,6 +103,7 @@ impl MemAgent {
         self.change(COMPACT, settings, request).await
     }
 
+    /// In a task of its own: also if the caller goes away, what is written down is what is in force.
     async fn change<S, R>(
         &self,
         name: &'static str,
@@ -109,13 +112,20 @@ impl MemAgent {
     ) -> Result<(), MemAgentError>
     where
         S: Change<R> + Clone + Serialize + Send + Sync + 'static,
+        R: Clone + Send + Sync + 'static,
     {
-        let changed = settings.borrow().changed(request)?;
-        let (records, kept) = (Arc::clone(&self.records), changed.clone());
-        let written = tokio::task::spawn_blocking(move || records.write(name.as_ref(), &kept)).await;
-        written.map_err(|_| MemAgentError::Task)??;
-        settings.send_replace(changed);
-        Ok(())
+        let (turn, records) = (Arc::clone(&self.turn), Arc::clone(&self.records));
+        let (settings, request) = (settings.clone(), request.clone());
+        let change = async move {
+            let _turn = turn.lock().await;
+            let changed = settings.borrow().changed(&request)?;
+            let kept = changed.clone();
+            let written = tokio::task::spawn_blocking(move || records.write(name.as_ref(), &kept)).await;
+            written.map_err(|_| MemAgentError::Task)??;
+            settings.send_replace(changed);
+            Ok(())
+        };
+        tokio::spawn(change).await.unwrap_or(Err(MemAgentError::Task))
     }
 }
 
@@ -164,7 +174,15 @@ mod tests {
         start().set_compact(&compact).await.unwrap();
         let wrong = MemAgentCompactConfig { compact_order: Some(99), ..Default::default() };
         start().set_compact(&wrong).await.unwrap_err();
+        // Of two at once, both count.
+        let agent = start();
+        let limit = MemAgentMemcgConfig { period_psi_percent_limit: Some(7), ..Default::default() };
+        let swap = MemAgentMemcgConfig { swap: Some(true), ..Default::default() };
+        let (one, other) = tokio::join!(agent.set_memcg(&limit), agent.set_memcg(&swap));
+        one.and(other).unwrap();
         let tasks = start().tasks.unwrap();
+        assert!(tasks.memcg.borrow().swap);
+        assert_eq!(tasks.memcg.borrow().period_psi_percent_limit, 7);
         assert_eq!(tasks.memcg.borrow().period, Duration::from_secs(4711));
         assert_eq!(*tasks.compact.borrow(), CompactSettings { order: 3, ..config.compact.clone() });
     }
