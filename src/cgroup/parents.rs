@@ -21,8 +21,13 @@ impl Cgroup {
     /// Makes the cgroups above this one where they are missing, in all trees; returns them all, for [`remove_empty`].
     /// One that can't be made is left to whoever makes the cgroup itself, and says why.
     pub fn make_ancestors(&self) -> Vec<PathBuf> {
-        // Those of a unit are systemd's.
+        // Those of a unit are systemd's, which takes what is there. libcontainer fails where another one makes them at
+        // the same time.
         if self.unit.is_some() {
+            let roots = self.hierarchy.mount_points();
+            for parent in roots.iter().filter_map(|root| Some(root.join(self.path.parent()?))) {
+                let _ = std::fs::create_dir_all(parent);
+            }
             return Vec::new();
         }
         let mut ancestors: Vec<&Path> =
@@ -54,7 +59,7 @@ fn mark(directory: &Path) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn is_marked(directory: &Path) -> bool {
+pub(super) fn is_marked(directory: &Path) -> bool {
     let Ok(path) = CString::new(directory.as_os_str().as_bytes()) else { return false };
     // SAFETY: both strings end with NUL and outlive the call; with size 0 nothing is written (getxattr(2)).
     unsafe { libc::getxattr(path.as_ptr(), MARK.as_ptr(), std::ptr::null_mut(), 0) >= 0 }

@@ -56,6 +56,7 @@ fn prepare(read: Spec) {
         added_devices: Vec::new(),
         pci_map: BTreeMap::new(),
         root_devices: Vec::new(),
+        system_chars: Vec::new(),
         systemd: false,
         selinux: false,
         apparmor_profiles: BTreeSet::new(),

@@ -211,7 +211,12 @@ async fn start(environment: &Environment, container: &Container) -> Result<(), S
     let (records, name) = (environment.records.clone(), started_name(container.id().as_str()));
     blocking(move || Ok(records.write(&name, &())?)).await?;
     let state = container.description.state_root.join(container.id().as_str());
-    release_init(&state).await?;
+    if let Err(error) = release_init(&state).await {
+        // Else the next server would finish what the host is told has failed.
+        let (records, name) = (environment.records.clone(), started_name(container.id().as_str()));
+        blocking(move || Ok(records.remove(&name)?)).await?;
+        return Err(error);
+    }
     run_hooks(environment, container, &container.description.poststart, true).await;
     Ok(())
 }

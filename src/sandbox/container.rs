@@ -36,7 +36,7 @@ use super::error::SandboxError;
 use super::hotplug::Asked;
 use super::oom::OomWatch;
 use super::process::{Process, handles_sigterm};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::ids::{ContainerId, ExecId};
 use crate::spec::ExecFacts;
 use crate::stdio::Taken;
@@ -404,7 +404,12 @@ impl Container {
     /// Sends a signal: SIGKILL without an exec id ends everything in the container, any other goes to the one process.
     pub async fn signal(self: &Arc<Self>, exec_id: &str, signal: u32) -> Result<(), SandboxError> {
         if exec_id.is_empty() && signal == libc::SIGKILL as u32 {
-            return self.kill_all().await;
+            return match self.kill_all().await {
+                // All have their signal. One that takes its time to end, with a lot of memory to give back, is not to be
+                // killed again.
+                Err(SandboxError::Cgroup { source: CgroupError::Busy { .. }, .. }) => Ok(()),
+                result => result,
+            };
         }
         let process = self.process(exec_id)?;
         if process.is_waited() {

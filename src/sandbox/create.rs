@@ -281,6 +281,10 @@ async fn prepare(
         return Err(spec::SpecError::Missing { field: "root" }.into());
     }
     let pid = if sandbox_pidns { running.pid_namespace() } else { None };
+    if sandbox_pidns && pid.is_none() {
+        info!(environment.logger, "no PID namespace to share lives: the container gets one for others to join";
+            "container" => id.as_str());
+    }
     let mut shared = running.shared_namespaces();
     shared.pid = pid.map_or(PidNamespace::Own, PidNamespace::Join);
     let (bulkhead, environment) = (environment.bulkhead.clone(), environment.clone());

@@ -10,6 +10,7 @@ use oci_spec::runtime::Hooks;
 use super::Environment;
 use super::create::CONTAINERS;
 use super::error::SandboxError;
+use super::system_devices;
 use crate::cgroup::Hierarchy;
 use crate::device::{DeviceKind as FoundKind, FoundDevice, FoundDevices};
 use crate::guest::details::Hardware;
@@ -31,6 +32,7 @@ pub(super) fn gather(
     hooks: Option<Hooks>,
 ) -> Result<Facts, SandboxError> {
     let (online_cpus, online_mems) = online()?;
+    let system = system_devices::find();
     let state_root = environment.config.state_dir.join(CONTAINERS);
     let stand_in =
         can_make_cgroups(&environment.hierarchy).then(|| stand_in::path(&state_root, &container_id));
@@ -48,7 +50,8 @@ pub(super) fn gather(
         devices: devices.nodes.into_iter().map(device_update).collect(),
         added_devices: devices.added.into_iter().map(added_device).collect(),
         pci_map: devices.pci,
-        root_devices: root_devices(),
+        root_devices: system.blocks,
+        system_chars: system.chars,
         selinux: has_selinux_policy(Path::new("/sys/fs/selinux")),
         apparmor_profiles: apparmor_profiles(),
     })
@@ -125,21 +128,4 @@ fn device_update(found: FoundDevice) -> DeviceUpdate {
         kind: kind(found.kind),
         number: DeviceNumber { major: found.major, minor: found.minor },
     }
-}
-
-/// The disk that holds the guest's root, and the whole disk when that is a partition. An initramfs has none.
-pub(super) fn root_devices() -> Vec<DeviceNumber> {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(root) = std::fs::metadata("/") else { return Vec::new() };
-    let (major, minor) = (nix::sys::stat::major(root.dev()), nix::sys::stat::minor(root.dev()));
-    if major == 0 {
-        return Vec::new();
-    }
-    let own = DeviceNumber { major, minor };
-    // A partition's directory lies in its disk's, which has a `dev` file too (sysfs(5)).
-    let disk = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/../dev")).ok();
-    let disk = disk.as_deref().and_then(|text| text.trim().split_once(':')).and_then(|(major, minor)| {
-        Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
-    });
-    std::iter::once(own).chain(disk).collect()
 }

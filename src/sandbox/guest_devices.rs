@@ -2,8 +2,8 @@
 //!
 //! The host can't name them, for it does not know them. It asks by an annotation, which no other shim sends, so that
 //! containers of other shims have the nodes that their specification names and no more. Only nodes are added: what may
-//! be opened is for the rules of the specification. The guest's root disk and its memory, in which the agent is, have
-//! no node.
+//! be opened is for the rules of the specification. What the guest's system is on and its memory, in which the agent is,
+//! have no node.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -12,21 +12,14 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 
-use super::facts::root_devices;
-use crate::spec::DeviceNumber;
+use super::system_devices::{self, SystemDevices};
+use crate::spec::{DeviceNumber, MEMORY};
 
 /// The annotation, whose value is `true`.
 const ALL: &str = "io.nakai.guest-devices";
 
 /// What each container has of its own.
 const OWN: [&str; 5] = ["pts", "shm", "mqueue", "console", "ptmx"];
-
-/// `mem`, `kmem` and `port` (Documentation/admin-guide/devices.txt).
-const MEMORY: [DeviceNumber; 3] = [
-    DeviceNumber { major: 1, minor: 1 },
-    DeviceNumber { major: 1, minor: 2 },
-    DeviceNumber { major: 1, minor: 4 },
-];
 
 /// How many nodes a container may get: far more than a guest has.
 const NODES_MAX: usize = 4096;
@@ -37,7 +30,8 @@ pub(super) fn add(spec: &mut Spec) {
     if asked.is_none_or(|value| value != "true") {
         return;
     }
-    let hidden: Vec<_> = MEMORY.into_iter().chain(root_devices()).collect();
+    let SystemDevices { blocks, chars } = system_devices::find();
+    let hidden: Vec<_> = MEMORY.into_iter().chain(blocks).chain(chars).collect();
     let mut linux = spec.linux().clone().unwrap_or_default();
     let mut nodes = linux.devices().clone().unwrap_or_default();
     for node in find(Path::new("/dev"), &hidden) {

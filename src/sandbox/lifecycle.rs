@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 use slog::{info, o, warn};
@@ -16,6 +17,8 @@ use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned}
 use crate::supervisor::client::StartedProcess;
 use crate::worker::job::{Job, ShareNamespacesJob};
 
+/// How long creations under way may take to be taken back when the sandbox goes.
+const CREATIONS_LIMIT: Duration = Duration::from_secs(60);
 /// The names of the pinned namespaces.
 const NAMESPACES: [&str; 3] = ["uts", "ipc", "pid"];
 
@@ -84,6 +87,11 @@ impl Sandbox {
 
     async fn give_back(&self, running: &Running) -> Result<(), SandboxError> {
         let logger = self.environment().logger.clone();
+        let mut late = None;
+        // One that hangs in the kernel does not keep the rest from going.
+        if tokio::time::timeout(CREATIONS_LIMIT, self.end_creations()).await.is_err() {
+            late = Some(format!("creations under way have not ended within {CREATIONS_LIMIT:?}"));
+        }
         let mut removals = tokio::task::JoinSet::new();
         for container in self.containers() {
             removals.spawn(async move {
@@ -91,6 +99,7 @@ impl Sandbox {
             });
         }
         let mut leftovers = removals.join_all().await.concat();
+        leftovers.extend(late);
         lock(&running.pid).take();
         let parents = std::mem::take(&mut *lock(&running.cgroup_parents));
         let _ = tokio::task::spawn_blocking(move || crate::cgroup::remove_empty(&parents)).await;
@@ -105,6 +114,7 @@ impl Sandbox {
         let records = self.environment().records.clone();
         leftovers.extend(blocking(move || Ok(records.clear()?)).await.err().map(|error| error.to_string()));
         *lock(&self.inner.state) = State::None;
+        self.inner.closing.send_replace(false);
         info!(logger, "sandbox destroyed"; "leftovers" => leftovers.len());
         if leftovers.is_empty() { Ok(()) } else { Err(SandboxError::SandboxLeftovers(leftovers.join("; "))) }
     }

@@ -45,6 +45,7 @@ mod running;
 mod shared_mounts;
 mod shares;
 mod sysctl;
+mod system_devices;
 mod undo;
 mod update;
 
@@ -54,7 +55,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime;
 use slog::{Logger, warn};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 pub use crate::cgroup::KeptFiles;
 pub use container::{Container, Output, Status};
@@ -213,6 +214,10 @@ struct Inner {
     /// Both are held for single operations only, never across an await.
     state: Mutex<State>,
     containers: Mutex<HashMap<ContainerId, Place>>,
+    /// Whether the sandbox is to go: creations under way are given up then.
+    closing: watch::Sender<bool>,
+    /// A creation has come to its end.
+    created: Notify,
     looking: shares::Looking,
     /// How often CPUs or memory may have come online.
     grown: AtomicU64,
@@ -231,6 +236,8 @@ impl Sandbox {
                 environment: Arc::new(environment),
                 state: Mutex::new(State::None),
                 containers: Mutex::default(),
+                closing: watch::Sender::new(false),
+                created: Notify::new(),
                 looking: shares::Looking::default(),
                 grown: AtomicU64::new(0),
             }),
@@ -265,6 +272,7 @@ impl Sandbox {
         let sandbox = self.clone();
         owned(
             |gone| async move {
+                let gone = gone.or(sandbox.inner.closing.subscribe());
                 let id = request.id.clone();
                 let mut undo = Undo::default();
                 sandbox.push_free_id(&id, &mut undo);
@@ -272,6 +280,7 @@ impl Sandbox {
                 let container =
                     create::create(&sandbox.inner.environment, &running, request, mounts, undo, &gone).await?;
                 lock(&sandbox.inner.containers).insert(id, Place::Container(container.clone()));
+                sandbox.inner.created.notify_waiters();
                 // CPUs may have come online meanwhile, when it was in no list yet.
                 if sandbox.inner.grown.load(Ordering::SeqCst) != grown
                     && let Err(error) = container.follow().await
@@ -297,9 +306,24 @@ impl Sandbox {
         undo.push("free the id", |_| async move {
             if let Some(inner) = directory.upgrade() {
                 lock(&inner.containers).remove(&id);
+                inner.created.notify_waiters();
             }
             Ok(())
         });
+    }
+
+    /// Gives up the creations that are under way and waits until each has been taken back, or has come to its end.
+    async fn end_creations(&self) {
+        self.inner.closing.send_replace(true);
+        loop {
+            // Asked for before the look, so that no end is missed.
+            let mut created = std::pin::pin!(self.inner.created.notified());
+            created.as_mut().enable();
+            if !lock(&self.inner.containers).values().any(|place| matches!(place, Place::Creating)) {
+                return;
+            }
+            created.await;
+        }
     }
 
     /// All containers that have been created.
@@ -337,18 +361,34 @@ impl Sandbox {
 
 /// Tells a call's task that nobody waits for it any more.
 #[derive(Debug, Clone)]
-struct Gone(watch::Receiver<bool>);
+struct Gone {
+    caller: watch::Receiver<bool>,
+    /// Whether the sandbox is to go, for what can't be without it.
+    sandbox: Option<watch::Receiver<bool>>,
+}
 
 impl Gone {
-    /// Waits for `work`, unless the caller goes away: then `work` is dropped where it is.
+    /// The same, and when the sandbox is to go.
+    fn or(self, sandbox: watch::Receiver<bool>) -> Self {
+        Self { sandbox: Some(sandbox), ..self }
+    }
+
+    /// Waits for `work`, unless the caller goes away, or the sandbox: then `work` is dropped where it is.
     async fn unless<T>(
         &self,
         work: impl Future<Output = Result<T, SandboxError>>,
     ) -> Result<T, SandboxError> {
-        let mut gone = self.0.clone();
+        let Self { mut caller, sandbox } = self.clone();
+        let closing = async {
+            match sandbox {
+                Some(mut closing) => closing.wait_for(|closing| *closing).await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             result = work => result,
-            Ok(_) = gone.wait_for(|gone| *gone) => Err(SandboxError::CallerGone),
+            Ok(_) = caller.wait_for(|gone| *gone) => Err(SandboxError::CallerGone),
+            true = closing => Err(SandboxError::SandboxState { state: State::Stopping.name(), needed: "running" }),
         }
     }
 }
@@ -366,7 +406,7 @@ where
 {
     let (mut answer, answered) = oneshot::channel();
     let (left, gone) = watch::channel(false);
-    let mut work = Box::pin(work(Gone(gone)));
+    let mut work = Box::pin(work(Gone { caller: gone, sandbox: None }));
     tokio::spawn(async move {
         let result = tokio::select! {
             result = &mut work => result,

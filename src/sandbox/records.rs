@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::{Hook, Hooks};
 use serde::{Deserialize, Serialize};
@@ -160,6 +160,9 @@ pub(super) fn forget_container(records: &Records, id: &str) -> Result<(), Sandbo
 /// Notes that the host has been told of an OOM kill; blocks. The container may be gone, or go now: either its removal
 /// comes later and takes the note with it, or its record is missing here.
 pub(super) fn note_told(records: &Records, id: &str) {
+    /// Two hosts may be told at once.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = super::lock(&TURN);
     let name = told_name(id);
     let told: u64 = records.read(&name).ok().flatten().unwrap_or(0);
     let _ = records.write(&name, &told.saturating_add(1));
@@ -196,6 +199,20 @@ pub(super) fn told_name(id: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kills_that_are_told_at_once_are_all_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::new(directory.path().to_owned());
+        records.prepare(&KINDS).unwrap();
+        records.write(&ContainerRecord::name("c"), &1).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..50).for_each(|_| note_told(&records, "c")));
+            }
+        });
+        assert_eq!(records.read::<u64>(&told_name("c")).unwrap(), Some(200));
+    }
 
     #[test]
     fn a_kill_that_is_told_when_its_container_is_gone_leaves_nothing() {

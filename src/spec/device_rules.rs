@@ -1,42 +1,79 @@
 //! The device cgroup's rules: complete, in order, and in the guest's numbers.
 //!
 //! The last rule that matches decides. In order: deny all; the host's; an `rwm` for each device of the
-//! request that no rule named; what every container needs ([`default_rules`]); the denial of the guest's own
-//! root disk. Shims drop the rules altogether: then each node listed is allowed.
+//! request that no rule named; what every container needs ([`default_rules`]); the denial of what the guest's own
+//! system is on and of its memory. Shims drop the rules altogether: then each node listed is allowed.
 //!
 //! On v1 libcontainer writes the list. On v2 it does nothing; there [`crate::cgroup::Cgroup::enforce_devices`] makes
 //! a program of it. v1 can't except a device from an allowed range (the kernel removes only an equal exception),
-//! so a range that has the root disk in it is refused there.
+//! so a range that has one of the guest's system in it is refused there, as is a narrower denial of the host's.
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup as Rule, LinuxDeviceType as Type};
 
 use super::devices::{DeviceNumber, Renumbered};
 use super::{CgroupVersion, Facts, SpecError};
 
-/// The whole list.
+/// `mem`, `kmem` and `port` (Documentation/admin-guide/devices.txt).
+pub const MEMORY: [DeviceNumber; 3] = [
+    DeviceNumber { major: 1, minor: 1 },
+    DeviceNumber { major: 1, minor: 2 },
+    DeviceNumber { major: 1, minor: 4 },
+];
+
+/// The whole list. `added` allows the guest's devices that the host does not know of.
 pub(super) fn assemble(
     given: &[Rule],
     nodes: &[LinuxDevice],
     renumbered: &[Renumbered],
+    added: &[Rule],
     facts: &Facts,
 ) -> Result<Vec<Rule>, SpecError> {
     let mut rules = vec![rule(false, Type::A, None, None, "rwm")];
     rules.extend(update_rules(given, renumbered));
     if given.is_empty() {
-        rules.extend(nodes.iter().map(Rule::from));
+        rules.extend(nodes.iter().filter(|node| node.typ() != Type::P).map(allow_node));
     } else {
+        rules.extend(added.iter().cloned());
         rules.extend(
             renumbered.iter().filter(|r| !given.iter().any(|g| r.is_named_by(g))).map(Renumbered::allow),
         );
     }
     rules.extend(default_rules());
+    let own = own_devices(&rules, facts);
     if facts.cgroup_version == CgroupVersion::V1 {
-        check_ranges(&rules, &facts.root_devices)?;
+        check_ranges(&rules, &own)?;
+        check_denials(&rules)?;
     }
-    rules.extend(
-        facts.root_devices.iter().map(|d| rule(false, Type::B, signed(d.major), signed(d.minor), "rwm")),
-    );
+    rules.extend(own.iter().map(|(kind, d)| rule(false, *kind, signed(d.major), signed(d.minor), "rwm")));
     Ok(rules)
+}
+
+/// What no container may open: what the guest's system is on, and its memory and the other ways to its disk where a rule
+/// would open them.
+fn own_devices(rules: &[Rule], facts: &Facts) -> Vec<(Type, DeviceNumber)> {
+    let blocks = facts.root_devices.iter().map(|device| (Type::B, *device));
+    let chars = MEMORY.iter().chain(&facts.system_chars).map(|device| (Type::C, *device));
+    let is_opened = |(kind, device): &(Type, DeviceNumber)| {
+        rules.iter().any(|rule| rule.allow() && opens(rule) && is_within(rule, *kind, device))
+    };
+    blocks.chain(chars.filter(is_opened)).collect()
+}
+
+/// Whether it is about more than making nodes.
+fn opens(rule: &Rule) -> bool {
+    rule.access().as_deref().is_some_and(|access| access.contains(['r', 'w']))
+}
+
+fn is_within(rule: &Rule, kind: Type, device: &DeviceNumber) -> bool {
+    [Some(kind), Some(Type::A), None].contains(&rule.typ())
+        && rule.major().is_none_or(|major| Some(major) == signed(device.major))
+        && rule.minor().is_none_or(|minor| Some(minor) == signed(device.minor))
+}
+
+fn allow_node(node: &LinuxDevice) -> Rule {
+    let mut rule = Rule::from(node);
+    rule.set_typ(rule.typ().map(plain));
+    rule
 }
 
 /// What every container may use, as runc has it: making any node, the pseudo devices, terminals and tun.
@@ -120,25 +157,15 @@ fn wildcards(major: Option<i64>, minor: Option<i64>) -> (Option<i64>, Option<i64
     }
 }
 
-/// v1: refuses a range of allowed block devices that has a root device in it. Where everything is allowed a
+/// v1: refuses a range of allowed devices that has one of the guest's own in it. Where everything is allowed a
 /// denial does become an exception.
-fn check_ranges(rules: &[Rule], root_devices: &[DeviceNumber]) -> Result<(), SpecError> {
-    let last_all = rules.iter().rposition(|rule| rule.typ() == Some(Type::A));
-    let allows_all = last_all.and_then(|at| rules.get(at)).is_some_and(Rule::allow);
-    if allows_all {
-        return Ok(());
-    }
-    for rule in rules.iter().skip(last_all.map_or(0, |at| at.saturating_add(1))) {
-        let opens = rule.access().as_deref().is_some_and(|access| access.contains(['r', 'w']));
+fn check_ranges(rules: &[Rule], own: &[(Type, DeviceNumber)]) -> Result<(), SpecError> {
+    for rule in exceptions(rules) {
         let range = rule.major().is_none() || rule.minor().is_none();
-        let within = |d: &&DeviceNumber| {
-            rule.major().is_none_or(|major| Some(major) == signed(d.major))
-                && rule.minor().is_none_or(|minor| Some(minor) == signed(d.minor))
-        };
-        if !(rule.allow() && opens && range && rule.typ() == Some(Type::B)) {
+        if !(rule.allow() && opens(rule) && range) {
             continue;
         }
-        if let Some(device) = root_devices.iter().find(within) {
+        if let Some((_, device)) = own.iter().find(|(kind, device)| is_within(rule, *kind, device)) {
             return Err(SpecError::RootDevice {
                 device: device.to_string(),
                 reason: "cgroup v1 can't except it from a rule with a wildcard",
@@ -146,4 +173,37 @@ fn check_ranges(rules: &[Rule], root_devices: &[DeviceNumber]) -> Result<(), Spe
         }
     }
     Ok(())
+}
+
+/// v1: refuses a denial of a part of what an earlier rule allows, which would have no effect.
+fn check_denials(rules: &[Rule]) -> Result<(), SpecError> {
+    let exceptions: Vec<&Rule> = exceptions(rules).collect();
+    for (index, denial) in exceptions.iter().enumerate().filter(|(_, rule)| !rule.allow() && opens(rule)) {
+        let meet = |a: Option<i64>, b: Option<i64>| a.is_none() || b.is_none() || a == b;
+        let is_without_effect = |rule: &&&Rule| {
+            let same = rule.major() == denial.major() && rule.minor() == denial.minor();
+            rule.allow()
+                && opens(rule)
+                && rule.typ() == denial.typ()
+                && !same
+                && meet(rule.major(), denial.major())
+                && meet(rule.minor(), denial.minor())
+        };
+        if let Some(allowed) = exceptions.iter().take(index).find(is_without_effect) {
+            return Err(SpecError::Invalid {
+                field: "linux.resources.devices",
+                value: format!("deny {denial} after allow {allowed}"),
+                reason: "cgroup v1 can't except a part of what a rule allows",
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The rules that become exceptions from a denial of everything on v1; none where everything is allowed.
+fn exceptions(rules: &[Rule]) -> impl Iterator<Item = &Rule> {
+    let last_all = rules.iter().rposition(|rule| rule.typ() == Some(Type::A));
+    let allows_all = last_all.and_then(|at| rules.get(at)).is_some_and(Rule::allow);
+    let skipped = if allows_all { rules.len() } else { last_all.map_or(0, |at| at.saturating_add(1)) };
+    rules.iter().skip(skipped)
 }

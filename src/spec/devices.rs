@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType as Type};
 
 use super::device_rules::{self, plain, signed};
-use super::{Facts, SpecError};
+use super::{Facts, SpecError, io_devices};
 
 /// The number of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,16 +64,13 @@ pub struct AddedDevice {
 pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<(), SpecError> {
     let mut nodes = linux.devices().clone().unwrap_or_default();
     let mut resources = linux.resources().clone().unwrap_or_default();
-    let mut given = resources.devices().clone().unwrap_or_default();
+    let given = resources.devices().clone().unwrap_or_default();
     let renumbered = update_nodes(&mut nodes, &facts.devices)?;
     let added = add_nodes(&mut nodes, &facts.added_devices);
     check_nodes(&nodes, &facts.root_devices)?;
-    // Without rules each node is allowed.
-    if !given.is_empty() {
-        given.extend(added);
-    }
-    let rules = device_rules::assemble(&given, &nodes, &renumbered, facts)?;
+    let rules = device_rules::assemble(&given, &nodes, &renumbered, &added, facts)?;
     resources.set_devices(Some(rules));
+    io_devices::renumber(&mut resources, &renumbered);
     linux.set_resources(Some(resources));
     linux.set_devices((!nodes.is_empty()).then_some(nodes));
     Ok(())
@@ -83,6 +80,13 @@ pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<(), SpecError> {
 pub(super) struct Renumbered {
     pub(super) host: (Type, i64, i64),
     pub(super) guest: (Type, i64, i64),
+}
+
+impl Renumbered {
+    /// Whether it is the block device that the host knows by this number.
+    pub(super) fn is_block(&self, major: i64, minor: i64) -> bool {
+        self.host == (Type::B, major, minor)
+    }
 }
 
 /// Adds nodes that the spec has not; returns the rules that allow them.

@@ -1,6 +1,6 @@
 //! Tests of the device edits.
 
-use oci_spec::runtime::LinuxDeviceCgroup as Rule;
+use oci_spec::runtime::{LinuxBlockIo, LinuxDeviceCgroup as Rule};
 use serde_json::{Value, json};
 
 use super::super::tests::facts;
@@ -160,11 +160,16 @@ fn the_guests_root_disk_is_denied_last_and_never_given() {
         let mut facts = facts();
         facts.cgroup_version = version;
         facts.root_devices = vec![DeviceNumber { major: 254, minor: 0 }];
+        facts.system_chars = vec![DeviceNumber { major: 21, minor: 0 }];
         let all = json!({"resources": {"devices": [{"allow": true, "access": "rwm"}]}});
         let privileged = run(all, &facts).unwrap();
-        assert_eq!(rules(&privileged), ["+a *:* rwm", "-b 254:0 rwm"]);
+        let memory = ["-c 1:1 rwm", "-c 1:2 rwm", "-c 1:4 rwm", "-c 21:0 rwm"];
+        let expected = [&["+a *:* rwm", "-b 254:0 rwm"], &memory[..]].concat();
+        assert_eq!(rules(&privileged), expected);
         let last = privileged.resources().as_ref().unwrap().devices().as_ref().unwrap().last().cloned();
-        assert_eq!(last.unwrap().to_string(), "b 254:0 rwm");
+        assert_eq!(last.unwrap().to_string(), "c 21:0 rwm");
+        let named = run(json!({"devices": [node("/dev/mem", "c", 1, 1)]}), &facts).unwrap();
+        assert_eq!(rules(&named), ["+c 1:1 rwm", "-b 254:0 rwm", "-c 1:1 rwm"]);
         let asked = run(json!({"devices": [node("/dev/vda", "b", 254, 0)]}), &facts).unwrap_err();
         assert!(asked.to_string().contains("/dev/vda"), "{asked}");
         assert!(run(json!({"devices": [node("/dev/tty9", "c", 254, 0)]}), &facts).is_ok());
@@ -188,6 +193,73 @@ fn a_range_over_the_root_disk_is_refused_where_it_could_not_be_denied() {
 }
 
 #[test]
+fn a_range_over_the_guests_memory_is_refused_where_it_could_not_be_denied() {
+    let range = |kind, access: &str, major: i64| json!({"resources": {"devices": [{"allow": true, "type": kind, "major": major, "access": access}]}});
+    let mut facts = facts();
+    facts.cgroup_version = CgroupVersion::V1;
+    let refused = run(range("c", "rw", 1), &facts).unwrap_err();
+    assert!(refused.to_string().contains("1:1"), "{refused}");
+    for fine in [range("c", "m", 1), range("c", "rw", 195), range("b", "rw", 1)] {
+        run(fine, &facts).unwrap();
+    }
+    facts.cgroup_version = CgroupVersion::V2;
+    let expected = ["+c 1:* rw", "-c 1:1 rwm", "-c 1:2 rwm", "-c 1:4 rwm"];
+    assert_eq!(rules(&run(range("c", "rw", 1), &facts).unwrap()), expected);
+}
+
+#[test]
+fn a_denial_that_v1_would_not_heed_is_refused_there() {
+    let given = |denial: Value| {
+        let major = json!({"allow": true, "type": "c", "major": 10, "access": "rwm"});
+        json!({"resources": {"devices": [major, denial]}})
+    };
+    let narrower = given(json!({"allow": false, "type": "c", "major": 10, "minor": 229, "access": "rw"}));
+    let mut facts = facts();
+    run(narrower.clone(), &facts).unwrap();
+    facts.cgroup_version = CgroupVersion::V1;
+    let refused = run(narrower, &facts).unwrap_err();
+    assert!(refused.to_string().contains("c 10:229 rw"), "{refused}");
+    for fine in [
+        json!({"allow": false, "type": "c", "major": 10, "access": "w"}),
+        json!({"allow": false, "type": "b", "major": 10, "minor": 229, "access": "rwm"}),
+        json!({"allow": false, "type": "c", "major": 11, "minor": 229, "access": "rwm"}),
+        json!({"allow": false, "type": "c", "major": 10, "minor": 229, "access": "m"}),
+        json!({"allow": false, "access": "rwm"}),
+    ] {
+        run(given(fine), &facts).unwrap();
+    }
+}
+
+#[test]
+fn limits_of_a_device_are_those_of_the_guests() {
+    let mut facts = facts();
+    facts.devices = vec![update("/dev/sda", DeviceKind::Block, 254, 16)];
+    let limits = |number: (i64, i64)| {
+        let of = |value: Value| {
+            let mut device = json!({"major": number.0, "minor": number.1});
+            device.as_object_mut().unwrap().extend(value.as_object().unwrap().clone());
+            json!([device, {"major": 9, "minor": 0, "rate": 5, "weight": 5}])
+        };
+        json!({
+            "weight": 100,
+            "weightDevice": of(json!({"weight": 10, "leafWeight": 20})),
+            "throttleReadBpsDevice": of(json!({"rate": 1})), "throttleWriteBpsDevice": of(json!({"rate": 2})),
+            "throttleReadIOPSDevice": of(json!({"rate": 3})), "throttleWriteIOPSDevice": of(json!({"rate": 4}))
+        })
+    };
+    let given = json!({"devices": [node("/dev/sda", "b", 8, 0)], "resources": {"blockIO": limits((8, 0))}});
+    let expected: LinuxBlockIo = serde_json::from_value(limits((254, 16))).unwrap();
+    let linux = run(given, &facts).unwrap();
+    assert_eq!(linux.resources().as_ref().unwrap().block_io().as_ref(), Some(&expected));
+}
+
+#[test]
+fn nodes_that_are_no_devices_need_no_rule() {
+    let nodes = json!({"devices": [node("/dev/fifo", "p", 0, 0), node("/dev/raw", "u", 9, 2)]});
+    assert_eq!(rules(&run(nodes, &facts()).unwrap()), ["+c 9:2 rwm"]);
+}
+
+#[test]
 fn rules_mean_on_v1_what_they_say() {
     let linux = run(
         json!({"resources": {"devices": [
@@ -201,7 +273,7 @@ fn rules_mean_on_v1_what_they_say() {
     )
     .unwrap();
     let expected = ["+c 9:* r", "+b 9:* r", "-b 9:1 rwm", "+c 9:* w", "+c 9:0 r", "+a *:* rwm"];
-    assert_eq!(rules(&linux), expected);
+    assert_eq!(rules(&linux)[..6], expected);
 }
 
 #[test]

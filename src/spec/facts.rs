@@ -38,9 +38,11 @@ pub struct Facts {
     pub added_devices: Vec<AddedDevice>,
     /// PCI addresses of passed-through devices, host to guest, `dddd:bb:dd.f` each.
     pub pci_map: BTreeMap<String, String>,
-    /// The guest's own root disk: the partition and the whole disk, or the device-mapper target and what is
+    /// What the guest's own root is on: the partition and the whole disk, or the device-mapper target and all that is
     /// below it. Block devices that no container may open.
     pub root_devices: Vec<DeviceNumber>,
+    /// Character devices that lead to the same disks.
+    pub system_chars: Vec<DeviceNumber>,
     /// Whether the guest's kernel runs SELinux, with a policy.
     pub selinux: bool,
     /// The AppArmor profiles that are loaded in the guest; none where its kernel does not run AppArmor.

@@ -23,6 +23,7 @@ mod devices;
 mod error;
 mod facts;
 mod hooks;
+mod io_devices;
 mod labels;
 mod late_limits;
 mod memory;
@@ -37,6 +38,7 @@ mod propagation;
 mod rlimits;
 mod seccomp;
 mod sysctl;
+mod unheeded;
 mod validate;
 
 #[cfg(test)]
@@ -50,7 +52,7 @@ use oci_spec::runtime::{Linux, LinuxDeviceCgroup, Process, Root, Spec};
 pub use capabilities::CapabilitySets;
 pub use cdi::{CdiEdits, CdiNode};
 pub use cpuset::{CpuSet, CpuSetError, narrow_to_online};
-pub use device_rules::default_rules;
+pub use device_rules::{MEMORY, default_rules};
 pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate};
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
@@ -85,7 +87,8 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     devices::apply(&mut linux, facts)?;
     cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
     memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting)?;
-    let mut limits = late_limits::take(&mut linux);
+    unheeded::warn(&linux, facts.cgroup_version, &mut warnings);
+    let mut limits = late_limits::take(&mut linux, facts.cgroup_version);
     let device_rules = device_rules_of(&linux);
     let copy_up = mounts::take_copy_up(&mut spec)?;
     let propagation = mounts::apply(&mut spec, &mut linux, &mut warnings)?;

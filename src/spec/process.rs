@@ -1,7 +1,7 @@
 //! The process of a container, or a further one: checked, completed, and divided between libcontainer and the
 //! worker's executor.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{LinuxCapabilities, Process};
 
@@ -19,7 +19,7 @@ pub(super) struct Edited {
     pub(super) late: LateProcess,
     /// The process's capabilities, complete.
     pub(super) capabilities: LinuxCapabilities,
-    /// Absolute.
+    /// Absolute, without `..`.
     pub(super) cwd: PathBuf,
     pub(super) terminal: bool,
     pub(super) console_size: Option<ConsoleSize>,
@@ -75,7 +75,7 @@ pub(super) fn prepare(
         early_capabilities: early,
         capabilities: privileged_load.then_some(real),
     };
-    Ok(Edited { process, late, capabilities, cwd, terminal, console_size })
+    Ok(Edited { process, late, capabilities, cwd: without_climbs(&cwd), terminal, console_size })
 }
 
 fn invalid(field: &'static str, value: &str, reason: &'static str) -> SpecError {
@@ -110,6 +110,19 @@ fn cwd(process: &mut Process) -> Result<PathBuf, SpecError> {
         return Err(invalid("process.cwd", &cwd.to_string_lossy(), "it has a NUL byte"));
     }
     Ok(cwd)
+}
+
+/// The path without `..`, as whoever makes it goes it: the root's own parent is the root.
+fn without_climbs(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            _ => {}
+        }
+    }
+    plain
 }
 
 /// What setresuid(2) takes for "as it is": such a process would stay root.

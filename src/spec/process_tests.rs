@@ -84,6 +84,9 @@ fn malformed_processes_are_refused_by_name() {
 
 #[test]
 fn an_empty_working_directory_is_the_root() {
+    let climbs = ok(json!({"cwd": "/a/../../b/./c"}));
+    assert_eq!(climbs.cwd, PathBuf::from("/b/c"));
+    assert_eq!(climbs.process.cwd(), &PathBuf::from("/a/../../b/./c"), "the kernel knows the links");
     let edited = ok(json!({"cwd": ""}));
     assert_eq!(edited.cwd, PathBuf::from("/"));
     assert_eq!(edited.process.cwd(), &PathBuf::from("/"));

@@ -26,6 +26,7 @@ pub(super) fn facts() -> Facts {
         added_devices: Vec::new(),
         pci_map: std::collections::BTreeMap::new(),
         root_devices: Vec::new(),
+        system_chars: Vec::new(),
         selinux: false,
         apparmor_profiles: std::collections::BTreeSet::new(),
     }

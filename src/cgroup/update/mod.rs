@@ -19,6 +19,7 @@ mod memory;
 #[cfg(test)]
 mod tests;
 
+use super::parents::is_marked;
 use super::tree::Dir;
 use super::{Cgroup, CgroupError, Hierarchy};
 use nix::errno::Errno;
@@ -114,8 +115,12 @@ impl Plan<'_> {
         const FIELD: &str = "linux.resources.hugepageLimits";
         let size = limit.page_size();
         // It becomes a part of a file's name.
-        let number = size.trim_end_matches("B").trim_end_matches(['K', 'M', 'G']);
-        if number.is_empty() || number.len() == size.len() || !number.bytes().all(|b| b.is_ascii_digit()) {
+        let number = size.strip_suffix('B').map(|size| size.trim_end_matches(['K', 'M', 'G']));
+        let Some(number) = number else { return Err(bad(FIELD, size, "a page size ends with KB, MB or GB")) };
+        if number.is_empty()
+            || number.len().saturating_add(2) != size.len()
+            || !number.bytes().all(|b| b.is_ascii_digit())
+        {
             return Err(bad(FIELD, size, "a page size is a number with KB, MB or GB"));
         }
         let limits = if self.v2 { "max" } else { "limit_in_bytes" };
@@ -242,13 +247,15 @@ impl Cgroup {
         }
     }
 
-    /// Gives the cgroups above what the guest has. They limit nothing: they are there for the path only.
+    /// Gives the cgroups above what the guest has. They limit nothing: they are there for the path only. Those that no
+    /// agent has made are not its to widen.
     fn widen_ancestors(&self, file: &str) -> Result<(), Errno> {
         let root = self.hierarchy.controller("cpuset").ok_or(Errno::EACCES)?;
         let open = |path| Dir::open(path).ok().flatten().ok_or(Errno::EACCES);
         let all = open(root.to_owned())?.read(file).ok().flatten().ok_or(Errno::EACCES)?;
         let mut above: Vec<_> = self.path.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
         above.reverse();
-        above.into_iter().try_for_each(|path| open(root.join(path))?.set(file, all.trim()))
+        let made = above.into_iter().map(|path| root.join(path)).filter(|path| is_marked(path));
+        made.into_iter().try_for_each(|path| open(path)?.set(file, all.trim()))
     }
 }

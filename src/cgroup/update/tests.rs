@@ -145,7 +145,7 @@ fn processes_and_huge_pages() {
     );
     assert!(plan(true, &[("cgroup.controllers", "cpu\n")], asked("1GB")).is_err());
     assert!(plan(false, &[], asked("1GB")).is_err());
-    for size in ["", "2", "MB", "2MB/../x", "../2MB", "2TB"] {
+    for size in ["", "2", "MB", "2M", "2B", "2MMB", "2MB/../x", "../2MB", "2TB"] {
         assert!(plan(false, &[("cgroup.procs", "")], asked(size)).is_err(), "{size:?}");
     }
 }

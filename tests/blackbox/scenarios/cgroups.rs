@@ -22,6 +22,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_cgroup_in_use_is_refused),
         scenario!(statistics_are_plausible),
         scenario!(weights_and_huge_pages_are_limited).vm_only(),
+        scenario!(limits_may_be_none_at_all_or_the_least),
         scenario!(a_container_may_divide_its_cgroup).vm_only(),
         scenario!(statistics_do_without_pressure).own_agent().vm_only().kernel_parameter("psi=0"),
         scenario!(cgroup_v1_works_as_well)
@@ -47,6 +48,22 @@ async fn file(ctx: &Ctx, container: &Container, v2: (bool, &str), v1: (&str, &st
     let cgroup = ctx.cgroup(&container.id);
     let path = if v2.0 { format!("{cgroup}/{}", v2.1) } else { format!("/{}{cgroup}/{}", v1.0, v1.1) };
     Ok(ctx.guest_sh(&format!("cat $CGROUP{path}")).await?.trim().to_owned())
+}
+
+async fn limits_may_be_none_at_all_or_the_least(ctx: Ctx) -> Outcome {
+    let v2 = is_v2(&ctx).await?;
+    let container = ctx.idle(|spec| spec.memory_swap(-1)).await?;
+    if v2 && let Ok(swap) = file(&ctx, &container, (true, "memory.swap.max"), ("", "")).await {
+        assert_eq!(swap, "max");
+    }
+    container.remove().await?;
+    // More than the one would be needed to make the container.
+    let alone = ctx.created(|spec| spec.pids_limit(1).args(["true"])).await?;
+    assert_eq!(file(&ctx, &alone, (v2, "pids.max"), ("pids", "pids.max")).await?, "1");
+    alone.start().await?;
+    assert_eq!(alone.wait().await?, 0);
+    alone.remove().await?;
+    Ok(())
 }
 
 async fn limits_are_in_the_guests_cgroup(ctx: Ctx) -> Outcome {

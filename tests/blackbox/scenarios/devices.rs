@@ -1,9 +1,15 @@
 //! What a container may do with device nodes: also those that it makes itself.
 
+use nakai_ctl::SpecBuilder;
+
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![scenario!(only_the_usual_devices_can_be_opened), scenario!(a_rule_opens_one_device_for_reading_only)]
+    vec![
+        scenario!(only_the_usual_devices_can_be_opened),
+        scenario!(a_rule_opens_one_device_for_reading_only),
+        scenario!(the_guests_memory_is_nobodys),
+    ]
 }
 
 /// Opens a serial line and a memory device that the container makes itself.
@@ -26,5 +32,21 @@ async fn a_rule_opens_one_device_for_reading_only(ctx: Ctx) -> Outcome {
     let probe = "cd /tmp; rm -f k; mknod k c 4 64; (: < k) 2>&1 | grep -c 'not permitted'; \
                  (: > k) 2>&1 | grep -c 'not permitted'";
     assert_eq!(container.sh(&format!("{probe}; true")).await?, "0\n1");
+    Ok(())
+}
+
+/// Whoever may open all devices does not get the memory that the agent is in.
+async fn the_guests_memory_is_nobodys(ctx: Ctx) -> Outcome {
+    let privileged = |spec: SpecBuilder| {
+        spec.add_device_rule(true, "a", -1, -1, "rwm").capabilities([
+            "CAP_MKNOD",
+            "CAP_SYS_RAWIO",
+            "CAP_DAC_OVERRIDE",
+        ])
+    };
+    let container = ctx.idle(privileged).await?;
+    let probe = "cd /tmp; for n in 1 2 4; do mknod m$n c 1 $n; (: < m$n) 2>&1 | grep -o 'not permitted'; done; \
+                 mknod loops c 10 237; (: < loops) 2>&1 | grep -c 'not permitted'; : < /dev/full && echo opened";
+    assert_eq!(container.sh(probe).await?, "not permitted\nnot permitted\nnot permitted\n0\nopened");
     Ok(())
 }

@@ -24,6 +24,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(an_exec_that_hangs_without_its_server_is_ended).ends_its_agent().host_only(),
         scenario!(an_agent_that_is_asked_to_stop_leaves_nothing).ends_its_agent().host_only(),
         scenario!(an_agent_that_is_asked_to_stop_ends_with_a_server_that_hangs).ends_its_agent().host_only(),
+        scenario!(a_sandbox_that_goes_takes_its_creations_with_it).ends_its_agent().host_only(),
         scenario!(what_a_killed_supervisor_had_is_given_back).ends_its_agent().host_only(),
         scenario!(what_a_killed_agent_had_is_given_back_by_the_next).ends_its_agent().host_only(),
     ]
@@ -253,6 +254,25 @@ async fn an_agent_that_is_asked_to_stop_ends_with_a_server_that_hangs(ctx: Ctx) 
     assert_eq!(ended.map_err(|_| "it goes on")??.trim(), "gone");
     // Here an agent that was killed is started again, as services are.
     ctx.reconnected().await?.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+/// Whoever asks for a container while its sandbox goes gets none; nothing of it is left, which the harness looks for.
+async fn a_sandbox_that_goes_takes_its_creations_with_it(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("recovery", "pod", false)).await?;
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let (gate, guest) = ctx.directory(&container, "gate")?;
+    let script = format!(": > {guest}/waiting; exec sleep 1000000");
+    let container = container.edit(|spec| spec.hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", &script], 0));
+    let other = ctx.another_client().await?;
+    let request = container.request();
+    let create = tokio::spawn(async move { other.create_container_with(&request).await });
+    let looks = Looks::begin();
+    while !gate.join("waiting").exists() {
+        looks.pause("the hook runs").await?;
+    }
+    ctx.client().destroy_sandbox().await?;
+    refused(create.await?, Code::FAILED_PRECONDITION, &["stopping"]);
     Ok(())
 }
 
