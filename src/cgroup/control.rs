@@ -66,6 +66,30 @@ impl Cgroup {
         self.wait_empty(Duration::ZERO).map(|empty| !empty)
     }
 
+    /// Removes what an earlier container has left of it, with the limits and rules that were in force, unless somebody is
+    /// there, in whichever hierarchy: false then. One with sub-cgroups stays.
+    ///
+    /// # Errors
+    /// What can't be opened or read.
+    pub fn clear(&self) -> Result<bool, CgroupError> {
+        let mut left = Vec::new();
+        for mount_point in self.hierarchy.mount_points() {
+            let Some(dir) = self.open_at(mount_point)? else { continue };
+            let is_empty = match self.hierarchy.is_v2() {
+                true => wait_event(&dir, "populated", "0", Duration::ZERO)?,
+                false => dir.pids()?.is_empty(),
+            };
+            if !is_empty {
+                return Ok(false);
+            }
+            left.push(dir);
+        }
+        for dir in left {
+            let _ = unlinkat(nix::fcntl::AT_FDCWD, dir.path(), UnlinkatFlags::RemoveDir);
+        }
+        Ok(true)
+    }
+
     /// Waits until no live process is left here and in all sub-cgroups; false if that takes longer.
     ///
     /// # Errors

@@ -65,7 +65,7 @@ fn prepare(read: Spec) {
     let root = prepared.spec.root().as_ref().map(|root| root.path().as_path());
     assert_eq!(root, Some(rootfs), "another root");
     assert!(prepared.cgroup_path.is_absolute(), "{:?}", prepared.cgroup_path);
-    assert!(prepared.create_cwd.is_absolute(), "{:?}", prepared.create_cwd);
+    assert!(prepared.cwd.is_absolute(), "{:?}", prepared.cwd);
 }
 
 /// What a host's connection brings: the frames are what went in, whatever the pieces in which it came.

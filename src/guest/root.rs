@@ -73,6 +73,11 @@ pub fn prepare() -> Result<(), RootError> {
     for base in &BASE {
         make(base)?;
     }
+    // As systemd has it: what one container mounts in a volume reaches the others that ask for it through the guest's
+    // mount of that volume, and a private one passes nothing on. Mounts made later are as their parents are.
+    let shared = MsFlags::MS_REC | MsFlags::MS_SHARED;
+    mount(None::<&str>, "/", None::<&str>, shared, None::<&str>)
+        .map_err(failed("share the mounts of", "/"))?;
     make_links(Path::new("/dev"))
 }
 

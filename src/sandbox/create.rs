@@ -166,12 +166,12 @@ async fn take_cgroup(
     let (id, cgroup, records) = (id.clone(), cgroup.clone(), environment.records.clone());
     blocking(move || {
         prepare()?;
-        // The kills before the container's time, in a cgroup that an earlier one left behind.
-        let killed_before = cgroup.oom_kills();
-        record.killed_before = *killed_before.as_ref().unwrap_or(&0);
-        if cgroup.is_populated().unwrap_or(false) {
+        if !cgroup.clear().unwrap_or(true) {
             return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
         }
+        // The kills before the container's time, in a cgroup that an earlier one left behind for good.
+        let killed_before = cgroup.oom_kills();
+        record.killed_before = *killed_before.as_ref().unwrap_or(&0);
         record.cgroup = Some(cgroup.path().to_owned());
         record.unit = cgroup.unit().cloned();
         record.write(&records)?;
@@ -385,7 +385,9 @@ async fn launch_init(
         state_root,
         bundle: bundle.to_owned(),
         rootfs,
-        cwd: prepared.create_cwd.clone(),
+        cwd: prepared.cwd.clone(),
+        working_directory: prepared.working_directory.clone(),
+        outside_nodes: prepared.outside_nodes.clone(),
         io: wiring.io.clone(),
         late: prepared.late.clone(),
         filter_flags: wiring.filter_flags,

@@ -60,8 +60,9 @@ pub struct AddedDevice {
     pub number: DeviceNumber,
 }
 
-/// Rewrites `linux.devices` and `linux.resources.devices`.
-pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<(), SpecError> {
+/// Rewrites `linux.devices` and `linux.resources.devices`; returns the nodes outside of `/dev`, which libcontainer would
+/// refuse.
+pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<Vec<LinuxDevice>, SpecError> {
     let mut nodes = linux.devices().clone().unwrap_or_default();
     let mut resources = linux.resources().clone().unwrap_or_default();
     let given = resources.devices().clone().unwrap_or_default();
@@ -72,8 +73,10 @@ pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<(), SpecError> {
     resources.set_devices(Some(rules));
     io_devices::renumber(&mut resources, &renumbered);
     linux.set_resources(Some(resources));
+    let (nodes, outside): (Vec<_>, Vec<_>) =
+        nodes.into_iter().partition(|node| node.path().starts_with("/dev"));
     linux.set_devices((!nodes.is_empty()).then_some(nodes));
-    Ok(())
+    Ok(outside)
 }
 
 /// A device's number on the host and in the guest.
@@ -164,12 +167,12 @@ fn check_nodes(nodes: &[LinuxDevice], root_devices: &[DeviceNumber]) -> Result<(
         let invalid = |reason| {
             Err(SpecError::Invalid { field: "linux.devices", value: path.display().to_string(), reason })
         };
-        let below_dev = path.strip_prefix("/dev").is_ok_and(|rest| {
+        let is_place = path.strip_prefix("/").is_ok_and(|rest| {
             rest.components().next().is_some()
                 && rest.components().all(|part| matches!(part, std::path::Component::Normal(_)))
         });
-        if !below_dev {
-            return invalid("nodes are made beneath /dev only");
+        if !is_place || path == Path::new("/dev") {
+            return invalid("it is not the absolute path of a node");
         }
         if node.typ() == Type::A {
             return invalid("type 'a' is for rules, not for nodes");

@@ -139,7 +139,7 @@ fn updates_that_do_not_fit_are_refused() {
 #[test]
 fn nodes_that_libcontainer_would_stumble_over_are_refused_by_name() {
     for bad in [
-        node("/etc/x", "b", 8, 0),
+        node("/", "b", 8, 0),
         node("/dev/../etc/x", "b", 8, 0),
         node("/dev", "b", 8, 0),
         node("dev/x", "b", 8, 0),
@@ -152,6 +152,16 @@ fn nodes_that_libcontainer_would_stumble_over_are_refused_by_name() {
     let twice = json!({"devices": [node("/dev/x", "c", 1, 3), node("/dev/x", "c", 1, 3)]});
     assert!(matches!(run(twice, &facts()), Err(SpecError::Duplicate { .. })));
     assert!(run(json!({"devices": [node("/dev/p", "p", 0, 0)]}), &facts()).is_ok());
+}
+
+#[test]
+fn nodes_outside_of_dev_are_the_workers_and_have_their_rules() {
+    let given = json!({"devices": [node("/opt/disk", "b", 8, 16), node("/dev/disk", "b", 8, 17)]});
+    let mut linux: Linux = serde_json::from_value(given).unwrap();
+    let outside = apply(&mut linux, &facts()).unwrap();
+    assert_eq!(outside.iter().map(LinuxDevice::path).collect::<Vec<_>>(), [Path::new("/opt/disk")]);
+    assert_eq!(nodes(&linux), [("/dev/disk".to_owned(), "b", 8, 17)]);
+    assert_eq!(rules(&linux), ["+b 8:16 rwm", "+b 8:17 rwm"]);
 }
 
 #[test]

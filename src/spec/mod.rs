@@ -22,6 +22,7 @@ mod device_rules;
 mod devices;
 mod error;
 mod facts;
+mod hidden;
 mod hooks;
 mod io_devices;
 mod labels;
@@ -56,6 +57,7 @@ pub use device_rules::{MEMORY, default_rules};
 pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate};
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
+pub use hidden::{OutsideNode, WorkingDirectory};
 pub use own_cgroups::{CgroupMount, OwnCgroups};
 pub use own_mounts::{MountAttributes, Mounted, OwnMount, OwnMounts};
 pub use prepared::{ConsoleSize, ExecFacts, LateProcess, NamespaceId, Prepared, PreparedExec};
@@ -84,7 +86,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let (cgroup_path, unit) =
         cgroups_path::resolve(linux.cgroups_path().as_deref(), &facts.container_id, facts.systemd)?;
     linux.set_cgroups_path(Some(cgroup_path.clone()));
-    devices::apply(&mut linux, facts)?;
+    let outside = devices::apply(&mut linux, facts)?;
     cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
     memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting)?;
     unheeded::warn(&linux, facts.cgroup_version, &mut warnings);
@@ -92,6 +94,9 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let device_rules = device_rules_of(&linux);
     let copy_up = mounts::take_copy_up(&mut spec)?;
     let propagation = mounts::apply(&mut spec, &mut linux, &mut warnings)?;
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let outside_nodes = hidden::outside_nodes(mounts, outside);
+    let working_directory = hidden::working_directory(mounts, &process::without_climbs(process.cwd()));
     labels::mount_label(&mut spec, &mut linux, facts.selinux, &mut warnings);
     let mut hooks = spec.hooks_mut().take().unwrap_or_default();
     let (poststart, poststop) = hooks::apply(&mut hooks, facts.hooks.as_ref())?;
@@ -102,11 +107,18 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let own_mounts = own_mounts::take(&mut spec, &linux, has_cgroup, !copy_up.is_empty());
     let seccomp = seccomp::take(&mut linux)?;
     let inherited = ExecFacts::of_guest(facts, seccomp);
-    let edited = process::prepare(process, &inherited, &mut warnings)?;
+    let mut edited = process::prepare(process, &inherited, &mut warnings)?;
+    let cwd = edited.process.cwd().clone();
+    if let WorkingDirectory::InMemory(_) = working_directory {
+        edited.late.cwd = Some(cwd.clone());
+        edited.process.set_cwd("/".into());
+    }
     spec.set_linux(Some(linux)).set_process(Some(edited.process));
     Validator::validate_spec(&spec).map_err(|source| SpecError::Validator { source: Box::new(source) })?;
     Ok(Prepared {
-        create_cwd: edited.cwd,
+        cwd,
+        working_directory,
+        outside_nodes,
         exec: inherited.with_container(&edited.late, edited.capabilities, spec.process().as_ref()),
         spec,
         late: edited.late,

@@ -155,7 +155,10 @@ fn ensure_dev(mounts: &mut Vec<Mount>) -> Result<(), SpecError> {
         if mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount) {
             return Ok(());
         }
-        return Err(refuse(mount, "/dev must be a tmpfs, its nodes are listed in linux.devices"));
+        return Err(refuse(
+            mount,
+            "a bind mount of /dev is not supported: it is a tmpfs with the nodes of linux.devices",
+        ));
     }
     let mut mount = Mount::default();
     mount.set_destination(dev.to_owned()).set_typ(Some("tmpfs".to_owned())).set_source(Some("tmpfs".into()));

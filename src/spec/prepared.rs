@@ -8,7 +8,9 @@ use oci_spec::runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{CapabilitySets, Facts, MountPropagation, OwnCgroups, OwnMounts, Sysctl};
+use super::{
+    CapabilitySets, Facts, MountPropagation, OutsideNode, OwnCgroups, OwnMounts, Sysctl, WorkingDirectory,
+};
 use crate::systemd::Unit;
 
 /// A container ready to be launched.
@@ -38,9 +40,12 @@ pub struct Prepared {
     pub terminal: bool,
     /// The terminal's first size, which libcontainer ignores.
     pub console_size: Option<ConsoleSize>,
-    /// The working directory, absolute: to be made inside the rootfs when it is missing (resolved beneath
-    /// it).
-    pub create_cwd: PathBuf,
+    /// The working directory, absolute, for messages.
+    pub cwd: PathBuf,
+    /// Where the working directory is to be made when it is missing.
+    pub working_directory: WorkingDirectory,
+    /// Nodes that libcontainer does not make.
+    pub outside_nodes: Vec<OutsideNode>,
     /// Memory filesystems that get what they hide of the image, between create and start.
     pub copy_up: Vec<PathBuf>,
     /// What libcontainer ignores: to be set in the container's mount namespace between create and start, in
@@ -79,6 +84,8 @@ pub struct LateProcess {
     pub uid: u32,
     /// Its group: for the owner of its streams.
     pub gid: u32,
+    /// The working directory, if libcontainer could not enter it because it is made behind it.
+    pub cwd: Option<PathBuf>,
     /// The session keyring to join, see `KEYCTL_JOIN_SESSION_KEYRING` in keyctl(2).
     pub session_keyring: String,
     /// For `/proc/self/attr/exec`, where the guest has SELinux.

@@ -19,8 +19,6 @@ pub(super) struct Edited {
     pub(super) late: LateProcess,
     /// The process's capabilities, complete.
     pub(super) capabilities: LinuxCapabilities,
-    /// Absolute, without `..`.
-    pub(super) cwd: PathBuf,
     pub(super) terminal: bool,
     pub(super) console_size: Option<ConsoleSize>,
 }
@@ -32,7 +30,7 @@ pub(super) fn prepare(
     warnings: &mut Vec<String>,
 ) -> Result<Edited, SpecError> {
     args(&process)?;
-    let cwd = cwd(&mut process)?;
+    cwd(&mut process)?;
     user(&mut process, warnings)?;
     let mut env = environment(process.env().as_deref().unwrap_or_default())?;
     pci_env::apply(&mut env, &container.pci_map, warnings);
@@ -65,6 +63,7 @@ pub(super) fn prepare(
     let late = LateProcess {
         uid: process.user().uid(),
         gid: process.user().gid(),
+        cwd: None,
         session_keyring: format!("_ses.{}", container.container_id),
         selinux_label,
         rlimits,
@@ -75,7 +74,7 @@ pub(super) fn prepare(
         early_capabilities: early,
         capabilities: privileged_load.then_some(real),
     };
-    Ok(Edited { process, late, capabilities, cwd: without_climbs(&cwd), terminal, console_size })
+    Ok(Edited { process, late, capabilities, terminal, console_size })
 }
 
 fn invalid(field: &'static str, value: &str, reason: &'static str) -> SpecError {
@@ -98,7 +97,7 @@ fn args(process: &Process) -> Result<(), SpecError> {
     }
 }
 
-fn cwd(process: &mut Process) -> Result<PathBuf, SpecError> {
+fn cwd(process: &mut Process) -> Result<(), SpecError> {
     if process.cwd().as_os_str().is_empty() {
         process.set_cwd("/".into());
     }
@@ -109,11 +108,11 @@ fn cwd(process: &mut Process) -> Result<PathBuf, SpecError> {
     if cwd.as_os_str().as_encoded_bytes().contains(&0) {
         return Err(invalid("process.cwd", &cwd.to_string_lossy(), "it has a NUL byte"));
     }
-    Ok(cwd)
+    Ok(())
 }
 
 /// The path without `..`, as whoever makes it goes it: the root's own parent is the root.
-fn without_climbs(path: &Path) -> PathBuf {
+pub(super) fn without_climbs(path: &Path) -> PathBuf {
     let mut plain = PathBuf::from("/");
     for part in path.components() {
         match part {

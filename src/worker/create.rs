@@ -1,7 +1,7 @@
 //! Creating a container, by libcontainer.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -13,7 +13,9 @@ use super::executor::{ContainerExecutor, LastSteps};
 use super::filter::Filter;
 use super::job::{CreateJob, Failure, FailureKind};
 use super::report::Report;
-use super::{chain, copy_up, limits, mounts, propagation, sys};
+use super::{chain, copy_up, limits, mounts, nodes, propagation, sys};
+use crate::guest::beneath::{BeneathError, Root};
+use crate::spec::WorkingDirectory;
 
 /// A process that has been started, and the descriptors that belong to it.
 #[derive(Debug)]
@@ -34,7 +36,8 @@ pub(super) fn create(
     mut stdio: Vec<OwnedFd>,
     report: &Report,
 ) -> Result<Started, Failure> {
-    make_working_directory(&job.rootfs, &job.cwd)?;
+    make_working_directory(&job)?;
+    nodes::make(&job.rootfs, &job.outside_nodes, false)?;
     let filter = take_filter(&mut stdio, job.filter_flags)?;
     let wiring = wire(&job, stdio, filter, report)?;
     let cgroups = job.cgroups.take();
@@ -52,12 +55,13 @@ pub(super) fn create(
         .with_systemd(false)
         .with_detach(true)
         .build()
-        .map_err(|error| about_cwd(report.failure(kind_of(&error), &chain(&error)), &job.cwd))?;
+        .map_err(|error| about_cwd(report.failure(kind_of(&error), &chain(&error)), &job))?;
     // libcontainer has a nix of its own version.
     let pid = container.pid().map(|pid| Pid::from_raw(pid.as_raw()));
     let pid = pid.ok_or_else(|| Failure::internal("libcontainer names no pid"))?;
     let started = started(pid, wiring.console)?;
     copy_up::apply(pid, &job.rootfs, &job.copy_up)?;
+    make_what_was_hidden(pid, &job)?;
     // From here on paths may be the container's.
     if let (Some((stay, Some(mount))), Some(init)) = (&mut stay, started.fds.first()) {
         stay.show(pid, init, mount)?;
@@ -133,24 +137,46 @@ pub(super) fn started(pid: Pid, console: Option<Console>) -> Result<Started, Fai
     Ok(Started { pid, fds })
 }
 
-/// Makes the working directory inside the root if it is missing, as every OCI runtime does.
-fn make_working_directory(rootfs: &Path, cwd: &Path) -> Result<(), Failure> {
-    let cwd = cwd.strip_prefix("/").unwrap_or(cwd);
-    if cwd.as_os_str().is_empty() {
+/// Makes the working directory if it is missing, as every OCI runtime does: on the root before that may be read-only, in
+/// a volume before it is mounted.
+fn make_working_directory(job: &CreateJob) -> Result<(), Failure> {
+    match &job.working_directory {
+        WorkingDirectory::OnRoot(path) => make_directory(&job.rootfs, path, path),
+        WorkingDirectory::InVolume { volume, inside } => match Root::open(volume) {
+            // What is wrong with a volume its mount will say.
+            Err(BeneathError::Root { .. }) => Ok(()),
+            _ => make_directory(volume, inside, &job.cwd),
+        },
+        WorkingDirectory::InMemory(_) | WorkingDirectory::There => Ok(()),
+    }
+}
+
+/// What has its place in mounts that only init has.
+fn make_what_was_hidden(init: Pid, job: &CreateJob) -> Result<(), Failure> {
+    let root = PathBuf::from(format!("/proc/{init}/root"));
+    if let WorkingDirectory::InMemory(path) = &job.working_directory {
+        make_directory(&root, path, path)?;
+    }
+    nodes::make(&root, &job.outside_nodes, true)
+}
+
+fn make_directory(root: &Path, path: &Path, name: &Path) -> Result<(), Failure> {
+    let path = path.strip_prefix("/").unwrap_or(path);
+    if path.as_os_str().is_empty() {
         return Ok(());
     }
-    crate::guest::beneath::create_dir_beneath(rootfs, cwd, 0o755).map(drop).map_err(|error| Failure {
+    crate::guest::beneath::create_dir_beneath(root, path, 0o755).map(drop).map_err(|error| Failure {
         kind: FailureKind::WorkingDirectory,
-        message: format!("make the working directory /{}: {error}", cwd.display()),
+        message: format!("make the working directory {}: {error}", name.display()),
     })
 }
 
 /// libcontainer logs that its chdir(2) has failed, but not where to.
-fn about_cwd(failure: Failure, cwd: &Path) -> Failure {
+fn about_cwd(failure: Failure, job: &CreateJob) -> Failure {
     if failure.kind != FailureKind::Internal || !failure.message.contains("failed to chdir") {
         return failure;
     }
-    let message = format!("enter the working directory {}: {}", cwd.display(), failure.message);
+    let message = format!("enter the working directory {}: {}", job.cwd.display(), failure.message);
     Failure { kind: FailureKind::WorkingDirectory, message }
 }
 

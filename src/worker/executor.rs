@@ -73,6 +73,21 @@ impl LastSteps {
         exec_failure(program, errno)
     }
 
+    /// Enters the working directory, if that was not there before. Not by a link out of the root: such a directory has
+    /// no path.
+    fn enter_directory(&self) -> Result<(), Failure> {
+        let Some(cwd) = &self.late.cwd else { return Ok(()) };
+        let failed = |reason: &dyn std::fmt::Display| Failure {
+            kind: FailureKind::WorkingDirectory,
+            message: format!("enter the working directory {}: {reason}", cwd.display()),
+        };
+        nix::unistd::chdir(cwd).map_err(|errno| failed(&errno.desc()))?;
+        match nix::unistd::getcwd() {
+            Ok(path) if path.is_absolute() => Ok(()),
+            _ => Err(failed(&"it is outside of the container's root")),
+        }
+    }
+
     /// The environment in its own order; HOME is the user's in the container's own passwd file, unless it is given.
     fn environment(&self, process: &Process) -> Vec<String> {
         let mut env = process.env().clone().unwrap_or_default();
@@ -153,8 +168,9 @@ impl Executor for ContainerExecutor {
             // The end of the relay is the end of this pipe.
             let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
         }
-        let found = self.found.get().cloned();
-        let failure = match found.map_or_else(|| program(process), Ok) {
+        let look = || self.found.get().cloned().map_or_else(|| program(process), Ok);
+        let found = self.steps.enter_directory().and_then(|()| look());
+        let failure = match found {
             Ok(program) => self.steps.become_program(process, &program),
             Err(failure) => failure,
         };
@@ -167,10 +183,20 @@ impl Executor for ContainerExecutor {
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let process = spec.process().as_ref().ok_or_else(|| invalid("no process is given".to_owned()));
+        // One that is named from a directory which is not there yet is looked for when it is.
+        let is_relative = |process: &Process| {
+            let name = process.args().iter().flatten().next();
+            name.is_some_and(|name| name.contains('/') && !name.starts_with('/'))
+        };
+        let look = |process: &Process| match self.steps.late.cwd.is_some() && is_relative(process) {
+            true => Ok(None),
+            false => program(process).map(Some),
+        };
         let ready = capabilities::set(self.steps.early_capabilities());
-        let found = ready.and(process).and_then(program);
+        let found = ready.and(process).and_then(look);
         let labelled = found.and_then(|program| self.steps.set_selinux_label().map(|()| program));
-        labelled.map(|program| drop(self.found.set(program))).map_err(|failure| {
+        let kept = labelled.map(|program| drop(program.map(|program| self.found.set(program))));
+        kept.map_err(|failure| {
             report::leave(&self.report, &failure);
             ExecutorValidationError::ArgValidationError(failure.message)
         })

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{CgroupMount, LateProcess, MountPropagation, OwnMounts};
+use crate::spec::{CgroupMount, LateProcess, MountPropagation, OutsideNode, OwnMounts, WorkingDirectory};
 
 /// One piece of work that needs a single-threaded process of its own.
 #[derive(Debug, Serialize, Deserialize)]
@@ -54,10 +54,14 @@ pub struct CreateJob {
     pub state_root: PathBuf,
     /// Holds `config.json`; the working directory of hooks.
     pub bundle: PathBuf,
-    /// The container's root in the guest, in which the working directory is made if it is missing.
+    /// The container's root in the guest.
     pub rootfs: PathBuf,
     /// The working directory of the container's init.
     pub cwd: PathBuf,
+    /// Where the working directory of the container's init is made if it is missing.
+    pub working_directory: WorkingDirectory,
+    /// Device nodes that libcontainer does not make.
+    pub outside_nodes: Vec<OutsideNode>,
     /// How init is connected.
     pub io: ProcessIo,
     /// What is done to the process after libcontainer has finished with it.

@@ -22,6 +22,7 @@ pub mod job;
 mod limits;
 mod mounts;
 mod namespaces;
+mod nodes;
 mod passwd;
 mod program;
 mod propagation;

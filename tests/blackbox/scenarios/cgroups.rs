@@ -20,6 +20,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(an_exec_shares_the_limits),
         scenario!(every_form_of_cgroup_path_works),
         scenario!(a_cgroup_in_use_is_refused),
+        scenario!(what_an_earlier_cgroup_was_limited_to_does_not_last).host_only(),
         scenario!(statistics_are_plausible),
         scenario!(weights_and_huge_pages_are_limited).vm_only(),
         scenario!(limits_may_be_none_at_all_or_the_least),
@@ -48,6 +49,19 @@ async fn file(ctx: &Ctx, container: &Container, v2: (bool, &str), v1: (&str, &st
     let cgroup = ctx.cgroup(&container.id);
     let path = if v2.0 { format!("{cgroup}/{}", v2.1) } else { format!("/{}{cgroup}/{}", v1.0, v1.1) };
     Ok(ctx.guest_sh(&format!("cat $CGROUP{path}")).await?.trim().to_owned())
+}
+
+/// An agent that was killed with its host may have left one.
+async fn what_an_earlier_cgroup_was_limited_to_does_not_last(ctx: Ctx) -> Outcome {
+    let v2 = is_v2(&ctx).await?;
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let tree = if v2 { "" } else { "/pids" };
+    let left = format!("$CGROUP{tree}{}", ctx.cgroup(&container.id));
+    ctx.guest_sh(&format!("mkdir {left} && echo 7 > {left}/pids.max")).await?;
+    container.create().await?;
+    assert_eq!(file(&ctx, &container, (v2, "pids.max"), ("pids", "pids.max")).await?, "max");
+    container.remove().await?;
+    Ok(())
 }
 
 async fn limits_may_be_none_at_all_or_the_least(ctx: Ctx) -> Outcome {

@@ -15,6 +15,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(only_ephemeral_mounts_that_are_there_are_changed),
         scenario!(a_look_at_the_shares_always_succeeds),
         scenario!(a_mount_of_one_container_is_shared_with_another),
+        scenario!(a_mount_in_a_shared_volume_reaches_the_containers_that_ask_for_it).own_agent().vm_only(),
     ]
 }
 
@@ -111,5 +112,43 @@ async fn a_mount_of_one_container_is_shared_with_another(ctx: Ctx) -> Outcome {
     refused(ctx.client().create_container_with(&request).await, Code::FAILED_PRECONDITION, &[name.as_str()]);
     request.shared_mounts = vec![shared("relative", "/seen")];
     refused(ctx.client().create_container_with(&request).await, Code::INVALID_ARGUMENT, &["relative"]);
+    Ok(())
+}
+
+/// As a sidecar that serves a filesystem in a volume of the pod (`Bidirectional`) and its users (`HostToContainer`) have
+/// it: in the guest alone, where no host's propagation helps. Later mounts count, for earlier ones are bound with the rest.
+async fn a_mount_in_a_shared_volume_reaches_the_containers_that_ask_for_it(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("spread", "spread", true)).await?;
+    let place = format!("/run/kata-containers/sandbox/ephemeral/{}-volume", ctx.prefix());
+    let mut containers = Vec::new();
+    for word in ["rshared", "rslave", "rprivate"] {
+        let container = ctx.container(|spec| {
+            spec.args(["sleep", "1000000"]).capabilities(["CAP_SYS_ADMIN"]).mount(
+                "/volume",
+                &place,
+                "bind",
+                &["rbind", word, "rw"],
+            )
+        })?;
+        let mut request = container.request();
+        request.storages = vec![ephemeral(&place, &["size=1m"])];
+        ctx.client().create_container_with(&request).await?;
+        container.start().await?;
+        containers.push(container);
+    }
+    let [server, user, other] = &containers[..] else { return Err("three were made".into()) };
+    let serve =
+        "mkdir /volume/inner && mount -t tmpfs inner /volume/inner && echo served > /volume/inner/file";
+    server.sh(serve).await?;
+    assert_eq!(user.sh("cat /volume/inner/file").await?, "served");
+    assert_eq!(other.sh("ls -A /volume/inner | wc -l").await?, "0");
+    // One way only.
+    user.sh("mkdir /volume/own && mount -t tmpfs own /volume/own && : > /volume/own/file").await?;
+    assert_eq!(server.sh("ls -A /volume/own | wc -l").await?, "0");
+    server.sh("umount /volume/inner").await?;
+    assert_eq!(user.sh("ls -A /volume/inner | wc -l").await?, "0");
+    for container in &containers {
+        container.remove().await?;
+    }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
+use nakai_ctl::SpecBuilder;
 use ttrpc::Code;
 
 use crate::harness::expect::{refused, succeeded};
@@ -21,6 +22,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_user_can_open_its_standard_streams),
         scenario!(the_umask_is_022),
         scenario!(the_working_directory_is_made),
+        scenario!(the_working_directory_is_made_in_what_is_mounted_there),
         scenario!(resource_limits_are_set),
         scenario!(the_oom_score_is_not_the_agents),
         scenario!(signals_are_as_after_boot),
@@ -165,6 +167,36 @@ async fn the_umask_is_022(ctx: Ctx) -> Outcome {
     assert_eq!(ctx.output("umask", |spec| spec).await?, "0022");
     let container = ctx.idle(|spec| spec).await?;
     assert_eq!(container.sh("umask; touch /file; stat -c %a /file").await?, "0022\n644");
+    Ok(())
+}
+
+/// As `workingDir` beneath an emptyDir: in the volume, and not in the image below it.
+async fn the_working_directory_is_made_in_what_is_mounted_there(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| spec.cwd("/work/src/deep").args(["pwd"]))?;
+    let (volume, guest) = ctx.directory(&container, "volume")?;
+    let container = container.edit(|spec| spec.mount("/work", &guest, "bind", &["rbind", "rw"]));
+    container.create().await?;
+    container.start().await?;
+    assert_eq!(succeeded(container.finish(b"").await?), "/work/src/deep");
+    assert!(volume.join("src/deep").is_dir());
+    assert!(!container.file("/work/src").exists(), "it is in the image");
+    container.remove().await?;
+
+    let memory = |spec: SpecBuilder| {
+        spec.mount("/scratch", "scratch", "tmpfs", &["size=16k", "mode=755"])
+            .cwd("/scratch/a/b")
+            .user(1000, 1000, [])
+            .args(["sh", "-c", "pwd; stat -c %u:%a /scratch/a/b"])
+    };
+    let container = ctx.started(memory).await?;
+    assert_eq!(succeeded(container.finish(b"").await?), "/scratch/a/b\n0:755");
+    assert!(!container.file("/scratch/a").exists(), "it is in the image");
+    container.remove().await?;
+    // One that is there is a directory, or the container is refused.
+    let (volume, guest) = (volume.join("file"), format!("{guest}/file"));
+    std::fs::write(volume, "")?;
+    let blocked = ctx.container(|spec| spec.mount("/file", &guest, "bind", &["bind"]).cwd("/file/x"))?;
+    refused(blocked.create().await, Code::INVALID_ARGUMENT, &["/file/x"]);
     Ok(())
 }
 
