@@ -10,18 +10,23 @@
 //! detached first, and its mount point is then removed as the empty directory that it must be. With a
 //! bind mount, what the container writes to its root is written to the original. With an overlay it is written to a
 //! directory that goes with the guard and that the guest doesn't see; the layers are never written to.
+//!
+//! The guest can write to the share, too. So nothing there is reached by a path that it could have changed: what is made
+//! is held open while it is filled or mounted on, and what is removed is removed without following a link (`tree.rs`).
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 
 use crate::image::{Image, merge};
-use crate::mounts;
 use crate::sandbox::guest_rootfs;
+use crate::tree::{Place, Tree, by_descriptor};
 use crate::unpack::{UnpackError, unpack};
+use crate::{mounting, mounts};
 
 /// Why a root filesystem is not shared.
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +66,9 @@ pub enum RootfsError {
 /// A root filesystem that the guest can see.
 #[derive(Debug)]
 pub struct SharedRootfs {
-    /// `<share>/<container>`.
-    directory: PathBuf,
+    share: PathBuf,
+    container: String,
     guest: String,
-    mounted: bool,
-    /// What an overlay is written to.
-    writable: Option<PathBuf>,
 }
 
 impl SharedRootfs {
@@ -78,14 +80,11 @@ impl SharedRootfs {
     pub fn share(source: &Path, share: &Path, container: &str) -> Result<Self, RootfsError> {
         let kind = fs::metadata(source)
             .map_err(|error| RootfsError::Source { path: source.to_owned(), source: error })?;
-        let mut shared = Self::reserve(share, container)?;
-        let target = shared.host_path();
+        let (shared, target) = Self::reserve(share, container)?;
         if kind.is_file() {
-            unpack(source, &target)?;
-        } else if nix::unistd::geteuid().is_root() && bind(source, &target) {
-            shared.mounted = true;
-        } else {
-            copy(&[source], &target)?;
+            unpack(source, &by_descriptor(&target))?;
+        } else if !(nix::unistd::geteuid().is_root() && bind(source, &target)) {
+            copy(&[source], &by_descriptor(&target))?;
         }
         Ok(shared)
     }
@@ -96,12 +95,9 @@ impl SharedRootfs {
     ///
     /// As for [`SharedRootfs::share`].
     pub fn share_image(image: &Image, share: &Path, container: &str) -> Result<Self, RootfsError> {
-        let mut shared = Self::reserve(share, container)?;
-        let target = shared.host_path();
-        shared.writable = overlay(&image.layers, &target);
-        shared.mounted = shared.writable.is_some();
-        if !shared.mounted {
-            copy(&image.layers, &target)?;
+        let (shared, target) = Self::reserve(share, container)?;
+        if !overlay(&image.layers, &by_descriptor(&target)) {
+            copy(&image.layers, &by_descriptor(&target))?;
         }
         Ok(shared)
     }
@@ -113,28 +109,45 @@ impl SharedRootfs {
     ///
     /// As for [`SharedRootfs::share`].
     pub fn copy_image(image: &Image, directory: &Path, container: &str) -> Result<Self, RootfsError> {
-        let shared = Self::reserve(directory, container)?;
-        copy(&image.layers, &shared.host_path())?;
+        let (shared, target) = Self::reserve(directory, container)?;
+        copy(&image.layers, &by_descriptor(&target))?;
         Ok(shared)
     }
 
-    /// Makes the place in the share; the guard takes it away.
-    fn reserve(share: &Path, container: &str) -> Result<Self, RootfsError> {
+    /// Makes the place in the share, which the guard takes away, and holds it open.
+    fn reserve(share: &Path, container: &str) -> Result<(Self, OwnedFd), RootfsError> {
         if container.is_empty() || container == "." || container == ".." || container.contains(['/', '\0']) {
             return Err(RootfsError::Id(container.to_owned()));
         }
-        let directory = share.join(container);
-        let taken = |source| RootfsError::Target { path: directory.clone(), source };
-        fs::create_dir(&directory).map_err(taken)?;
-        let guest = guest_rootfs(container);
-        let shared = Self { directory: directory.clone(), guest, mounted: false, writable: None };
-        fs::create_dir(shared.host_path()).map_err(taken)?;
-        Ok(shared)
+        let taken = |source| RootfsError::Target { path: share.join(container), source };
+        let tree = Tree::strict(share).map_err(taken)?;
+        let own = tree.place(Path::new(container)).and_then(|place| place.make_open_directory());
+        own.map_err(taken)?;
+        let shared =
+            Self { share: share.to_owned(), container: container.to_owned(), guest: guest_rootfs(container) };
+        let root = shared.place(&tree).and_then(|place| {
+            place.make_open_directory()?;
+            place.open()
+        });
+        Ok((shared, root.map_err(taken)?))
     }
 
-    /// Where the host sees it.
+    fn place(&self, tree: &Tree) -> io::Result<Place> {
+        tree.existing(&Path::new(&self.container).join("rootfs"))
+    }
+
+    /// Where the host sees it, unless the guest has changed that.
     pub fn host_path(&self) -> PathBuf {
-        self.directory.join("rootfs")
+        self.share.join(&self.container).join("rootfs")
+    }
+
+    /// Opens it (`O_PATH`).
+    ///
+    /// # Errors
+    ///
+    /// There is no directory (any more), or a link in its place.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        self.place(&Tree::strict(&self.share)?)?.open()
     }
 
     /// Where the guest sees it: the specification's root path.
@@ -150,54 +163,40 @@ impl SharedRootfs {
 
 impl Drop for SharedRootfs {
     fn drop(&mut self) {
-        let rootfs = self.host_path();
-        if self.mounted {
-            // The guest may still have files open there.
-            let _ = umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-            // Not recursive: if the mount is still there, this refuses.
-            let _ = fs::remove_dir(&rootfs);
-        } else {
-            let _ = fs::remove_dir_all(&rootfs);
+        let Ok(tree) = Tree::strict(&self.share) else { return };
+        if let Ok(place) = self.place(&tree) {
+            let upper = place.open().and_then(|root| mounts::overlay_upper(&root));
+            // The guest may still have files open there. A mount that stays is not reached through.
+            let _ = mounting::detach(&place).and_then(|()| place.clear());
+            if let Ok(Some(writable)) = upper.map(|upper| upper.and_then(|upper| writable(&upper))) {
+                let _ = fs::remove_dir_all(writable);
+            }
         }
-        // Nor is this: beside the root there may be mounts of the host's directories.
-        let _ = fs::remove_dir(&self.directory);
-        if let Some(writable) = &self.writable {
-            let _ = fs::remove_dir_all(writable);
-        }
+        // Not with what is in it: beside the root there may be mounts of the host's directories.
+        let _ = tree.existing(Path::new(&self.container)).and_then(|place| place.remove_directory());
     }
 }
 
 /// Takes away what a kept [`SharedRootfs`] of `container` left in `share`.
 pub fn unshare(share: &Path, container: &str) {
-    let directory = share.join(container);
-    let rootfs = directory.join("rootfs");
-    let writable = writable(&rootfs);
-    let mounted =
-        umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() || is_mount(&rootfs);
-    drop(SharedRootfs { directory, guest: String::new(), mounted, writable });
+    drop(SharedRootfs { share: share.to_owned(), container: container.to_owned(), guest: String::new() });
 }
 
-/// What the overlay of ours at `point` is written to.
-pub(crate) fn writable(point: &Path) -> Option<PathBuf> {
-    // The table of mounts has no symbolic links in its paths.
-    let upper = mounts::overlay_upper(&point.canonicalize().ok()?)?;
+/// The directory of ours that the upper directory of an overlay is in.
+pub(crate) fn writable(upper: &Path) -> Option<PathBuf> {
     let writable = upper.parent()?;
     let ours = writable.file_name()?.to_string_lossy().starts_with(WRITABLE);
     ours.then(|| writable.to_owned())
 }
 
-/// Whether a path is on another mount than its parent, as far as device numbers tell.
-fn is_mount(path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev()).ok();
-    path.parent().is_some_and(|parent| device(path) != device(parent))
-}
-
-/// A bind mount; false where this process may not mount. It is not recursive: detaching the copy of a
-/// mount below could detach the original too, where both are in one peer group
-/// (mount_namespaces(7)).
-fn bind(source: &Path, target: &Path) -> bool {
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).is_ok()
+/// A bind mount; false where this process may not mount. It is neither recursive nor takes part in what is mounted and
+/// detached below the original.
+fn bind(source: &Path, target: &impl AsFd) -> bool {
+    let bound = mounting::copy_of(source, false).and_then(|copy| {
+        mounting::attach(&copy, target)?;
+        mounting::propagate(&copy, MsFlags::MS_PRIVATE, false)
+    });
+    bound.is_ok()
 }
 
 /// What the directories of overlays are called.
@@ -206,9 +205,13 @@ const WRITABLE: &str = "nakai-writable-";
 /// The longest text of options that mount(2) takes, and a reserve.
 const OPTIONS_MAX: usize = 4000;
 
-/// Mounts the layers, the lowest first, and a directory of their own for what is written; none where that can't be done:
-/// this process may not mount, or the temporary directory can't be an upper one.
-fn overlay(layers: &[PathBuf], target: &Path) -> Option<PathBuf> {
+/// Mounts the layers, the lowest first, and a directory of their own for what is written; false where that can't be
+/// done: this process may not mount, or the temporary directory can't be an upper one.
+fn overlay(layers: &[PathBuf], target: &Path) -> bool {
+    mount_layers(layers, target).is_some()
+}
+
+fn mount_layers(layers: &[PathBuf], target: &Path) -> Option<()> {
     if !nix::unistd::geteuid().is_root() {
         return None;
     }
@@ -230,7 +233,8 @@ fn overlay(layers: &[PathBuf], target: &Path) -> Option<PathBuf> {
     }
     let flags = MsFlags::MS_NODEV;
     mount(Some("overlay"), target, Some("overlay"), flags, Some(&*options)).ok()?;
-    Some(writable.keep())
+    let _ = writable.keep();
+    Some(())
 }
 
 fn copy<P: AsRef<Path>>(layers: &[P], target: &Path) -> Result<(), RootfsError> {
@@ -240,6 +244,7 @@ fn copy<P: AsRef<Path>>(layers: &[P], target: &Path) -> Result<(), RootfsError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::mount::{MntFlags, umount2};
     use std::os::unix::fs::symlink;
 
     fn original() -> tempfile::TempDir {
@@ -295,7 +300,8 @@ mod tests {
         assert_eq!(fs::read_to_string(one.host_path().join("bin")).unwrap(), "a file here");
         fs::write(one.host_path().join("new"), "x").unwrap();
         assert!(!two.host_path().join("new").exists() && !original.path().join("new").exists());
-        let writable = writable(&one.host_path());
+        let upper = mounts::overlay_upper(&one.open().unwrap()).unwrap();
+        let writable = upper.and_then(|upper| writable(&upper));
         one.keep();
         unshare(share.path(), "one");
         drop(two);
@@ -314,6 +320,42 @@ mod tests {
         fs::write(beside.join("precious"), "x").unwrap();
         drop(shared);
         assert!(beside.join("precious").exists() && !share.path().join("web/rootfs").exists());
+    }
+
+    #[test]
+    fn links_that_a_guest_plants_lead_no_removal_out() {
+        for planted in ["web", "web/rootfs"] {
+            let (original, share) = (original(), tempfile::tempdir().unwrap());
+            let outside = tempfile::tempdir().unwrap();
+            fs::create_dir(outside.path().join("rootfs")).unwrap();
+            fs::write(outside.path().join("rootfs/precious"), "x").unwrap();
+            let image = Image { config: Default::default(), layers: vec![original.path().into()], id: None };
+            SharedRootfs::copy_image(&image, share.path(), "web").unwrap().keep();
+            fs::remove_dir_all(share.path().join(planted)).unwrap();
+            symlink(outside.path(), share.path().join(planted)).unwrap();
+            unshare(share.path(), "web");
+            assert!(outside.path().join("rootfs/precious").exists(), "{planted}");
+        }
+    }
+
+    #[test]
+    fn removal_of_a_copy_does_not_reach_through_a_mount_that_a_guest_moves_there() {
+        let (original, share, host) =
+            (original(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(host.path().join("precious"), "x").unwrap();
+        let image = Image { config: Default::default(), layers: vec![original.path().to_owned()], id: None };
+        let shared = SharedRootfs::copy_image(&image, share.path(), "web").unwrap();
+        let at = |path: &str| share.path().join(path);
+        fs::create_dir_all(at("other/mounts/0")).unwrap();
+        let none = None::<&str>;
+        if mount(Some(host.path()), &at("other/mounts/0"), none, MsFlags::MS_BIND, none).is_err() {
+            return; // Not root, or without CAP_SYS_ADMIN.
+        }
+        fs::rename(at("other/mounts"), shared.host_path().join("x")).unwrap();
+        drop(shared);
+        let precious = host.path().join("precious").exists();
+        umount2(&at("web/rootfs/x/0"), MntFlags::MNT_DETACH).unwrap();
+        assert!(precious);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::image::{self, Image};
 use crate::rootfs::SharedRootfs;
 use crate::sandbox;
 use crate::state::Lock;
+use crate::tree::by_descriptor;
 
 /// A root filesystem that the agent can see, until it is kept or dropped.
 pub(super) struct Root {
@@ -87,8 +88,9 @@ pub(super) async fn make(
         (RootKind::Disk(size), ..) => one_disk(engine.machine()?, image, id, limit.or(size), holdings).await,
         (RootKind::Layers, ..) => layer_disks(engine.machine()?, image, id, limit, holdings).await,
         (_, Places::Shared(_), Some(bytes)) => {
-            let host = lent.limited_root(&image.layers, engine.state().place("disks", id), bytes)?;
-            shared_root(sandbox::guest_rootfs(id), &host, None)
+            let root = lent.limited_root(&image.layers, engine.state().place("disks", id), bytes)?;
+            let accounts = Accounts::read(&by_descriptor(&root))?;
+            Ok(Root { guest: sandbox::guest_rootfs(id), accounts, shared: None })
         }
         (_, Places::Local(_), Some(_)) => {
             Err(CriError::field("disk", "an agent on this host gets a copy, without a limit"))
@@ -96,30 +98,32 @@ pub(super) async fn make(
         (_, Places::Shared(share), None) => {
             let (share, id) = (share.clone(), id.to_owned());
             let shared = blocking(move || SharedRootfs::share_image(&image, &share, &id)).await?;
-            shared_root(shared.guest_path().to_owned(), &shared.host_path(), Some(shared))
+            shared_root(shared.guest_path().to_owned(), shared)
         }
         (_, Places::Local(directory), None) => {
             let (directory, id) = (directory.clone(), id.to_owned());
             let at = CriError::io(directory.display().to_string());
             std::fs::create_dir_all(&directory).map_err(at)?;
             let shared = blocking(move || SharedRootfs::copy_image(&image, &directory, &id)).await?;
-            let host = shared.host_path();
-            shared_root(host.display().to_string(), &host, Some(shared))
+            shared_root(shared.host_path().display().to_string(), shared)
         }
     }
 }
 
-fn shared_root(guest: String, host: &Path, shared: Option<SharedRootfs>) -> Result<Root, CriError> {
-    Ok(Root { guest, accounts: Accounts::read(host)?, shared })
+fn shared_root(guest: String, shared: SharedRootfs) -> Result<Root, CriError> {
+    let root = shared.open().map_err(CriError::io(shared.host_path().display().to_string()))?;
+    Ok(Root { guest, accounts: Accounts::read(&by_descriptor(&root))?, shared: Some(shared) })
 }
 
 async fn itself(places: &Places, path: PathBuf, id: &str) -> Result<Root, CriError> {
     match places {
-        Places::Local(_) => shared_root(path.display().to_string(), &path, None),
+        Places::Local(_) => {
+            Ok(Root { guest: path.display().to_string(), accounts: Accounts::read(&path)?, shared: None })
+        }
         Places::Shared(share) => {
             let (share, id) = (share.clone(), id.to_owned());
             let shared = blocking(move || SharedRootfs::share(&path, &share, &id)).await?;
-            shared_root(shared.guest_path().to_owned(), &shared.host_path(), Some(shared))
+            shared_root(shared.guest_path().to_owned(), shared)
         }
     }
 }

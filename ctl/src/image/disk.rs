@@ -94,16 +94,19 @@ fn succeed(mut command: Command, tool: Tool, disk: &Path) -> Result<(), ImageErr
 
 /// The bytes that a tree takes in blocks of 4 KiB, and 256 for each inode.
 fn used(directory: &Path) -> std::io::Result<u64> {
-    let mut total = 4096_u64;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        let own = if metadata.is_dir() {
-            used(&entry.path())?
-        } else {
-            metadata.size().div_ceil(4096).saturating_mul(4096).saturating_add(256)
-        };
-        total = total.saturating_add(own);
+    let (mut total, mut directories) = (0_u64, vec![directory.to_owned()]);
+    while let Some(directory) = directories.pop() {
+        total = total.saturating_add(4096);
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if metadata.is_dir() {
+                directories.push(entry.path());
+            } else {
+                let own = metadata.size().div_ceil(4096).saturating_mul(4096).saturating_add(256);
+                total = total.saturating_add(own);
+            }
+        }
     }
     Ok(total)
 }

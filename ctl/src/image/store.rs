@@ -167,12 +167,16 @@ impl Store {
 
 /// The bytes of the files in a directory; what can't be read counts nothing.
 fn size(directory: &Path) -> u64 {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let sizes = entries.map(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => size(&entry.path()),
-        metadata => metadata.map_or(0, |metadata| metadata.len()),
-    });
-    sizes.sum()
+    let (mut total, mut directories) = (0_u64, vec![directory.to_owned()]);
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => directories.push(entry.path()),
+                metadata => total = total.saturating_add(metadata.map_or(0, |metadata| metadata.len())),
+            }
+        }
+    }
+    total
 }
 
 /// Removes what another has begun and not finished.

@@ -15,7 +15,7 @@ use xattr::FileExt as _;
 
 use super::OPAQUE;
 use super::meter::Limits;
-use super::tree::{Place, Tree};
+use crate::tree::{Place, Tree};
 
 const WHITEOUT: &str = ".wh.";
 /// Hides everything below its directory.

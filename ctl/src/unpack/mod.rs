@@ -5,7 +5,7 @@
 //! hides what is below ([`OPAQUE`]).
 //!
 //! An entry with an absolute path or a `..` in it is refused by name, nothing is silently renamed. Symbolic links may
-//! point anywhere, as those of a root filesystem do, and lead nowhere but into the target (`unpack/tree.rs`). Hard links are
+//! point anywhere, as those of a root filesystem do, and lead nowhere but into the target (`tree.rs`). Hard links are
 //! held to the same. Device nodes, fifos and sockets are left out: a container's `/dev` is its own, and a node in a
 //! directory of the host is a hole in the host. Of extended attributes those of users, capabilities and access lists
 //! are kept; the others are the host's affair. Size, number and growth of what comes out are bounded ([`Limits`]).
@@ -15,7 +15,6 @@ mod entry;
 mod meter;
 #[cfg(test)]
 pub(crate) mod tests;
-mod tree;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -29,9 +28,9 @@ pub(crate) use entry::is_kept;
 pub(crate) use meter::Counter;
 pub use meter::Limits;
 
+use crate::tree::Tree;
 use entry::{Fault, Unpacker};
 use meter::{HEADERS_MAX, Meter};
-use tree::Tree;
 
 /// The attributes by which overlayfs knows a directory that hides what is below: for root, and for others.
 pub const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];

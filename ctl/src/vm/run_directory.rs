@@ -50,9 +50,9 @@ pub(crate) fn remove_left(path: &Path) {
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         for mount in below(&self.path).unwrap_or_default().iter().rev() {
-            let writable = rootfs::writable(mount);
+            let writable = mount.upper.as_deref().and_then(rootfs::writable);
             // What can't be taken off is found by the next look.
-            let _ = umount2(mount, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            let _ = umount2(&mount.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
             if let Some(writable) = writable {
                 let _ = std::fs::remove_dir_all(writable);
             }
