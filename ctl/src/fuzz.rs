@@ -13,7 +13,7 @@ use crate::image::{Image, Store};
 use crate::unpack::{Limits, unpack_stream};
 use crate::zun::{Host, Request, VOLUME_SECONDS};
 
-const LIMITS: Limits = Limits { entries: 1000, bytes: 1 << 20, ratio: 400 };
+const LIMITS: Limits = Limits { entries: 1000, bytes: 1 << 20, ratio: 400, kept: 1 << 20 };
 
 /// An archive as it is; and one of the entries that the bytes describe, as a root filesystem and as a layer. Nothing
 /// comes to lie outside the target.

@@ -37,6 +37,9 @@ const LAYERS_MAX: usize = 500;
 /// How deep indexes of indexes go.
 const DEPTH_MAX: usize = 4;
 
+/// How many entries of indexes are looked at: one can name another many times, and each of those the next.
+const ENTRIES_MAX: usize = 1000;
+
 /// The name under which an index knows an image.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -91,11 +94,11 @@ impl Manifest {
 
 fn oci(source: &Source, index: &[u8], tag: Option<&str>) -> Result<Manifest, ImageError> {
     let index: ImageIndex = json(source, "index.json", index)?;
-    let mut found = Vec::new();
+    let (mut found, mut left) = (Vec::new(), ENTRIES_MAX);
     for descriptor in index.manifests() {
         let names = descriptor.annotations().as_ref().and_then(|annotations| annotations.get(REF_NAME));
         if tag.is_none_or(|tag| names.is_some_and(|name| is_called(name, tag))) {
-            manifests(source, descriptor, DEPTH_MAX, &mut found)?;
+            manifests(source, descriptor, DEPTH_MAX, &mut left, &mut found)?;
         }
     }
     let descriptor = only(source, tag, found)?;
@@ -115,8 +118,10 @@ fn manifests(
     source: &Source,
     descriptor: &Descriptor,
     depth: usize,
+    left: &mut usize,
     found: &mut Vec<Descriptor>,
 ) -> Result<(), ImageError> {
+    *left = left.checked_sub(1).ok_or_else(|| source.bad("its indexes have too many entries"))?;
     let fits = |descriptor: &Descriptor| {
         descriptor.platform().as_ref().is_none_or(|platform| {
             (platform.os().to_string(), platform.architecture().to_string())
@@ -134,7 +139,7 @@ fn manifests(
     }
     let deeper = depth.checked_sub(1).ok_or_else(|| source.bad("its indexes are too deep"))?;
     let index: ImageIndex = json(source, "an index", &blob(source, descriptor)?)?;
-    index.manifests().iter().try_for_each(|descriptor| manifests(source, descriptor, deeper, found))
+    index.manifests().iter().try_for_each(|descriptor| manifests(source, descriptor, deeper, left, found))
 }
 
 fn docker(source: &Source, list: &[u8], tag: Option<&str>) -> Result<Manifest, ImageError> {

@@ -110,7 +110,7 @@ impl Image {
     /// See [`ImageError`]. Nothing is left of a layer that is not in order.
     pub fn open(reference: &str, store: &Store) -> Result<Self, ImageError> {
         let (path, tag) = split(reference);
-        let source = Source::open(path)?;
+        let source = Source::open(path, store.limits)?;
         match (Manifest::read(&source, tag)?, &source, tag) {
             (Some(manifest), ..) => {
                 let layers = manifest.layers.iter().map(|layer| unpacked(&source, layer, store));

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use tar::EntryType;
 
 use super::{ImageError, MANIFEST_MAX};
-use crate::unpack::{Decoded, Found, Limits, archive_entries, decode};
+use crate::unpack::{Found, Limits, archive_entries, expand};
 
 /// The parts of an image.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Index {
 
 impl Source {
     /// Opens a directory or an archive; a compressed one is decompressed into a nameless file.
-    pub(super) fn open(path: &Path) -> Result<Self, ImageError> {
+    pub(super) fn open(path: &Path, limits: Limits) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(failed)?;
         if file.metadata().map_err(failed)?.is_dir() {
@@ -39,18 +39,13 @@ impl Source {
         let compressed =
             file.read_at(&mut magic, 0).map_err(failed)? == 2 && matches!(magic, [0x1f, 0x8b] | [0x28, 0xb5]);
         if compressed {
-            let Decoded::Plain(plain) = decode(file).map_err(failed)? else {
-                return Err(failed(io::ErrorKind::Unsupported.into()));
-            };
-            file = tempfile::tempfile().map_err(failed)?;
-            let most = Limits::default().bytes;
-            if io::copy(&mut plain.take(most), &mut file).map_err(failed)? == most {
-                return Err(failed(io::Error::other(format!("more than {most} bytes"))));
-            }
+            let mut plain = tempfile::tempfile().map_err(failed)?;
+            expand(file, limits, &mut plain).map_err(failed)?;
+            file = plain;
             file.rewind().map_err(failed)?;
         }
         let mut index = Index::default();
-        archive_entries(&file, path, Limits::default(), |found| index.note(&found))?;
+        archive_entries(&file, path, limits, |found| index.note(&found))?;
         Ok(Self::Archive { path: path.to_owned(), file, index })
     }
 

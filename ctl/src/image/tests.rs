@@ -303,10 +303,32 @@ fn a_malicious_layer_leaves_nothing() {
     layout.index(&[layout.manifest(json!({}), &[(encoder.finish().unwrap(), Vec::new())])]);
     let error = layout.open("").unwrap_err();
     assert!(error.ends_with(": more than 400 bytes for each compressed one"), "{error}");
+    // The same bytes as the whole image, which is unpacked beside the store.
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    io::copy(&mut io::Read::take(io::repeat(0), 100 << 20), &mut encoder).unwrap();
+    let outer = layout.dir.path().join("outer.tar.gz");
+    fs::write(&outer, encoder.finish().unwrap()).unwrap();
+    let error = Image::open(outer.to_str().unwrap(), &layout.store()).unwrap_err().to_string();
+    assert!(error.ends_with(": more than 400 bytes for each compressed one"), "{error}");
     let few =
         Store::at(layout.dir.path().join("other")).limits(Limits { bytes: 1 << 20, ..Limits::default() });
+    let error = Image::open(outer.to_str().unwrap(), &few).unwrap_err().to_string();
+    assert!(error.ends_with("more than 1048576 bytes"), "{error}");
     let error = Image::open(layout.path().to_str().unwrap(), &few).unwrap_err().to_string();
     assert!(error.ends_with("more than 1048576 bytes"), "{error}");
+}
+
+#[test]
+fn indexes_that_name_each_other_many_times_are_refused() {
+    let layout = Layout::new();
+    let mut inner = layout.manifest(json!({}), &[plain(base())]);
+    for _ in 0..3 {
+        let many = json!({"schemaVersion": 2, "manifests": vec![inner; 100]});
+        inner = layout.text("index.v1", &many);
+    }
+    layout.index(&[inner]);
+    let error = layout.open("").unwrap_err();
+    assert!(error.ends_with("its indexes have too many entries"), "{error}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tar::{Entry, EntryType};
 use xattr::FileExt as _;
 
 use super::OPAQUE;
-use super::meter::Limits;
+use super::meter::{Kept, Limits};
 use crate::tree::{Place, Tree};
 
 const WHITEOUT: &str = ".wh.";
@@ -53,7 +53,6 @@ pub(super) struct Unpacker {
     tree: Tree,
     layer: bool,
     limits: Limits,
-    entries: u64,
     written: u64,
     /// Written last: a directory that its owner can't write to would refuse its own contents.
     directories: Vec<(PathBuf, Attributes)>,
@@ -63,19 +62,21 @@ pub(super) struct Unpacker {
 impl Unpacker {
     pub(super) fn new(tree: Tree, layer: bool, limits: Limits) -> Self {
         let own = geteuid().is_root();
-        Self { tree, layer, limits, entries: 0, written: 0, directories: Vec::new(), own }
+        Self { tree, layer, limits, written: 0, directories: Vec::new(), own }
     }
 
-    pub(super) fn entry(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> Result<(), Fault> {
-        self.entries = self.entries.saturating_add(1);
-        if self.entries > self.limits.entries {
-            return Err(Fault::Limit(format!("more than {} entries", self.limits.entries)));
-        }
+    pub(super) fn entry(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        path: &Path,
+        kept: &mut Kept,
+    ) -> Result<(), Fault> {
         let inside = inside(path).ok_or_else(|| Fault::Escape(path.to_owned()))?;
         let kind = entry.header().entry_type();
         if inside.as_os_str().is_empty() {
             if kind.is_dir() {
-                self.directories.push((inside, attributes(entry)?));
+                let attributes = attributes(entry)?;
+                self.later(inside, attributes, kept)?;
             }
             return Ok(());
         }
@@ -91,7 +92,7 @@ impl Unpacker {
             EntryType::Directory => {
                 let attributes = attributes(entry)?;
                 self.directory(&self.tree.place(&inside)?, &inside)?;
-                self.directories.push((inside, attributes));
+                self.later(inside, attributes, kept)?;
             }
             EntryType::Symlink => {
                 let target = entry.link_name()?.ok_or_else(no_target)?;
@@ -124,6 +125,13 @@ impl Unpacker {
                 return Err(Fault::Write(io::Error::other(text)));
             }
         }
+        Ok(())
+    }
+
+    fn later(&mut self, path: PathBuf, attributes: Attributes, kept: &mut Kept) -> io::Result<()> {
+        let extended = attributes.extended.iter().map(|(name, value)| name.len().saturating_add(value.len()));
+        kept.keep(extended.fold(path.as_os_str().len(), usize::saturating_add))?;
+        self.directories.push((path, attributes));
         Ok(())
     }
 

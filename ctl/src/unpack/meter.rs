@@ -12,6 +12,8 @@ pub struct Limits {
     pub bytes: u64,
     /// The bytes that one compressed byte may become, once [`Limits::RATIO_FROM`] have come of it.
     pub ratio: u64,
+    /// The bytes of names and attributes that are kept in memory until its end.
+    pub kept: u64,
 }
 
 impl Limits {
@@ -22,12 +24,48 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         // The most that gzip can do is 1:1032 (deflate's longest match for a bit): zeros only.
-        Self { entries: 2_000_000, bytes: 64 << 30, ratio: 400 }
+        Self { entries: 2_000_000, bytes: 64 << 30, ratio: 400, kept: 128 << 20 }
     }
 }
 
 /// The bytes that a name or an extended header may take: the archive's reader keeps those in memory.
 pub(super) const HEADERS_MAX: u64 = 1 << 20;
+
+/// What an archive has of the memory until its end.
+pub(super) struct Kept {
+    limits: Limits,
+    entries: u64,
+    bytes: u64,
+}
+
+impl Kept {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, entries: 0, bytes: 0 }
+    }
+
+    /// Counts an entry.
+    pub(super) fn entry(&mut self) -> io::Result<()> {
+        self.entries = self.entries.saturating_add(1);
+        match self.limits.entries {
+            most if self.entries > most => Err(exceeded(format!("more than {most} entries"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts what is kept of one.
+    pub(super) fn keep(&mut self, bytes: usize) -> io::Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes as u64).saturating_add(KEPT_EACH);
+        match self.limits.kept {
+            most if self.bytes > most => {
+                Err(exceeded(format!("more than {most} bytes of names and attributes to be kept")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is kept of an entry beside its text.
+const KEPT_EACH: u64 = 64;
 
 /// Counts what is read of a compressed stream.
 pub(crate) struct Counter<'a, R> {

@@ -30,7 +30,7 @@ pub use meter::Limits;
 
 use crate::tree::Tree;
 use entry::{Fault, Unpacker};
-use meter::{HEADERS_MAX, Meter};
+use meter::{HEADERS_MAX, Kept, Meter};
 
 /// The attributes by which overlayfs knows a directory that hides what is below: for root, and for others.
 pub const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
@@ -104,8 +104,8 @@ pub(crate) fn unpack_stream(
     let read = |source| UnpackError::Read { archive: archive.to_owned(), source };
     let meter = Meter::new(stream, limits, compressed);
     let mut unpacker = Unpacker::new(Tree::open(target).map_err(read)?, layer, limits);
-    each_entry(&meter, archive, |entry, path| {
-        unpacker.entry(entry, path).map_err(|fault| match fault {
+    each_entry(&meter, archive, limits, |entry, path, kept| {
+        unpacker.entry(entry, path, kept).map_err(|fault| match fault {
             Fault::Escape(entry) => UnpackError::Escape { archive: archive.to_owned(), entry },
             Fault::Limit(what) => read(io::Error::new(io::ErrorKind::QuotaExceeded, what)),
             Fault::Write(source) => {
@@ -123,6 +123,17 @@ pub(crate) fn unpack_stream(
     Ok(())
 }
 
+/// Decompresses a stream that is one archive into a file.
+pub(crate) fn expand(packed: impl Read, limits: Limits, plain: &mut File) -> io::Result<()> {
+    let compressed = Cell::new(0);
+    let Decoded::Plain(stream) = decode(Counter { inner: packed, count: &compressed })? else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let meter = Meter::new(stream, limits, &compressed);
+    meter.allow(u64::MAX);
+    io::copy(&mut &meter, plain).map(drop)
+}
+
 /// Looks at each entry of a plain archive.
 pub(crate) fn archive_entries(
     stream: impl Read,
@@ -132,9 +143,11 @@ pub(crate) fn archive_entries(
 ) -> Result<(), UnpackError> {
     let compressed = Cell::new(u64::MAX);
     let meter = Meter::new(stream, limits, &compressed);
-    each_entry(&meter, archive, |entry, path| {
-        let link = entry.link_name();
-        let link = link.map_err(|source| UnpackError::Read { archive: archive.to_owned(), source })?;
+    each_entry(&meter, archive, limits, |entry, path, kept| {
+        let read = |source| UnpackError::Read { archive: archive.to_owned(), source };
+        let link = entry.link_name().map_err(read)?;
+        let length = link.as_ref().map_or(0, |link| link.as_os_str().len());
+        kept.keep(path.as_os_str().len().saturating_add(length)).map_err(read)?;
         let (kind, at, size) = (entry.header().entry_type(), entry.raw_file_position(), entry.size());
         look(Found { kind, path, at, size, link: link.as_deref() });
         Ok(())
@@ -153,8 +166,10 @@ pub(crate) struct Found<'a> {
 fn each_entry<R: Read>(
     meter: &Meter<'_, R>,
     archive: &Path,
-    mut each: impl FnMut(&mut tar::Entry<'_, &Meter<'_, R>>, &Path) -> Result<(), UnpackError>,
+    limits: Limits,
+    mut each: impl FnMut(&mut tar::Entry<'_, &Meter<'_, R>>, &Path, &mut Kept) -> Result<(), UnpackError>,
 ) -> Result<(), UnpackError> {
+    let mut kept = Kept::new(limits);
     let read = |source| UnpackError::Read { archive: archive.to_owned(), source };
     let mut tar = Archive::new(meter);
     let mut entries = tar.entries().map_err(read)?;
@@ -163,8 +178,9 @@ fn each_entry<R: Read>(
         let Some(entry) = entries.next() else { return Ok(()) };
         let mut entry = entry.map_err(read)?;
         meter.allow(entry.size().saturating_add(HEADERS_MAX));
+        kept.entry().map_err(read)?;
         let path = entry.path().map_err(read)?.into_owned();
-        each(&mut entry, &path)?;
+        each(&mut entry, &path, &mut kept)?;
         // What was not read is read here, so that the next look at the archive only reads headers.
         io::copy(&mut entry, &mut io::sink()).map_err(read)?;
     }

@@ -208,7 +208,7 @@ fn extended_attributes_are_kept_but_for_overlayfs_own() {
 
 #[test]
 fn bombs_are_refused() {
-    let few = Limits { entries: 2, bytes: 4096, ratio: 400 };
+    let few = Limits { entries: 2, bytes: 4096, ratio: 400, kept: 1 << 20 };
     let regular = |name: &'static str| (name, EntryType::Regular, "");
     let error = unpacked(&tar(&[regular("a"), regular("b"), regular("c")]), false, few).error();
     assert_eq!(error, "archive a.tar: more than 2 entries");
@@ -216,6 +216,25 @@ fn bombs_are_refused() {
     let text = "x".repeat(4096);
     let error = unpacked(&tar(&[("a", EntryType::Regular, &text)]), false, few).error();
     assert_eq!(error, "archive a.tar: more than 4096 bytes");
+
+    // Attributes that would: a directory's are kept until the end.
+    let mut builder = Builder::new(Vec::new());
+    for directory in ["a", "b", "c"] {
+        let value = vec![0; 30_000];
+        builder.append_pax_extensions([("SCHILY.xattr.user.x", &*value)]).unwrap();
+        builder.get_mut().extend(&tar(&[(directory, EntryType::Directory, "")])[..512]);
+    }
+    let archive = builder.into_inner().unwrap();
+    let limits = Limits { kept: 80_000, ..Limits::default() };
+    let error = unpacked(&archive, false, limits).error();
+    assert_eq!(error, "archive a.tar: more than 80000 bytes of names and attributes to be kept");
+    let names =
+        archive_entries(&*tar(&[regular("abc")]), Path::new("a.tar"), Limits { kept: 66, ..few }, |_| ());
+    assert!(
+        names.unwrap_err().to_string().ends_with("more than 66 bytes of names and attributes to be kept")
+    );
+    let count = archive_entries(&*tar(&[regular("a"); 3]), Path::new("a.tar"), few, |_| ());
+    assert_eq!(count.unwrap_err().to_string(), "archive a.tar: more than 2 entries");
 
     // A name that would fill the memory.
     let mut header = Header::new_gnu();
