@@ -164,14 +164,23 @@ impl Qmp {
         }
     }
 
-    /// Pulls a disk that [`Qmp::plug_disk`] has plugged, and forgets its image.
+    /// Pulls a disk that [`Qmp::plug_disk`] has plugged, and forgets its image. One that is gone already, because the
+    /// guest let go of it when nobody waited any more, is no failure.
     ///
     /// # Errors
     ///
     /// As for [`Qmp::unplug`].
     pub async fn unplug_disk(&mut self, id: &str) -> Result<(), QmpError> {
-        self.unplug(id).await?;
-        self.execute("blockdev-del", json!({ "node-name": format!("node-{id}") })).await.map(drop)
+        match self.unplug(id).await {
+            Err(QmpError::Refused { class, .. }) if class == "DeviceNotFound" => {}
+            pulled => pulled?,
+        }
+        match self.execute("blockdev-del", json!({ "node-name": format!("node-{id}") })).await {
+            // QEMU tells it by words alone.
+            Err(QmpError::Refused { description, .. }) if description.contains("Failed to find node") => {}
+            forgotten => drop(forgotten?),
+        }
+        Ok(())
     }
 
     /// The data of the next event of that name, from those that came meanwhile on.
@@ -180,6 +189,16 @@ impl Qmp {
     ///
     /// It does not come, or QEMU goes away.
     pub async fn event(&mut self, name: &str) -> Result<Value, QmpError> {
+        // As a whole: a guest that causes other events must not make this last for ever.
+        self.event_within(name, ANSWER_TIMEOUT).await
+    }
+
+    async fn event_within(&mut self, name: &str, limit: Duration) -> Result<Value, QmpError> {
+        let event = tokio::time::timeout(limit, self.any_event(name)).await;
+        event.unwrap_or_else(|_| Err(socket(name)(io::ErrorKind::TimedOut.into())))
+    }
+
+    async fn any_event(&mut self, name: &str) -> Result<Value, QmpError> {
         let is = |event: &Value| event.get("event").and_then(Value::as_str) == Some(name);
         loop {
             if let Some(found) = self.events.iter().position(is) {
@@ -305,6 +324,44 @@ mod tests {
         })
         .await;
         assert_eq!(asked[1], json!({"execute": "device_del", "arguments": {"id": "d"}}));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_gone_already_is_forgotten() {
+        let gone = r#"{"error": {"class": "DeviceNotFound", "desc": "Device 'd' not found"}}"#;
+        let none =
+            r#"{"error": {"class": "GenericError", "desc": "Failed to find node with node-name='node-d'"}}"#;
+        for node in [r#"{"return": {}}"#, none] {
+            let (pulled, asked) = with_qemu(&[GREETING, r#"{"return": {}}"#, gone, node], async |path| {
+                Qmp::connect(path).await.unwrap().unplug_disk("d").await
+            })
+            .await;
+            pulled.unwrap();
+            assert_eq!(asked[2], json!({"execute": "blockdev-del", "arguments": {"node-name": "node-d"}}));
+        }
+        let busy = r#"{"error": {"class": "GenericError", "desc": "Device 'd' is busy"}}"#;
+        let (pulled, _) = with_qemu(&[GREETING, r#"{"return": {}}"#, busy], async |path| {
+            Qmp::connect(path).await.unwrap().unplug_disk("d").await
+        })
+        .await;
+        assert!(pulled.unwrap_err().to_string().ends_with("is busy"));
+    }
+
+    #[tokio::test]
+    async fn a_guests_events_don_t_prolong_the_wait_for_another() {
+        let (client, mut qemu) = UnixStream::pair().unwrap();
+        let mut qmp = Qmp { stream: BufReader::new(client), events: VecDeque::new() };
+        let flood = async {
+            loop {
+                qemu.write_all(b"{\"event\": \"RTC_CHANGE\"}\n").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let error = tokio::select! {
+            event = qmp.event_within("DEVICE_DELETED", Duration::from_millis(100)) => event.unwrap_err(),
+            () = flood => return,
+        };
+        assert_eq!(error.to_string(), "QMP DEVICE_DELETED: timed out");
     }
 
     #[test]

@@ -155,6 +155,27 @@ async fn a_detached_container_is_listed_until_it_is_removed() {
 }
 
 #[tokio::test]
+async fn what_a_killed_client_leaves_goes_with_its_container() {
+    let (agent, dir, _server) = setup().await;
+    for path in ["share", "root"] {
+        std::fs::create_dir(dir.path().join(path)).unwrap();
+    }
+    let line = "run -d --id slow --share @/share --rootfs @/root sh";
+    let mut client = command(dir.path(), line).spawn().unwrap();
+    while !agent.calls.lock().unwrap().iter().any(|call| call.starts_with("create slow")) {
+        assert_eq!(client.try_wait().unwrap(), None);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    client.kill().await.unwrap();
+    assert!(dir.path().join("share/slow/rootfs").exists());
+    let (status, stdout, _) = ctl(dir.path(), "ps", "").await;
+    assert!(status == 0 && stdout.contains("\nslow "), "{stdout}");
+    let (status, _, stderr) = ctl(dir.path(), "rm slow", "").await;
+    assert_eq!((status, &*stderr), (0, ""));
+    assert_eq!(std::fs::read_dir(dir.path().join("share")).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn what_fails_is_undone_and_stays_on_record_with_its_reason() {
     let (agent, dir, _server) = setup().await;
     let (status, _, stderr) = ctl(dir.path(), "run -d --id broken --rootfs @ sh", "").await;

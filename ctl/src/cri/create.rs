@@ -100,8 +100,10 @@ impl Engine {
         }
         let lock = self.lock(&id).await?;
         match self.state().container(&id) {
-            Some(failed) if matches!(failed.state, ContainerState::Error { .. }) => {
-                failed.holdings.unplug().await?;
+            Some(mut failed) if matches!(failed.state, ContainerState::Error { .. }) => {
+                let pulled = failed.holdings.unplug().await;
+                self.put(&failed)?;
+                pulled?;
             }
             Some(taken) => return Err(CriError::Taken { id, state: taken.state.to_string() }),
             None => {}
@@ -142,6 +144,11 @@ impl Engine {
             take_defaults(&mut order, image)?;
         }
         let mut lent = Lent::new(self.places(), &id);
+        // On record first: a client that is killed on the way leaves it to whoever removes the container.
+        record.holdings.share = Some(self.places().host().to_owned());
+        record.holdings.root = order.extras.root == RootKind::Image || order.extras.root == RootKind::Itself;
+        record.holdings.limit = order.extras.disk.map(|_| self.state().place("disks", &id));
+        self.put(record)?;
         let root = root::make(self, &order, &id, opened, &mut lent, &mut record.holdings).await?;
         let plan = plan(&Request {
             id: &id,

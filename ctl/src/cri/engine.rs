@@ -357,14 +357,18 @@ impl Engine {
     }
 
     async fn remove_locked(&self, id: &str) -> Result<(), CriError> {
-        let Some(record) = self.state.container(id) else {
+        let Some(mut record) = self.state.container(id) else {
             // Another client's.
             return Ok(self.client.remove_container(id).await?);
         };
         // What could not be made is only on record.
         gone(self.client.remove_container(id).await)?;
         record.holdings.take_back(id);
-        record.holdings.unplug().await?;
+        if let Err(error) = record.holdings.unplug().await {
+            // The next try is not to pull what another has got meanwhile.
+            self.put(&record)?;
+            return Err(error);
+        }
         if matches!(self.places, Places::Shared(_)) {
             // An agent that does not know the call keeps an empty mount point for a while.
             let _ = self.client.look_at_shares().await;

@@ -35,16 +35,21 @@ impl Holdings {
         }
     }
 
-    /// Pulls the disks, when the guest has let go of them.
+    /// Pulls the disks, when the guest has let go of them. What is pulled is held no more: another may have its port.
     ///
     /// # Errors
     ///
     /// The first that can't be pulled; the others are pulled all the same.
-    pub async fn unplug(&self) -> Result<(), CriError> {
-        let mut result = Ok(());
-        for disk in self.disks.iter().rev() {
-            result = result.and(disk.unplug().await);
+    pub async fn unplug(&mut self) -> Result<(), CriError> {
+        let (mut result, mut left) = (Ok(()), Vec::new());
+        for disk in std::mem::take(&mut self.disks).into_iter().rev() {
+            let pulled = disk.unplug().await;
+            if pulled.is_err() {
+                left.insert(0, disk);
+            }
+            result = result.and(pulled);
         }
+        self.disks = left;
         Ok(result?)
     }
 }

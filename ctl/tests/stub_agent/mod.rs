@@ -1,4 +1,5 @@
-//! An agent that is a table of answers. Its container `web` exists; any other can be created, but `broken` can't be started. Every
+//! An agent that is a table of answers. Its container `web` exists; any other can be created, but `broken`
+//! can't be started, and `slow` is never ready. Every
 //! process echoes its input and exits with the input's length.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
@@ -68,10 +69,11 @@ impl agent_ttrpc::AgentService for Service {
         r: agent::CreateContainerRequest,
     ) -> ttrpc::Result<Empty> {
         self.0.called(format!("create {} {} {}", r.container_id, r.exec_id, r.OCI.Root.Path));
-        if r.container_id == "web" {
-            return Err(refused(Code::ALREADY_EXISTS, "container web exists"));
+        match &*r.container_id {
+            "web" => Err(refused(Code::ALREADY_EXISTS, "container web exists")),
+            "slow" => std::future::pending().await,
+            _ => Ok(Empty::new()),
         }
-        Ok(Empty::new())
     }
 
     async fn start_container(
