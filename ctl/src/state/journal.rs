@@ -185,9 +185,10 @@ fn tail(mut file: File, watch: &Inotify, sender: &mpsc::Sender<String>) {
         if file.read_to_end(&mut pending).is_err() {
             return;
         }
-        while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let whole = pending.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end.saturating_add(1));
+        let lines: Vec<u8> = pending.drain(..whole).collect();
+        for line in lines.split_inclusive(|&byte| byte == b'\n') {
+            let line = String::from_utf8_lossy(line).trim_end().to_owned();
             if sender.blocking_send(line).is_err() {
                 return;
             }

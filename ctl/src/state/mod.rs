@@ -5,6 +5,7 @@
 //!   <address, escaped>/
 //!     vm.json                 the shared directory, noted by `vm start`
 //!     agent                   which process answered at the address
+//!     agent.lock              held while notes about another agent are dropped
 //!     sandbox                 there is one; its host name, if it was made from here
 //!     sandbox.lock            held while the sandbox is created
 //!     oom.lock                held by whoever takes the agent's OOM events
@@ -106,6 +107,12 @@ impl State {
 
     fn settle_with(&self, peer: &str) {
         let file = self.directory.join("agent");
+        let known: Option<String> = read_json(&file);
+        if known.as_deref() == Some(peer) {
+            return;
+        }
+        // Of several clients that notice it one drops what was: another may have made new containers by then.
+        let Ok(_turn) = Lock::take_blocking(&self.directory.join("agent.lock")) else { return };
         let known: Option<String> = read_json(&file);
         if known.as_deref() == Some(peer) {
             return;

@@ -72,6 +72,22 @@ fn another_agent_at_the_address_has_none_of_the_containers() {
     assert!(!state.has_sandbox() && state.containers().is_empty() && !share.join("web").exists());
 }
 
+#[test]
+fn two_clients_that_meet_another_agent_drop_its_notes_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = state(dir.path(), "unix:///a");
+    state.settle_with("7@100");
+    // One client is at it; the other waits, and finds all done.
+    let turn = Lock::try_take(&state.directory.join("agent.lock")).unwrap();
+    let other = state.clone();
+    let second = std::thread::spawn(move || other.settle_with("7@200"));
+    write_json(&state.directory.join("agent"), &"7@200").unwrap();
+    state.note_container(&record("new", 1)).unwrap();
+    drop(turn);
+    second.join().unwrap();
+    assert_eq!(state.containers(), [record("new", 1)]);
+}
+
 #[tokio::test]
 async fn attempts_are_counted_by_pod_and_name() {
     let dir = tempfile::tempdir().unwrap();
