@@ -15,7 +15,7 @@ pub const LINE_LIMIT: usize = 16 << 10;
 
 /// Writes the lines of one stream; its clones for other streams share the file.
 #[derive(Debug)]
-pub struct LogStream<W> {
+pub struct LogStream<W: Write> {
     file: Arc<Mutex<W>>,
     name: &'static str,
     pending: Vec<u8>,
@@ -73,6 +73,14 @@ impl<W: Write> LogStream<W> {
         line.push(b'\n');
         // One write, so that the lines of two streams never mix.
         self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line)
+    }
+}
+
+impl<W: Write> Drop for LogStream<W> {
+    fn drop(&mut self) {
+        if !self.pending.is_empty() {
+            let _ = self.write("P");
+        }
     }
 }
 
@@ -161,6 +169,20 @@ mod tests {
         let first = String::from_utf8(log).unwrap();
         let stamp = first.split(' ').next().unwrap();
         assert_eq!((stamp.len(), &stamp[10..11], &stamp[19..20], &stamp[29..]), (30, "T", ".", "Z"));
+    }
+
+    #[test]
+    fn what_was_read_is_written_when_the_reader_gives_up() {
+        let file = Arc::new(Mutex::new(Vec::new()));
+        for (text, end) in [(&b"a\nb"[..], false), (b"c", true)] {
+            let mut stream = LogStream::new(file.clone(), Output::Stdout);
+            stream.take(text).unwrap();
+            if end {
+                stream.end().unwrap();
+            }
+        }
+        let log = Arc::into_inner(file).unwrap().into_inner().unwrap();
+        assert_eq!(tags(&log), ["Stdout F a", "Stdout P b", "Stdout F c"]);
     }
 
     #[test]
