@@ -192,8 +192,10 @@ pub(crate) fn ls() -> Result<u8, CliError> {
 pub(crate) async fn stop(names: &[String], all: bool) -> Result<u8, CliError> {
     let registry = Registry::of_user();
     let names = if all { registry.list().into_iter().map(|vm| vm.name).collect() } else { names.to_vec() };
+    let mut ended = Ok(0);
     for name in names {
-        registry.stop(&name).await?;
+        // One that does not end keeps no other from it.
+        ended = ended.and(registry.stop(&name).await.map(|()| 0).map_err(CliError::from));
     }
-    Ok(0)
+    ended
 }

@@ -4,6 +4,7 @@
 //! What a VM shim changes afterwards is done on the way: namespaces have no paths, the network is the VM's, host
 //! paths are those of the shared directory. [`plan`] touches nothing; what is to be done first is in the [`Plan`].
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use nakai_protocols::oci;
@@ -165,11 +166,12 @@ fn environment(request: &Request<'_>) -> Vec<String> {
         all.push("TERM=xterm".to_owned());
     }
     let own = request.config.envs.iter().map(|env| format!("{}={}", env.key, env.value));
-    for entry in request.image.env.iter().cloned().chain(own) {
-        let name = entry.split('=').next().unwrap_or(&entry).to_owned();
-        all.retain(|other| other.split('=').next() != Some(&name));
-        all.push(entry);
-    }
+    all.extend(request.image.env.iter().cloned().chain(own));
+    // Of several of one name the last counts. An image may have very many.
+    let mut seen = BTreeSet::new();
+    all.reverse();
+    all.retain(|entry| seen.insert(entry.split('=').next().unwrap_or_default().to_owned()));
+    all.reverse();
     all
 }
 

@@ -1,11 +1,12 @@
 //! The guest's serial console: QEMU's standard output, read to its end by a thread of its own.
 //!
-//! Everything goes to a file; the last lines are kept for error messages. Two events can be waited
+//! Everything goes to a file, which begins anew when the guest has filled it; the last lines are kept for error messages.
+//! Two events can be waited
 //! for: the agent's line that it serves, and the end of the output, which is the end of QEMU.
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Seek as _, Write as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +18,9 @@ const SERVING: &[u8] = b"nakai: serving on vsock://";
 /// The lines kept for error messages, and the bytes kept of each.
 const TAIL_LINES: usize = 40;
 const LINE_MAX: u64 = 4096;
+
+/// How large the file may become: it is on the host's disk, and the guest says how much comes.
+const FILE_MAX: u64 = 64 << 20;
 
 /// What has been seen on the console.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -40,12 +44,18 @@ pub(crate) type OnLine = Box<dyn FnMut(&str) + Send>;
 impl Console {
     /// Reads `source` to its end, into `file`.
     pub(crate) fn read(source: impl Read + Send + 'static, file: &Path, on_line: OnLine) -> io::Result<Self> {
-        let mut file = File::create(file)?;
+        let file = File::create(file)?;
         let tail = Arc::new(Mutex::new(VecDeque::with_capacity(TAIL_LINES)));
         let (sender, seen) = watch::channel(Seen::default());
         let lines = Arc::clone(&tail);
         std::thread::Builder::new().name("vm-console".to_owned()).spawn(move || {
-            follow(BufReader::new(source), &mut file, &lines, &sender, on_line);
+            follow(
+                BufReader::new(source),
+                &mut Bounded { file, written: 0, most: FILE_MAX },
+                &lines,
+                &sender,
+                on_line,
+            );
             sender.send_modify(|seen| seen.ended = true);
         })?;
         Ok(Self { tail, seen })
@@ -70,9 +80,31 @@ impl Console {
     }
 }
 
+/// The file.
+struct Bounded {
+    file: File,
+    written: u64,
+    most: u64,
+}
+
+impl Bounded {
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        self.written = self.written.saturating_add(line.len() as u64);
+        if self.written > self.most {
+            self.written = line.len() as u64;
+            // What is no regular file, a pipe for one, needs no bound.
+            if self.file.set_len(0).is_ok() {
+                self.file.rewind()?;
+                self.file.write_all(b"(what was here before was too much)\n")?;
+            }
+        }
+        self.file.write_all(line)
+    }
+}
+
 fn follow(
     mut source: impl io::BufRead,
-    file: &mut File,
+    file: &mut Bounded,
     tail: &Mutex<VecDeque<String>>,
     seen: &watch::Sender<Seen>,
     mut on_line: OnLine,
@@ -86,7 +118,7 @@ fn follow(
             Ok(_) => {}
         }
         // A full disk costs the log, not the guest's output.
-        let _ = file.write_all(&line);
+        let _ = file.write(&line);
         let serving = line.windows(SERVING.len()).any(|window| window == SERVING);
         let text = String::from_utf8_lossy(&line);
         let text: String = text.trim_end().chars().filter(|c| !c.is_control() || *c == '\t').collect();
@@ -123,6 +155,18 @@ mod tests {
         assert!(console.wait(|_| false).await.ended);
         assert_eq!(console.tail(), "  [ 0.1] kernel\n  nakai: serving on vsock://-1:1024\n  last");
         assert_eq!(std::fs::read(dir.path().join("console")).unwrap(), text);
+    }
+
+    #[test]
+    fn the_file_begins_anew_when_it_is_full() {
+        let mut file = Bounded { file: tempfile::tempfile().unwrap(), written: 0, most: 20 };
+        for line in [&b"first line\n"[..], b"second line\n", b"third\n"] {
+            file.write(line).unwrap();
+        }
+        file.file.rewind().unwrap();
+        let mut text = String::new();
+        file.file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "(what was here before was too much)\nsecond line\nthird\n");
     }
 
     #[tokio::test]
