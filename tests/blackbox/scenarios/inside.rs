@@ -11,9 +11,9 @@ use crate::harness::{Ctx, Fallible, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        scenario!(a_pods_container_finds_the_same_both_ways).host_only(),
-        scenario!(a_privileged_container_finds_the_same_both_ways).host_only(),
-        scenario!(a_bare_container_finds_the_same_both_ways).host_only(),
+        scenario!(a_pods_container_finds_the_same_both_ways),
+        scenario!(a_privileged_container_finds_the_same_both_ways),
+        scenario!(a_bare_container_finds_the_same_both_ways),
         scenario!(namespaces_of_its_own_are_the_same_both_ways),
         scenario!(mounts_lie_on_each_other_in_their_order),
         scenario!(links_of_the_image_lead_mounts_no_further_than_its_root),
