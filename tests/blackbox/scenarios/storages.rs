@@ -10,7 +10,7 @@ use crate::harness::{Ctx, Outcome, Scenario, scenario};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_directory_is_bound_and_laid_over).own_agent(),
-        scenario!(a_host_without_root_has_its_paths_elsewhere).own_agent().host_only(),
+        scenario!(a_host_without_root_has_its_paths_elsewhere).own_agent(),
     ]
 }
 
