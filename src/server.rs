@@ -29,7 +29,7 @@ use crate::network::Networking;
 use crate::observe::{console, log};
 use crate::records::{Records, StateLock};
 use crate::rpc::{Agent, Continuity, ServeError, Server};
-use crate::sandbox::{Environment, Filters, OomEvents, Sandbox};
+use crate::sandbox::{Environment, Filters, Holds, OomEvents, Sandbox};
 use crate::stdio::ports::Ports;
 use crate::storage::{Hub, KernelMounts, Lookup, Storages};
 use crate::supervisor::channel::Channel;
@@ -217,7 +217,7 @@ async fn serve(
     let oom_events = environment.oom_events.clone();
     let sandbox = Sandbox::new(environment);
     if generation > 0 {
-        sandbox.recover(held.processes).await;
+        sandbox.recover(Holds { processes: held.processes, streams: held.streams }).await;
     } else if mode == Mode::Service {
         sandbox.clear_abandoned().await;
     }

@@ -34,7 +34,7 @@ impl Sandbox {
             return;
         }
         info!(environment.logger, "an agent that was killed has left a sandbox, which is ended");
-        self.recover(super::recover::Holds::new()).await;
+        self.recover(super::Holds::default()).await;
         if let Err(error) = self.destroy().await {
             error!(environment.logger, "not all of it is gone"; "error" => %error);
         }

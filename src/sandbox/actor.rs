@@ -17,7 +17,7 @@ use super::launch::{self, Wiring};
 use super::oom::OomWatch;
 use super::pause::Freezer;
 use super::process::Process;
-use super::pumps;
+use super::pumps::{self, Links};
 use super::records::started_name;
 use super::undo::{Undo, Why};
 use super::{Environment, ExecRequest};
@@ -54,7 +54,10 @@ pub(super) fn spawn(
     paused_from: Option<Status>,
 ) {
     let work = JoinSet::new();
-    let oom_watch = container.oom.clone().map(OomWatch::run).into_iter().collect();
+    let mut oom_watch: JoinSet<()> = container.oom.clone().map(OomWatch::run).into_iter().collect();
+    if let (Some(oom), Some(_)) = (&container.oom, container.cgroup().unit()) {
+        oom_watch.spawn(oom.clone().look_at_end_of(container.init.clone()));
+    }
     let freezer = Freezer::paused_from(paused_from);
     let actor = Actor { environment, container, work, oom_watch, freezer, undo };
     tokio::spawn(actor.run(commands));
@@ -286,8 +289,9 @@ async fn exec(
     }));
     let wiring = wiring.behind(init);
     let process = launch::start_process(environment, &job, wiring, Box::new(turns), what).await?;
+    let links = Links::hold(connections, &environment.launcher, process.key());
     let process = Arc::new(process.recorded(container.id(), &request.exec_id, &environment.records).await?);
-    pumps::start(&process, connections, environment.config.stream_quiet_time);
+    pumps::start(&process, links, environment.config.stream_quiet_time);
     Ok(process)
 }
 

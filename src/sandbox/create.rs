@@ -19,13 +19,13 @@ use super::records::{ContainerRecord, MadeRecord, forget_container};
 use super::undo::{Undo, Why};
 use super::{
     CreateContainer, Environment, Gone, Running, SharedMount, bundle, cdi, diagnostics, facts, guest_devices,
-    pins, pumps, shared_mounts, sysctl,
+    pins, pumps, pumps::Links, shared_mounts, sysctl,
 };
 use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
 use crate::device::FoundDevices;
 use crate::ids::ContainerId;
 use crate::spec::{self, NamespaceId, PidNamespace, Prepared};
-use crate::stdio::ports::{self, StreamConnections};
+use crate::stdio::ports;
 use crate::storage::StorageHandle;
 use crate::worker::console;
 use crate::worker::job::{CgroupTrees, CreateJob, Failure, Job, UnifiedCgroup};
@@ -49,7 +49,7 @@ pub(super) async fn create(
         Ok(made) => {
             let (commands, mailbox) = mpsc::unbounded_channel();
             let init = Arc::new(made.init);
-            pumps::start(&init, made.connections, environment.config.stream_quiet_time);
+            pumps::start(&init, made.links, environment.config.stream_quiet_time);
             let container =
                 Container::new(made.description, init, made.oom, made.asked, commands, logger.clone());
             let container = Arc::new(container);
@@ -68,7 +68,7 @@ pub(super) async fn create(
 struct Made {
     description: Description,
     init: super::process::Process,
-    connections: StreamConnections,
+    links: Links,
     oom: Option<Arc<OomWatch>>,
     asked: Asked,
 }
@@ -131,6 +131,7 @@ async fn steps(
     let end = push_wait_for_worker(undo);
     let launch = launch_init(environment, &id, &bundle, rootfs, &prepared, &cgroup, end);
     let init = gone.unless(launch).await?;
+    let links = Links::hold(connections, &environment.launcher, init.key());
     let is_own = prepared.own_cgroups.is_some();
     let rules = (environment.hierarchy.is_v2() || is_own).then_some(prepared.device_rules);
     let pins = confine(&id, &cgroup, rules, prepared.limits, init.pid())
@@ -150,7 +151,7 @@ async fn steps(
         asked,
     });
     let (description, asked) = note_made(environment, record, id, cgroup, made).await?;
-    Ok(Made { description, init, connections, oom, asked })
+    Ok(Made { description, init, links, oom, asked })
 }
 
 /// A container's cgroup is killed with it: one with others' processes in it can't be a container's. From here on the

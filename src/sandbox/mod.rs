@@ -63,6 +63,7 @@ pub use error::SandboxError;
 pub use filters::Filters;
 pub use hotplug::{Grow, Swap};
 pub use oom::OomEvents;
+pub use recover::Holds;
 pub use running::Running;
 
 use self::undo::Undo;

@@ -16,6 +16,7 @@ use slog::{Logger, warn};
 use tokio::sync::Notify;
 
 use super::lock;
+use super::process::Process;
 use crate::cgroup::{Cgroup, CgroupError, Notices, OomKills};
 use crate::ids::ContainerId;
 
@@ -138,6 +139,13 @@ impl OomWatch {
         } else {
             self.look_now();
         }
+    }
+
+    /// Looks as soon as `process` has ended: whoever else removes an empty cgroup, as systemd does that of a unit, has
+    /// the kernel forget what it has counted.
+    pub(super) async fn look_at_end_of(self: Arc<Self>, process: Arc<Process>) {
+        process.wait().await;
+        self.look().await;
     }
 
     fn look_now(&self) {

@@ -138,6 +138,11 @@ impl Process {
         Ok(Some(Self::new(held.process, pidfd, streams)))
     }
 
+    /// The number under which the supervisor holds it.
+    pub(super) fn key(&self) -> u64 {
+        self.hold.key()
+    }
+
     /// What the next server needs to take it over.
     pub(super) fn record(&self, exec_id: &str) -> ProcessRecord {
         let (key, terminal) = (self.hold.key(), self.streams.is_terminal());

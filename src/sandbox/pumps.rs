@@ -2,24 +2,48 @@
 //!
 //! A task for each stream. It ends with the stream, or when the host hangs up; what a process writes after that can
 //! still be read by ReadStdout. WaitProcess answers when the host has been given all output, so that it need not
-//! wait for its own end of the connections.
+//! wait for its own end of the connections. The supervisor holds the connections, from before anybody is told of the
+//! process: the next server goes on with them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::container::Output;
 use super::process::Process;
-use crate::stdio::ports::{Connection, StreamConnections};
+use crate::stdio::Link;
+use crate::stdio::ports::StreamConnections;
+use crate::supervisor::client::{HeldStreams, Hold, Launcher, stream_key};
 
-/// How much of the input is taken at a time: memory that a silent stream holds.
-const INPUT: usize = 8 << 10;
+/// Connections for the three streams, that the supervisor holds.
+#[derive(Debug, Default)]
+pub(super) struct Links([Option<(Link, Hold)>; 3]);
 
-/// How much of the output is taken at a time, if there is so much.
-const OUTPUT: u32 = 64 << 10;
+impl Links {
+    /// Has connections held for a process that was launched under `process`. One that can't be is closed.
+    pub(super) fn hold(connections: StreamConnections, launcher: &Launcher, process: u64) -> Self {
+        let StreamConnections { stdin, stdout, stderr } = connections;
+        let mut links = Self::default();
+        for ((number, place), connection) in (0..).zip(&mut links.0).zip([stdin, stdout, stderr]) {
+            let Some(connection) = connection else { continue };
+            if let (Ok(copy), Ok(link)) = (connection.try_clone(), Link::new(connection)) {
+                *place = Some((link, launcher.hold_stream(process, number, copy)));
+            }
+        }
+        links
+    }
+
+    /// Those that an earlier server had.
+    pub(super) fn held(streams: &mut HeldStreams, process: u64) -> Self {
+        let mut links = Self::default();
+        for (number, place) in (0..).zip(&mut links.0) {
+            let held = streams.remove(&stream_key(process, number));
+            *place = held.and_then(|(connection, hold)| Some((Link::new(connection).ok()?, hold)));
+        }
+        links
+    }
+}
 
 /// The tasks that serve a process.
 #[derive(Debug)]
@@ -59,54 +83,34 @@ impl Pumps {
     }
 }
 
-/// Serves the streams of `process` over `connections`. A stream that a background child holds ends when it has been
+/// Serves the streams of `process` over `links`. A stream that a background child holds ends when it has been
 /// silent for `quiet` after the process's exit.
-pub(super) fn start(process: &Arc<Process>, connections: StreamConnections, quiet: Duration) {
-    let StreamConnections { stdin, stdout, stderr } = connections;
+pub(super) fn start(process: &Arc<Process>, links: Links, quiet: Duration) {
+    let Links([stdin, stdout, stderr]) = links;
     let mut tasks = Vec::new();
     if let Some(from) = stdin {
         tasks.push(tokio::spawn(input(from, process.clone())).abort_handle());
     }
-    for (output, to) in [(Output::Stdout, stdout), (Output::Stderr, stderr)] {
+    for (is_stdout, to) in [(true, stdout), (false, stderr)] {
         let Some(to) = to else { continue };
         process.pumps().outputs.send_modify(|count| *count = count.saturating_add(1));
         let running = Running(process.clone());
-        tasks.push(tokio::spawn(copy_output(running, output, to, quiet)).abort_handle());
+        tasks.push(tokio::spawn(output(running, is_stdout, to, quiet)).abort_handle());
     }
     *process.pumps().tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
 }
 
-/// The host's end is the end of the input. What the process does not read holds up nobody but the host.
-async fn input(mut from: Connection, process: Arc<Process>) {
-    let copied = async {
-        let mut buffer = vec![0; INPUT];
-        loop {
-            let bytes = match from.read(&mut buffer).await {
-                Ok(read) if read > 0 => buffer.get(..read).unwrap_or_default().to_vec(),
-                _ => break,
-            };
-            if process.streams().stdin.write(bytes).await.is_err() {
-                break;
-            }
-        }
-        process.close_stdin();
-    };
+/// The host's end is the end of the input.
+async fn input((from, _hold): (Link, Hold), process: Arc<Process>) {
     tokio::select! {
-        () = copied => {}
+        () = from.carry_input(&process.streams().stdin) => process.close_stdin(),
         _ = process.wait() => {}
     }
 }
 
-async fn copy_output(running: Running, output: Output, mut to: Connection, quiet: Duration) {
+async fn output(running: Running, is_stdout: bool, (to, _hold): (Link, Hold), quiet: Duration) {
     let process = &running.0;
-    let stream = match output {
-        Output::Stdout => &process.streams().stdout,
-        Output::Stderr => &process.streams().stderr,
-    };
-    while let Ok(bytes) = stream.read(OUTPUT, process.exit(), quiet).await {
-        if bytes.is_empty() || to.write_all(&bytes).await.is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown().await;
+    let streams = process.streams();
+    let stream = if is_stdout { &streams.stdout } else { &streams.stderr };
+    to.carry_output(stream, process.exit(), quiet).await;
 }

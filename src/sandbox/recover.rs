@@ -25,6 +25,7 @@ use super::error::SandboxError;
 use super::lifecycle::{push_dns_undo, push_unpin, take_pause};
 use super::oom::OomWatch;
 use super::process::Process;
+use super::pumps::{self, Links};
 use super::records::{
     ContainerRecord, MadeRecord, ProcessRecord, SandboxRecord, asked_name, execs_name, started_name,
     told_name,
@@ -34,13 +35,19 @@ use super::undo::{Undo, Why};
 use super::{Place, Sandbox, State, bundle, dns, lock};
 use crate::cgroup::Cgroup;
 use crate::ids::{ContainerId, ExecId, GuestPath};
-use crate::supervisor::client::Held;
+use crate::supervisor::client::{Held, HeldStreams};
 
 /// How long the processes of a half-made container may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the supervisor holds, by the number of the launch.
-pub(super) type Holds = HashMap<u64, Held>;
+/// What the supervisor holds.
+#[derive(Debug, Default)]
+pub struct Holds {
+    /// Processes, by the number of their launch.
+    pub processes: HashMap<u64, Held>,
+    /// Connections that carry their streams.
+    pub streams: HeldStreams,
+}
 
 impl Sandbox {
     /// Takes over what an earlier server has left in the records, and `held` by the supervisor.
@@ -49,7 +56,7 @@ impl Sandbox {
         if let Err(error) = self.take_over(&mut held).await {
             error!(log, "the sandbox is not taken over"; "error" => %error);
         }
-        for (_, unknown) in held {
+        for (_, unknown) in held.processes {
             // Of a launch that nobody waits for any more.
             if unknown.process.exit.borrow().is_none() {
                 warn!(log, "killing a process that no record knows"; "process" => unknown.process.pid.as_raw());
@@ -111,7 +118,7 @@ impl Sandbox {
         let environment = self.environment();
         let directory = environment.config.state_dir.join("namespaces");
         push_unpin(&directory, undo);
-        let pause = record.pause.and_then(|key| held.remove(&key)).map(|held| held.process);
+        let pause = record.pause.and_then(|key| held.processes.remove(&key)).map(|held| held.process);
         let path = pause.is_some().then(|| directory.join("pid"));
         let pid = take_pause(pause, path, undo).await.unwrap_or_else(|error| {
             warn!(environment.logger, "the shared PID namespace is lost"; "error" => %error);
@@ -167,7 +174,9 @@ impl Sandbox {
             undo_half(cgroup, undo, &logger).await;
             return Ok(());
         };
+        let links = Links::held(&mut held.streams, init.key());
         let container = self.take_made(record, made, id.clone(), init, cgroup, undo, &logger).await?;
+        pumps::start(&container.init, links, environment.config.stream_quiet_time);
         running.publish_pid_namespace(&container.init);
         self.take_execs(&container, held).await?;
         lock(&self.inner.containers).insert(id, Place::Container(container));
@@ -237,8 +246,11 @@ impl Sandbox {
             let Ok(record) = record else { continue };
             let Ok(exec_id) = ExecId::try_from(record.exec_id.as_str()) else { continue };
             if let Some(process) = take_process(&record, held, &container.logger) {
+                let links = Links::held(&mut held.streams, process.key());
                 let process = process.with_record(container.id().as_str(), &self.environment().records);
-                container.execs().insert(exec_id, Slot::Process(Arc::new(process)));
+                let process = Arc::new(process);
+                pumps::start(&process, links, self.environment().config.stream_quiet_time);
+                container.execs().insert(exec_id, Slot::Process(process));
             }
         }
         Ok(())
@@ -253,7 +265,7 @@ impl Sandbox {
 }
 
 fn take_process(record: &ProcessRecord, held: &mut Holds, logger: &Logger) -> Option<Process> {
-    let Some(held) = held.remove(&record.key) else {
+    let Some(held) = held.processes.remove(&record.key) else {
         warn!(logger, "the supervisor does not hold a process"; "exec_id" => &record.exec_id);
         return None;
     };

@@ -12,16 +12,21 @@
 //! any  --abandon or drop--> Closed, the task ends at once
 //! ```
 
+use super::link::{Moved, is_readable};
 use super::source::Source;
+use super::sys::splice;
 use super::{StdioError, StreamName};
 use nix::errno::Errno;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+
+/// How much is moved at a time: what a pipe holds.
+const MOVE_MAX: usize = 64 << 10;
 
 /// A stream that the host writes and a process reads. See the module.
 #[derive(Debug)]
@@ -109,6 +114,26 @@ impl InputStream {
         }
         outcome.await.map_err(|_| closed())??;
         Ok(len)
+    }
+
+    /// Moves what is there from a connection to the process, when there is room.
+    ///
+    /// # Errors
+    /// As [`InputStream::write`].
+    pub(super) async fn move_from(&self, from: BorrowedFd<'_>) -> Result<Moved, StdioError> {
+        let source = self.source().ok_or(StdioError::Closed { stream: self.name })?;
+        let moved = source.perform(Interest::WRITABLE, |to| match splice(from, to, MOVE_MAX) {
+            Ok(0) => Ok(Moved::End),
+            Ok(_) => Ok(Moved::Bytes),
+            // If there is something, it is the pipe that is full.
+            Err(Errno::EAGAIN) if !is_readable(from) => Ok(Moved::NotNow),
+            Err(errno) => Err(errno.into()),
+        });
+        moved.await.map_err(|error| outcome(self.name, error))
+    }
+
+    pub(super) fn is_terminal(&self) -> bool {
+        self.name == StreamName::Terminal
     }
 
     /// Writes what there is room for, if it is this write's turn. Never waits, so that nobody can drop it half done:

@@ -19,6 +19,7 @@
 //! uses [`set_window_size`].
 
 mod input;
+mod link;
 mod output;
 pub mod ports;
 mod source;
@@ -27,6 +28,7 @@ mod sys;
 mod tests;
 
 pub use input::InputStream;
+pub use link::Link;
 pub use output::{MAX_READ, OutputStream, Taken};
 pub use sys::set_window_size;
 

@@ -11,8 +11,9 @@
 //! - for both, that the process has exited and whoever else holds the stream open (a background
 //!   child) has been quiet for some time.
 
+use super::link::{Moved, is_readable};
 use super::source::{REOPEN_LOOK, Source};
-use super::sys::bytes_waiting;
+use super::sys::{bytes_waiting, splice};
 use super::{StdioError, StreamName};
 use crate::journal::{Chunk, chunk_of_current_call};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -79,8 +80,8 @@ impl std::ops::Deref for Taken {
 }
 
 /// What one look at the fd found.
-enum Look {
-    Bytes(Taken),
+enum Look<B = Taken> {
+    Bytes(B),
     End,
     /// A terminal that no process has open.
     HungUp,
@@ -146,22 +147,52 @@ impl OutputStream {
         let Some(source) = &self.source else { return Ok(Taken::default()) };
         let limit = usize::try_from(len).unwrap_or(MAX_READ).min(MAX_READ);
         self.ask_for_pipe(source.fd(), limit);
-        self.read_from(source, limit, exited.clone(), quiet)
-            .await
+        let taken = self.read_from(source, |fd| self.look(fd, limit), exited.clone(), quiet).await;
+        taken
+            .map(Option::unwrap_or_default)
             .map_err(|error| StdioError::Read { stream: self.name, source: error })
     }
 
-    async fn read_from<T>(
+    /// The same from a pipe to a connection that had room.
+    pub(super) async fn move_to<T>(
+        &self,
+        to: BorrowedFd<'_>,
+        exited: &watch::Receiver<Option<T>>,
+        quiet: Duration,
+    ) -> Result<Moved, StdioError> {
+        let Some(source) = &self.source else { return Ok(Moved::End) };
+        let look = |from: BorrowedFd<'_>| match splice(from, to, DEFAULT_PIPE) {
+            Ok(0) => Ok(Look::End),
+            Ok(moved) => {
+                self.took(moved);
+                Ok(Look::Bytes(Moved::Bytes))
+            }
+            // There is something: it is the connection that is full.
+            Err(nix::errno::Errno::EAGAIN) if is_readable(from) => Ok(Look::Bytes(Moved::NotNow)),
+            Err(errno) => Err(errno.into()),
+        };
+        let moved = self.read_from(source, look, exited.clone(), quiet).await;
+        moved
+            .map(|moved| moved.unwrap_or(Moved::End))
+            .map_err(|error| StdioError::Read { stream: self.name, source: error })
+    }
+
+    pub(super) fn is_terminal(&self) -> bool {
+        self.name == StreamName::Terminal
+    }
+
+    /// `None` at the end.
+    async fn read_from<T, B>(
         &self,
         source: &Source,
-        limit: usize,
+        look: impl Fn(BorrowedFd<'_>) -> io::Result<Look<B>>,
         mut exited: watch::Receiver<Option<T>>,
         quiet: Duration,
-    ) -> io::Result<Taken> {
+    ) -> io::Result<Option<B>> {
         let mut gone = exited.borrow().is_some();
         while !self.ended.load(Ordering::Relaxed) {
-            match self.wait(source, limit, exited.clone(), quiet).await? {
-                Look::Bytes(bytes) => return Ok(bytes),
+            match self.wait(source, &look, exited.clone(), quiet).await? {
+                Look::Bytes(bytes) => return Ok(Some(bytes)),
                 Look::HungUp if !gone => tokio::select! {
                     _ = exited.wait_for(Option::is_some) => gone = true,
                     () = tokio::time::sleep(REOPEN_LOOK) => {}
@@ -169,25 +200,25 @@ impl OutputStream {
                 Look::End | Look::HungUp => self.ended.store(true, Ordering::Relaxed),
             }
         }
-        Ok(Taken::default())
+        Ok(None)
     }
 
     /// One look at once; if that finds nothing, waits for bytes, the end, or silence after the exit.
-    async fn wait<T>(
+    async fn wait<T, B>(
         &self,
         source: &Source,
-        limit: usize,
+        look: impl Fn(BorrowedFd<'_>) -> io::Result<Look<B>>,
         exited: watch::Receiver<Option<T>>,
         quiet: Duration,
-    ) -> io::Result<Look> {
-        match self.look(source.fd().as_fd(), limit) {
+    ) -> io::Result<Look<B>> {
+        match look(source.fd().as_fd()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
         }
         tokio::select! {
             biased;
-            look = source.perform(Interest::READABLE, |fd| self.look(fd, limit)) => look,
-            () = self.silence(exited, quiet) => match self.look(source.fd().as_fd(), limit) {
+            seen = source.perform(Interest::READABLE, &look) => seen,
+            () = self.silence(exited, quiet) => match look(source.fd().as_fd()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Look::End),
                 done => done,
             },

@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net as std_unix;
 use std::path::PathBuf;
@@ -25,7 +25,6 @@ use std::time::Duration;
 
 use nix::sys::socket::{UnixAddr, getpeername};
 use slog::{Logger, debug, warn};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
 use tokio_vsock::{VsockAddr, VsockListener};
@@ -43,12 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long nothing is accepted when the descriptors are used up.
 const RECOVERY: Duration = Duration::from_millis(100);
 
-/// A connected stream of bytes.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
-
-/// A connection of the host's.
-pub type Connection = Box<dyn Duplex>;
+/// A connection of the host's, non-blocking.
+pub type Connection = OwnedFd;
 
 /// The ports that a call names; 0 names none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,8 +57,7 @@ pub struct StreamPorts {
 }
 
 /// The connections behind [`StreamPorts`].
-#[derive(Default)]
-#[expect(missing_debug_implementations, reason = "connections have none")]
+#[derive(Debug, Default)]
 pub struct StreamConnections {
     /// Where standard input comes from.
     pub stdin: Option<Connection>,
@@ -220,14 +214,14 @@ impl Listener {
             Self::Vsock(listener) => loop {
                 let (stream, peer) = listener.accept().await?;
                 if is_for_all || !vsock::is_this_machine(peer.cid()) {
-                    break (Some(peer.port()), Box::new(stream));
+                    break (Some(peer.port()), stream.into());
                 }
             },
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // mio does not tell abstract names.
                 let peer: UnixAddr = getpeername(stream.as_raw_fd())?;
-                (port_of(&peer), Box::new(stream))
+                (port_of(&peer), stream.into_std()?.into())
             }
         })
     }
@@ -271,7 +265,8 @@ mod tests {
         let (taken, _late) = tokio::join!(take(Some(&ports), wanted), connect(&name, 8));
         let taken = taken.unwrap();
         assert!(taken.stdout.is_some() && taken.stderr.is_none());
-        assert_eq!(taken.stdin.unwrap().read_u8().await.unwrap(), b'x');
+        let stdin = std_unix::UnixStream::from(taken.stdin.unwrap());
+        assert_eq!(UnixStream::from_std(stdin).unwrap().read_u8().await.unwrap(), b'x');
         assert!(ports.try_take(7).is_none(), "it is handed out once");
     }
 

@@ -89,7 +89,7 @@ impl Source {
     }
 }
 
-fn prepare(fd: &OwnedFd) -> Result<(), Errno> {
+pub(super) fn prepare(fd: &OwnedFd) -> Result<(), Errno> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;

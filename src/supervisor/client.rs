@@ -11,6 +11,7 @@
 //! A caller that goes away in the middle of a launch has its worker killed, with the hooks that it runs; a
 //! process that was started for a caller who is gone is killed too.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use slog::Logger;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::channel::Channel;
-use super::dispatcher::{CONNECTIONS, Command, Dispatcher, JOURNAL};
+use super::dispatcher::{CONNECTIONS, Command, Dispatcher, JOURNAL, STREAMS};
 use super::reaper::ExitStatus;
 use crate::worker::job::{Failure, Job, Outcome};
 
@@ -128,7 +129,17 @@ pub struct Listed {
     /// Its connections, by their lines.
     pub connections: Vec<(u16, OwnedFd, Hold)>,
     /// Its processes, by the number of their launch.
-    pub processes: std::collections::HashMap<u64, Held>,
+    pub processes: HashMap<u64, Held>,
+    /// The connections that carry their streams.
+    pub streams: HeldStreams,
+}
+
+/// Connections that carry streams, by [`stream_key`].
+pub type HeldStreams = HashMap<u64, (OwnedFd, Hold)>;
+
+/// The number under which the connection for a stream is held, of a process that was launched under `process`.
+pub fn stream_key(process: u64, stream: u8) -> u64 {
+    STREAMS | (process.wrapping_mul(4) % STREAMS) | u64::from(stream % 4)
 }
 
 /// A handle for launching workers; cheap to clone.
@@ -237,6 +248,13 @@ impl Launcher {
     /// Has the connection on a line of the journal held.
     pub fn hold_connection(&self, line: u16, connection: OwnedFd) -> Hold {
         let key = CONNECTIONS | u64::from(line);
+        let _ = self.commands.send(Command::Hold { key, fd: connection });
+        Hold { key, commands: self.commands.clone() }
+    }
+
+    /// Has the connection held that carries a stream of a process.
+    pub fn hold_stream(&self, process: u64, stream: u8, connection: OwnedFd) -> Hold {
+        let key = stream_key(process, stream);
         let _ = self.commands.send(Command::Hold { key, fd: connection });
         Hold { key, commands: self.commands.clone() }
     }

@@ -22,6 +22,8 @@ const LISTENER: u64 = u64::MAX;
 pub(super) const JOURNAL: u64 = u64::MAX - 1;
 /// Connections have numbers from here on, by their lines in the journal.
 pub(super) const CONNECTIONS: u64 = 1 << 63;
+/// Connections that carry a process's streams have numbers from here on: four for each launch.
+pub(super) const STREAMS: u64 = 1 << 62;
 
 /// What the handles of [`super::client`] ask of the task.
 pub(super) enum Command {
@@ -250,6 +252,12 @@ impl Dispatcher {
             key if key >= CONNECTIONS => {
                 if let (Some(fd), Ok(line)) = (fds.pop(), u16::try_from(key ^ CONNECTIONS)) {
                     listed.connections.push((line, fd, process.hold));
+                }
+                return;
+            }
+            key if key >= STREAMS => {
+                if let Some(fd) = fds.pop() {
+                    listed.streams.insert(key, (fd, process.hold));
                 }
                 return;
             }

@@ -302,6 +302,11 @@ impl Ctx {
             .mount("/guest/cgroup", "/sys/fs/cgroup", "bind", &read)
     }
 
+    /// The agent's program.
+    pub(crate) fn agent(&self) -> &Path {
+        self.0.images.agent()
+    }
+
     /// Runs a script on the agent's side: see [`super::guest_view`].
     pub(crate) async fn guest_sh(&self, script: &str) -> Fallible<String> {
         self.0.view.sh(self, script).await

@@ -47,7 +47,7 @@ fn watch(ctx: &Ctx, container: Container) -> Watched {
 }
 
 /// Has the server killed within a creation, and waits for what becomes of that.
-async fn killed_within_a_creation(ctx: &Ctx) -> Outcome {
+pub(super) async fn killed_within_a_creation(ctx: &Ctx) -> Outcome {
     let victim = ctx.container(|spec| spec.args(["echo", "works"]))?;
     let mut doomed = victim.request();
     // It outlives the hook's end, which comes with that of the worker.

@@ -16,6 +16,7 @@ use nakai_protocols::csi::volume_usage::Unit;
 use ttrpc::Code;
 
 use super::disks::{disk, program, succeed};
+use crate::harness::context::SHELL_LIMIT;
 use crate::harness::expect::{noise, refused};
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, own_vm, scenario};
 
@@ -30,6 +31,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             .own_agent()
             .kernel_parameter("agent.mem_agent_enable=1"),
         scenario!(a_memory_agent_that_is_off_cannot_be_told),
+        scenario!(a_service_reads_the_kernels_command_line).host_only(),
         scenario!(a_volume_grows_while_it_is_used).machine(with_a_larger_disk),
         scenario!(an_xfs_volume_grows_while_it_is_used).machine(with_a_larger_xfs),
     ]
@@ -253,5 +255,42 @@ async fn a_memory_agent_that_is_off_cannot_be_told(ctx: Ctx) -> Outcome {
     refused(compact, Code::FAILED_PRECONDITION, &["mem_agent_enable"]);
     let memcg = tell_reclaiming(&ctx, &MemAgentMemcgConfig::new()).await;
     refused(memcg, Code::FAILED_PRECONDITION, &["mem_agent_enable"]);
+    Ok(())
+}
+
+/// Unless it has a file of its own, which has said all then.
+async fn a_service_reads_the_kernels_command_line(ctx: Ctx) -> Outcome {
+    const SCRIPT: &str = "mount -t tmpfs tmpfs /run; cd /run
+        echo 'quiet agent.server_addr=unix:///run/of-the-kernel.sock' > cmdline
+        echo 'server_addr = \"unix:///run/of-the-file.sock\"' > agent.toml
+        mount --bind cmdline /proc/cmdline; exec \"$@\"";
+    for (arguments, address) in
+        [(&[][..], "of-the-kernel.sock"), (&["--config", "/run/agent.toml"], "of-the-file.sock")]
+    {
+        let directory = tempfile::tempdir()?;
+        let words = directory.path().join("words");
+        let file = std::fs::File::create(&words)?;
+        let mut agent = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL"])
+            .args(["--mount-proc", "sh", "-ec", SCRIPT, "sh"])
+            // Not the first process of its namespace, which would be the guest's.
+            .args(["sh", "-c", "\"$@\" & wait", "sh"])
+            .arg(ctx.agent())
+            .args(arguments)
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()?;
+        let deadline = tokio::time::Instant::now() + SHELL_LIMIT;
+        let said = loop {
+            let said = std::fs::read_to_string(&words)?;
+            if said.contains("serving on") || tokio::time::Instant::now() > deadline {
+                break said;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        };
+        agent.kill()?;
+        agent.wait()?;
+        assert!(said.contains(&format!("serving on unix:///run/{address}")), "{arguments:?}: {said}");
+    }
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Streams as connections of their own: bytes, ends, terminals, hosts that hang up.
 
 use nakai_ctl::connect::Stream;
+use nakai_ctl::sandbox;
 use nakai_protocols::agent::ExecProcessRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use ttrpc::Code;
 
+use super::continuity::killed_within_a_creation;
 use crate::harness::expect::{noise, refused, same_bytes};
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
@@ -15,6 +17,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(the_end_comes_after_all_output),
         scenario!(a_host_that_hangs_up_or_does_not_read_harms_nobody),
         scenario!(a_port_that_nobody_connects_from_is_refused),
+        scenario!(streams_outlive_servers)
+            .ends_its_agent()
+            .kernel_parameter("agent.passfd_listener_port=1027"),
     ]
 }
 
@@ -121,5 +126,52 @@ async fn a_port_that_nobody_connects_from_is_refused(ctx: Ctx) -> Outcome {
     refused(refusal, Code::DEADLINE_EXCEEDED, &["stdout_port", "4000000000"]);
     // The id is free again.
     container.create().await?;
+    Ok(())
+}
+
+/// Whatever has been read or not when a server dies.
+async fn streams_outlive_servers(ctx: Ctx) -> Outcome {
+    const NUMBERS: usize = 200_000;
+    ctx.client().create_sandbox(&sandbox::request("ports", "pod", !ctx.is_host())).await?;
+    let container = ctx.idle(|spec| spec).await?;
+    assert_eq!(container.sh("echo warm").await?, "warm");
+    let inventory = ctx.inventory().await?;
+    let ((mut input, stdin_port), (mut output, stdout_port)) = (ctx.stream().await?, ctx.stream().await?);
+    let cat = exec(&container, &ctx, ["sh", "-c", "exec cat"], false, [stdin_port, stdout_port, 0]).await?;
+    let (mut poured, port) = ctx.stream().await?;
+    let script = format!("seq 1 {NUMBERS}; echo end; read line");
+    let pour = exec(&container, &ctx, ["sh", "-c", &script], false, [0, port, 0]).await?;
+    // There is much more than fits into the pipe and the sockets.
+    let mut text = vec![0; 1000];
+    poured.read_exact(&mut text).await?;
+    for round in 0..3 {
+        let line = format!("line {round}\n");
+        input.write_all(line.as_bytes()).await?;
+        killed_within_a_creation(&ctx).await?;
+        let mut back = vec![0; line.len()];
+        output.read_exact(&mut back).await?;
+        assert_eq!(String::from_utf8(back)?, line);
+        let seen = text.len();
+        text.resize(seen + 10_000, 0);
+        poured.read_exact(text.get_mut(seen..).unwrap_or_default()).await?;
+    }
+    while !text.ends_with(b"end\n") {
+        assert_ne!(poured.read_buf(&mut text).await?, 0, "the end is lost");
+    }
+    let expected: String = (1..=NUMBERS).map(|number| format!("{number}\n")).collect();
+    same_bytes(&text, format!("{expected}end\n").as_bytes());
+    ctx.client().close_stdin(&container.id, &pour).await?;
+    assert_eq!(ctx.client().wait_process(&container.id, &pour).await?, 1);
+    input.shutdown().await?;
+    assert_eq!(read_all(output).await?, b"", "cat ends with its input");
+    assert_eq!(ctx.client().wait_process(&container.id, &cat).await?, 0);
+    drop((input, poured));
+    ctx.returns_to(&inventory).await?;
+
+    let (output, port) = ctx.stream().await?;
+    exec(&container, &ctx, ["echo", "later", "on"], false, [0, port, 0]).await?;
+    assert_eq!(read_all(output).await?, b"later on\n", "the next server listens, too");
+    container.remove().await?;
+    ctx.client().destroy_sandbox().await?;
     Ok(())
 }

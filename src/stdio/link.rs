@@ -1,0 +1,241 @@
+//! A connection of the host's that carries one stream of a process.
+//!
+//! Between a pipe and the connection bytes are moved by splice(2): whenever the server is killed, each byte is on the one
+//! side or on the other, and who is given both goes on without a loss. A terminal's go through memory, because not all
+//! kernels move them: what has been read of one and not been written is lost with the server, 4 KiB at most.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use super::source::prepare;
+use super::sys::register;
+use super::{InputStream, OutputStream};
+
+/// How much of a terminal is moved at a time: what one read finds.
+const TERMINAL: u32 = 4 << 10;
+
+/// What became of an attempt to move bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// Some.
+    Bytes,
+    /// None, because of the connection: it has none, or takes none.
+    NotNow,
+    /// There are no more.
+    End,
+}
+
+/// See the module. The host sees the end when it is dropped, whoever else has the connection.
+#[derive(Debug)]
+pub struct Link(AsyncFd<Arc<OwnedFd>>);
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = shutdown(self.fd().as_raw_fd(), Shutdown::Both);
+    }
+}
+
+impl Link {
+    /// Over a connection, which is made non-blocking.
+    ///
+    /// # Errors
+    /// When it can't be put into the event loop.
+    pub fn new(connection: OwnedFd) -> io::Result<Self> {
+        prepare(&connection)?;
+        register(Arc::new(connection), Interest::READABLE | Interest::WRITABLE).map(Self)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+
+    /// Moves what a process writes, until its end or the host's. `exited` and `quiet` as in [`OutputStream::take`].
+    pub async fn carry_output<T>(
+        &self,
+        stream: &OutputStream,
+        exited: &watch::Receiver<Option<T>>,
+        quiet: Duration,
+    ) {
+        while let Ok(mut room) = self.0.writable().await {
+            if stream.is_terminal() {
+                match stream.read(TERMINAL, exited, quiet).await {
+                    Ok(bytes) if !bytes.is_empty() && self.write_all(&bytes).await.is_ok() => {}
+                    _ => break,
+                }
+            } else {
+                match stream.move_to(self.fd(), exited, quiet).await {
+                    Ok(Moved::Bytes) => {}
+                    Ok(Moved::NotNow) => room.clear_ready(),
+                    Ok(Moved::End) | Err(_) => break,
+                }
+            }
+            tokio::task::consume_budget().await;
+        }
+        let _ = shutdown(self.fd().as_raw_fd(), Shutdown::Write);
+    }
+
+    /// Moves what the host writes, until its end or the process's. What the process does not read holds up nobody but
+    /// the host.
+    pub async fn carry_input(&self, stream: &InputStream) {
+        while let Ok(mut ready) = self.0.readable().await {
+            let moved = if stream.is_terminal() {
+                self.move_by_memory(stream).await
+            } else {
+                stream.move_from(self.fd()).await
+            };
+            match moved {
+                Ok(Moved::Bytes) => {}
+                Ok(Moved::NotNow) => ready.clear_ready(),
+                Ok(Moved::End) | Err(_) => break,
+            }
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    async fn move_by_memory(&self, stream: &InputStream) -> Result<Moved, super::StdioError> {
+        let mut bytes = vec![0; usize::try_from(TERMINAL).unwrap_or_default()];
+        match nix::unistd::read(self.fd(), &mut bytes) {
+            Ok(0) => Ok(Moved::End),
+            Ok(read) => {
+                bytes.truncate(read);
+                stream.write(bytes).await.map(|_| Moved::Bytes)
+            }
+            Err(Errno::EAGAIN) => Ok(Moved::NotNow),
+            Err(Errno::EINTR) => Ok(Moved::Bytes),
+            Err(_) => Ok(Moved::End),
+        }
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut room = self.0.writable().await?;
+            match nix::unistd::write(self.fd(), bytes) {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(Errno::EAGAIN) => room.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a read would not wait.
+pub(super) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use super::super::{StreamName, Streams};
+    use super::*;
+
+    /// More than all buffers on the way hold.
+    const LEN: usize = 3 << 20;
+
+    fn bytes() -> Vec<u8> {
+        (0..=250).cycle().take(LEN).collect()
+    }
+
+    fn write_all(mut to: impl Write + Send + 'static) {
+        thread::spawn(move || to.write_all(&bytes()).unwrap());
+    }
+
+    fn read_all(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+        thread::spawn(move || {
+            let mut all = Vec::new();
+            from.read_to_end(&mut all).unwrap();
+            all
+        })
+    }
+
+    /// Servers that carry a stream, of which each but the last is killed: nothing that it had is dropped.
+    fn carry(fd: &OwnedFd, name: StreamName, connection: &OwnedFd, carry: impl AsyncFn(&Link, &Streams)) {
+        for life in 1.. {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let is_done = runtime.block_on(async {
+                let streams = Streams::from_fds([(name, fd.try_clone().unwrap())]).unwrap();
+                let link = Link::new(connection.try_clone().unwrap()).unwrap();
+                let killed = async {
+                    for _ in 0..life * 2 {
+                        tokio::task::yield_now().await;
+                    }
+                    if life > 20 {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                let is_done = tokio::select! {
+                    biased;
+                    () = carry(&link, &streams) => true,
+                    () = killed => false,
+                };
+                if !is_done {
+                    std::mem::forget((link, streams));
+                }
+                is_done
+            });
+            if is_done {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn output_arrives_once_however_often_its_server_is_killed() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let (ours, peer) = UnixStream::pair().unwrap();
+        write_all(File::from(writer));
+        let all = read_all(peer);
+        let (_process, exited) = watch::channel(None::<()>);
+        carry(&reader, StreamName::Stdout, &ours.into(), async |link, streams| {
+            link.carry_output(&streams.stdout, &exited, Duration::ZERO).await;
+        });
+        assert!(all.join().unwrap() == bytes());
+    }
+
+    #[test]
+    fn input_arrives_once_however_often_its_server_is_killed() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let (ours, peer) = UnixStream::pair().unwrap();
+        write_all(peer);
+        let mut reader = File::from(reader);
+        // Those who were killed have their ends still.
+        let all = thread::spawn(move || {
+            let mut all = vec![0; LEN];
+            reader.read_exact(&mut all).unwrap();
+            all
+        });
+        carry(&writer, StreamName::Stdin, &ours.into(), async |link, streams| {
+            link.carry_input(&streams.stdin).await;
+        });
+        assert!(all.join().unwrap() == bytes());
+    }
+
+    #[tokio::test]
+    async fn the_host_sees_the_end_although_another_has_the_connection() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let (ours, peer) = UnixStream::pair().unwrap();
+        let _another = ours.try_clone().unwrap();
+        let link = Link::new(ours.into()).unwrap();
+        let streams = Streams::from_fds([(StreamName::Stdout, reader)]).unwrap();
+        File::from(writer).write_all(b"last words").unwrap();
+        let (_process, exited) = watch::channel(None::<()>);
+        link.carry_output(&streams.stdout, &exited, Duration::ZERO).await;
+        assert_eq!(read_all(peer).join().unwrap(), b"last words");
+        drop(link);
+    }
+}
