@@ -52,7 +52,7 @@ pub struct CreateJob {
     pub id: String,
     /// Where libcontainer keeps a directory a container.
     pub state_root: PathBuf,
-    /// Holds `config.json`; the working directory of hooks.
+    /// Holds `config.json`; the working directory of the hooks that the worker runs.
     pub bundle: PathBuf,
     /// The container's root in the guest.
     pub rootfs: PathBuf,

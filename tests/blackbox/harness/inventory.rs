@@ -23,7 +23,7 @@ done
 "#;
 
 /// What is in the paths of mounts that clients of other scenarios make.
-const OF_OTHERS: [&str; 3] = ["/share-", "/nakai-vm-", "/nakai-bench-"];
+const OF_OTHERS: [&str; 4] = ["/share-", "/nakai-vm-", "/nakai-bench-", "/.tmp"];
 
 /// The lines, and how often each was there.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
