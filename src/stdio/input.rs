@@ -12,7 +12,7 @@
 //! any  --abandon or drop--> Closed, the task ends at once
 //! ```
 
-use super::link::{Moved, is_readable};
+use super::link::{Missing, Moved, missing};
 use super::source::Source;
 use super::sys::splice;
 use super::{StdioError, StreamName};
@@ -125,8 +125,11 @@ impl InputStream {
         let moved = source.perform(Interest::WRITABLE, |to| match splice(from, to, MOVE_MAX) {
             Ok(0) => Ok(Moved::End),
             Ok(_) => Ok(Moved::Bytes),
-            // If there is something, it is the pipe that is full.
-            Err(Errno::EAGAIN) if !is_readable(from) => Ok(Moved::NotNow),
+            Err(Errno::EAGAIN) => match missing(from, to) {
+                Missing::Bytes => Ok(Moved::NotNow),
+                Missing::Room => Err(Errno::EAGAIN.into()),
+                Missing::Nothing => Ok(Moved::Bytes),
+            },
             Err(errno) => Err(errno.into()),
         });
         moved.await.map_err(|error| outcome(self.name, error))

@@ -26,7 +26,7 @@ const TERMINAL: u32 = 4 << 10;
 /// What became of an attempt to move bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moved {
-    /// Some.
+    /// Some, or none, but there may be some at once.
     Bytes,
     /// None, because of the connection: it has none, or takes none.
     NotNow,
@@ -129,9 +129,28 @@ impl Link {
     }
 }
 
-/// Whether a read would not wait.
-pub(super) fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|count| count > 0)
+/// What was missing when splice(2) has moved nothing: it says EAGAIN for either side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// There is nothing to be moved.
+    Bytes,
+    /// There is no room for it.
+    Room,
+    /// What was missing has come in the meantime, and its event may have been before that: nobody may wait for it.
+    Nothing,
+}
+
+/// See [`Missing`].
+pub(super) fn missing(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Missing {
+    let is_ready =
+        |fd, what| poll(&mut [PollFd::new(fd, what)], PollTimeout::ZERO).is_ok_and(|count| count > 0);
+    if !is_ready(from, PollFlags::POLLIN) {
+        Missing::Bytes
+    } else if !is_ready(to, PollFlags::POLLOUT) {
+        Missing::Room
+    } else {
+        Missing::Nothing
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +242,21 @@ mod tests {
             link.carry_input(&streams.stdin).await;
         });
         assert!(all.join().unwrap() == bytes());
+    }
+
+    #[test]
+    fn it_is_known_which_side_is_not_ready() {
+        let (from, feeder) = nix::unistd::pipe().unwrap();
+        let (drain, to) = nix::unistd::pipe().unwrap();
+        prepare(&to).unwrap();
+        let look = || missing(from.as_fd(), to.as_fd());
+        assert_eq!(look(), Missing::Bytes);
+        nix::unistd::write(&feeder, b"x").unwrap();
+        assert_eq!(look(), Missing::Nothing, "it came after the attempt");
+        while nix::unistd::write(&to, &[0; 4096]).is_ok() {}
+        assert_eq!(look(), Missing::Room);
+        nix::unistd::read(&drain, &mut [0; 1 << 16]).unwrap();
+        assert_eq!(look(), Missing::Nothing, "there was none at the attempt");
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@
 //! - for both, that the process has exited and whoever else holds the stream open (a background
 //!   child) has been quiet for some time.
 
-use super::link::{Moved, is_readable};
+use super::link::{Missing, Moved, missing};
 use super::source::{REOPEN_LOOK, Source};
 use super::sys::{bytes_waiting, splice};
 use super::{StdioError, StreamName};
@@ -167,8 +167,11 @@ impl OutputStream {
                 self.took(moved);
                 Ok(Look::Bytes(Moved::Bytes))
             }
-            // There is something: it is the connection that is full.
-            Err(nix::errno::Errno::EAGAIN) if is_readable(from) => Ok(Look::Bytes(Moved::NotNow)),
+            Err(nix::errno::Errno::EAGAIN) => match missing(from, to) {
+                Missing::Bytes => Err(nix::errno::Errno::EAGAIN.into()),
+                Missing::Room => Ok(Look::Bytes(Moved::NotNow)),
+                Missing::Nothing => Ok(Look::Bytes(Moved::Bytes)),
+            },
             Err(errno) => Err(errno.into()),
         };
         let moved = self.read_from(source, look, exited.clone(), quiet).await;
