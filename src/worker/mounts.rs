@@ -89,7 +89,13 @@ fn make_one(root: &Root, mount: &OwnMount, left: &[PathBuf], cgroup: Option<&Pat
             (new_filesystem(kind, source, options, attributes)?, true)
         }
         Mounted::Bind { source, recursive } => bind(source, *recursive, attributes)?,
-        Mounted::Cgroup => bind(cgroup.ok_or_else(|| Cause::new("it is not made"))?, false, attributes)?,
+        Mounted::Cgroup => {
+            let tree = bind(cgroup.ok_or_else(|| Cause::new("it is not made"))?, false, attributes)?;
+            // A new mount, and no part of the guest's.
+            sys::make_mount_private(&tree.0)
+                .map_err(|errno| Cause::new(format!("make it the container's own: {errno}")))?;
+            tree
+        }
     };
     if !attributes.is_flat() {
         sys::set_mount_attributes(&tree, attributes.set_below, attributes.clear_below, true)

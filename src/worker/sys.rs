@@ -143,6 +143,17 @@ pub(super) fn set_mount_attributes(
     recursive: bool,
 ) -> Result<(), Errno> {
     let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
+    change_mount(mount, attributes, recursive)
+}
+
+/// Has a mount take part in nothing that is mounted beneath others that it is a copy of, nor they in what is beneath it.
+pub(super) fn make_mount_private(mount: &OwnedFd) -> Result<(), Errno> {
+    let attributes =
+        libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    change_mount(mount, attributes, false)
+}
+
+fn change_mount(mount: &OwnedFd, attributes: libc::mount_attr, recursive: bool) -> Result<(), Errno> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let (fd, empty) = (mount.as_raw_fd(), c"".as_ptr());
     let size = size_of::<libc::mount_attr>();
