@@ -2,37 +2,31 @@
 //!
 //! The worker forks once, and its child enters the container and becomes the program. libcontainer does the same with
 //! a process in between, and reads the container's state and specification for it: most of what an exec then costs.
-//! Of libcontainer only the parts are used that set credentials.
 //!
 //! Where the container is, is said by the handle of its init and by the namespaces that init was made in; who has moved
 //! init elsewhere gets no further process there. The child is born in the container's cgroup (v2) or
 //! enters it first of all (v1). Order of what it does then: session, standard streams, namespaces, terminal, security
-//! labels, umask, working directory, credentials, capabilities, and the last steps of every process (`executor`).
+//! labels, umask, working directory, credentials, capabilities (`user`), and the last steps of every process (`executor`).
 //!
 //! The child can't be looked into from the container (it is not dumpable), and can't outlive the worker before it is
 //! the program: until then nobody has heard of it.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
-use libcontainer::syscall::syscall::create_syscall;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::fcntl::AtFlags;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, getcwd, setsid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use oci_spec::runtime::Process;
 
 use super::cgroups::{self, Way};
 use super::create::{Started, started};
 use super::executor::{LastSteps, open_proc, program};
 use super::job::{ExecCgroups, ExecJob, Failure, FailureKind, ProcessIo};
-use super::{capabilities, chain, console, create, limits, sys};
+use super::{console, create, limits, sys, user};
 use crate::spec::NamespaceId;
 use crate::supervisor::{Forked, fork, fork_into};
 
@@ -165,8 +159,9 @@ impl Entry<'_> {
 
     /// Everything up to execve(2); comes back only with the reason why not.
     fn become_program(&self, worker: &OwnedFd) -> Failure {
-        let ready = self.enter(worker).and_then(|()| self.become_user()).and_then(|()| {
-            depend_on(worker)?;
+        let ready = self.enter(worker).and_then(|()| {
+            user::become_user(self.process, self.steps.early_capabilities())?;
+            user::depend_on(worker)?;
             program(self.process)
         });
         match ready {
@@ -207,55 +202,7 @@ impl Entry<'_> {
         if self.io.terminal {
             console::open(&self.proc, self.io, worker)?;
         }
-        if self.process.no_new_privileges() == Some(true) {
-            prctl::set_no_new_privs().map_err(|errno| failed("set no_new_privs", errno))?;
-        }
-        if let Some(profile) = self.process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty())
-        {
-            self.set_apparmor_profile(profile)?;
-        }
-        if let Some(mask) = self.process.user().umask() {
-            umask(Mode::from_bits_truncate(mask));
-        }
-        Ok(())
-    }
-
-    /// For the next execve(2), by the file of Linux 5.8 or else by the one that all security modules share.
-    fn set_apparmor_profile(&self, profile: &str) -> Result<(), Failure> {
-        let write = |file: &str| {
-            let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-            let file = nix::fcntl::openat(&self.proc, file, flags, Mode::empty())?;
-            File::from(file).write_all(format!("exec {profile}").as_bytes())
-        };
-        write("thread-self/attr/apparmor/exec")
-            .or_else(|_| write("thread-self/attr/exec"))
-            .map_err(|error| Failure::internal(format!("set the AppArmor profile {profile:?}: {error}")))
-    }
-
-    /// The user, its directory, and what it may do.
-    fn become_user(&self) -> Result<(), Failure> {
-        let (user, cwd) = (self.process.user(), self.process.cwd());
-        // As root, who may enter more; but root may be kept out where the user is not.
-        let denied = match chdir(cwd) {
-            Err(Errno::EPERM | Errno::EACCES) => true,
-            other => other.map(|()| false).map_err(|errno| about_cwd(cwd, errno))?,
-        };
-        let groups: Vec<Gid> =
-            user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
-        nix::unistd::setgroups(&groups).map_err(|errno| failed("set the supplementary groups", errno))?;
-        let (uid, gid) = (user.uid(), user.gid());
-        become_id(uid, gid)?;
-        sys::close_later(3).map_err(|errno| failed("close descriptors", errno))?;
-        capabilities::set(self.steps.early_capabilities())?;
-        if denied {
-            chdir(cwd).map_err(|errno| about_cwd(cwd, errno))?;
-        }
-        // A directory outside of the root has no path (CVE-2024-21626).
-        match getcwd() {
-            Ok(path) if path.is_absolute() => Ok(()),
-            Ok(_) => Err(about_cwd(cwd, Errno::ENOENT)),
-            Err(errno) => Err(about_cwd(cwd, errno)),
-        }
+        user::confine(self.process, &self.proc)
     }
 }
 
@@ -277,31 +224,6 @@ fn born_beside_init<T>(
     Err(about_fork(Errno::EBUSY))
 }
 
-/// The ids, with all capabilities kept for now.
-fn become_id(uid: u32, gid: u32) -> Result<(), Failure> {
-    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    prctl::set_keepcaps(true)
-        .and_then(|()| nix::unistd::setresgid(group, group, group))
-        .and_then(|()| nix::unistd::setresuid(user, user, user))
-        .map_err(|errno| failed(&format!("become user {uid} of group {gid}"), errno))?;
-    if uid != 0 {
-        libcontainer::capabilities::reset_effective(create_syscall().as_ref())
-            .map_err(|error| Failure::internal(format!("keep the capabilities: {}", chain(&error))))?;
-    }
-    prctl::set_keepcaps(false).map_err(|errno| failed("stop keeping capabilities", errno))
-}
-
-/// From here on the child ends with the worker. Not before: a change of user takes that back (prctl(2)).
-fn depend_on(worker: &OwnedFd) -> Result<(), Failure> {
-    let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-    // A worker that had ended by then has closed its end of the socket.
-    let mut watched = [PollFd::new(worker.as_fd(), PollFlags::empty())];
-    match poll(&mut watched, PollTimeout::ZERO) {
-        Ok(0) => Ok(()),
-        _ => Err(Failure::internal("nobody waits for the process any more")),
-    }
-}
-
 /// A fork that is refused for want of room, in the container's cgroup or in the guest, or because there is no container.
 fn about_fork(errno: Errno) -> Failure {
     let (kind, message) = match errno {
@@ -311,11 +233,6 @@ fn about_fork(errno: Errno) -> Failure {
         _ => (FailureKind::Internal, "fork a process in the container's cgroup"),
     };
     Failure { kind, message: format!("{message}: {}", errno.desc()) }
-}
-
-fn about_cwd(cwd: &Path, errno: Errno) -> Failure {
-    let message = format!("enter the working directory {}: {}", cwd.display(), errno.desc());
-    Failure { kind: FailureKind::WorkingDirectory, message }
 }
 
 /// What the child said went wrong.

@@ -31,6 +31,7 @@ mod shared_mounts;
 mod shell;
 pub mod stand_in;
 mod sys;
+mod user;
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
