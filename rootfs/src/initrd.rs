@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! /init -> /usr/bin/nakai                 the agent, the kernel's first process
+//! /usr/bin/kata-agent -> nakai            the name that operators and their tools look for
 //! /bin /sbin /usr/bin /usr/sbin           busybox and a link for each applet
 //! /lib/modules/RELEASE/kernel/...         modules, not compressed
 //! /lib/modules/RELEASE/modules.dep        what needs what, of the carried modules
@@ -46,6 +47,7 @@ pub const MODULES: [&str; 14] = [
 ];
 
 const AGENT: &str = "usr/bin/nakai";
+const AGENT_ALIAS: &str = "usr/bin/kata-agent";
 
 /// An initrd that can't be built.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +212,7 @@ impl Builder {
             return Err(InitrdError::DynamicAgent { path: self.agent.clone(), interpreter });
         }
         tree.file(AGENT, 0o755, program)?;
+        tree.symlink(AGENT_ALIAS, "nakai")?;
         Ok(tree.symlink("init", &format!("/{AGENT}"))?)
     }
 
@@ -270,6 +273,7 @@ mod tests {
         let tree = parse(&sample(dir.path()).build().unwrap());
         assert_eq!(tree.get("init").unwrap().kind, Kind::Symlink("/usr/bin/nakai".into()));
         assert_eq!(tree.get("usr/bin/nakai").unwrap().mode, 0o755);
+        assert_eq!(tree.get("usr/bin/kata-agent").unwrap().kind, Kind::Symlink("nakai".into()));
         assert_eq!(tree.get("dev/console").unwrap().kind, Kind::CharDevice { major: 5, minor: 1 });
         assert_eq!(tree.get("bin/sh").unwrap().kind, Kind::Symlink("/bin/busybox".into()));
         let modules: Vec<_> =
