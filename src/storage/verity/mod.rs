@@ -79,10 +79,10 @@ pub struct Verity {
 }
 
 /// A name that no other device has: one disk may be read through several, and one that is still in use for a moment
-/// keeps its name as long.
+/// keeps its name as long. It begins as with other agents of this protocol: who looks for such devices looks for that.
 pub(super) fn new_name() -> Result<String, VerityError> {
     let uuid = std::fs::read_to_string(UUIDS).map_err(VerityError::Name)?;
-    Ok(format!("nakai-verity-{}", uuid.trim()))
+    Ok(format!("kata-verity-{}", uuid.trim()))
 }
 
 /// A table for the device mapper.
@@ -232,7 +232,7 @@ mod tests {
     fn no_two_devices_have_one_name() {
         let (one, two) = (new_name().unwrap(), new_name().unwrap());
         assert_ne!(one, two);
-        assert!(one.starts_with("nakai-verity-") && one.len() < 64, "{one:?}");
+        assert!(one.starts_with("kata-verity-") && one.len() < 64, "{one:?}");
     }
 
     #[test]
