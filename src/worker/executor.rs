@@ -247,8 +247,8 @@ pub(super) fn program(process: &Process) -> Result<CString, Failure> {
     Err(best.unwrap_or_else(|| Failure {
         kind: FailureKind::ProgramNotFound,
         message: format!(
-            "program {:?} not found in $PATH ({})",
-            short(name),
+            "the file {} was not found: executable file not found in $PATH ({})",
+            short(name).escape_debug(),
             short(path.unwrap_or(DEFAULT_PATH))
         ),
     }))

@@ -209,7 +209,12 @@ async fn failures_have_dockers_exit_codes(ctx: Ctx) -> Outcome {
     let exec = [&at[..], &["exec", &one]].concat();
     let rm = [&at[..], &["rm", "-f"]].concat();
     for (start, words, code, told) in [
-        (&run, &[&*image, "no-such-program"] as &[_], 127, "\"no-such-program\" not found in $PATH"),
+        (
+            &run,
+            &[&*image, "no-such-program"] as &[_],
+            127,
+            "the file no-such-program was not found: executable file not found in $PATH",
+        ),
         (&run, &[&*image, "/no/such"], 127, "\"/no/such\""),
         (&run, &[&*image, "/etc/passwd"], 126, "Permission denied"),
         (&run, &[&*image, "/etc"], 126, "Is a directory"),
