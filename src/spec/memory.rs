@@ -19,10 +19,16 @@ pub(super) fn apply(
     linux: &mut Linux,
     version: CgroupVersion,
     swap_accounting: bool,
+    warnings: &mut Vec<String>,
 ) -> Result<(), SpecError> {
     let Some(resources) = linux.resources_mut().as_mut() else { return Ok(()) };
     check_unified(resources, version)?;
     let Some(mut memory) = *resources.memory() else { return Ok(()) };
+    if memory.kernel().is_some_and(|kernel| kernel > 0) {
+        warnings
+            .push("linux.resources.memory.kernel left out: kernels have no such limit any more".to_owned());
+    }
+    memory.set_kernel(None);
     // 0 is the wire's way to say nothing.
     memory.set_limit(memory.limit().filter(|limit| *limit != 0));
     memory.set_swap(memory.swap().filter(|swap| *swap != 0));
@@ -115,7 +121,7 @@ mod tests {
 
     fn run(resources: Value, version: CgroupVersion, swap_accounting: bool) -> Result<Value, SpecError> {
         let mut linux: Linux = serde_json::from_value(json!({ "resources": resources })).unwrap();
-        apply(&mut linux, version, swap_accounting)?;
+        apply(&mut linux, version, swap_accounting, &mut Vec::new())?;
         Ok(serde_json::to_value(linux.resources()).unwrap())
     }
 
@@ -158,6 +164,21 @@ mod tests {
             run(json!({"memory": {"limit": -1}}), CgroupVersion::V2, false).unwrap(),
             json!({"memory": {}})
         );
+    }
+
+    #[test]
+    fn a_limit_of_the_kernels_own_memory_is_left_out_and_told() {
+        for (kernel, told) in [(4096, 1), (-1, 0), (0, 0)] {
+            let mut linux: Linux = serde_json::from_value(
+                json!({"resources": {"memory": {"kernel": kernel, "disableOOMKiller": true}}}),
+            )
+            .unwrap();
+            let mut warnings = Vec::new();
+            apply(&mut linux, CgroupVersion::V1, true, &mut warnings).unwrap();
+            let left = serde_json::to_value(linux.resources()).unwrap();
+            assert_eq!(left, json!({"memory": {"disableOOMKiller": true}}), "{kernel}");
+            assert_eq!(warnings.len(), told, "{kernel}: {warnings:?}");
+        }
     }
 
     #[test]

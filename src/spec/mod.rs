@@ -88,7 +88,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     linux.set_cgroups_path(Some(cgroup_path.clone()));
     let outside = devices::apply(&mut linux, facts)?;
     cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
-    memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting)?;
+    memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting, &mut warnings)?;
     unheeded::warn(&linux, facts.cgroup_version, &mut warnings);
     let mut limits = late_limits::take(&mut linux, facts.cgroup_version);
     let device_rules = device_rules_of(&linux);

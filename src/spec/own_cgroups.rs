@@ -125,7 +125,6 @@ fn needs_libcgroups(resources: &LinuxResources) -> bool {
         || resources.rdma().is_some()
         || resources.unified().is_some()
         || cpu.is_some_and(|cpu| cpu.burst().is_some() || cpu.idle().is_some())
-        || resources.memory().as_ref().is_some_and(|memory| memory.kernel().is_some())
 }
 
 #[cfg(test)]

@@ -3,14 +3,19 @@
 //! libcontainer loads it for a container's first process only, not for a further one, and builds it anew each
 //! time. The worker's executor loads it for both.
 
-use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction as Action};
+use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompFilterFlag as Flag};
 
 use super::SpecError;
 
 /// Takes the filter out of `linux`.
 pub(super) fn take(linux: &mut Linux) -> Result<Option<LinuxSeccomp>, SpecError> {
-    let Some(seccomp) = linux.seccomp().clone() else { return Ok(None) };
+    let Some(mut seccomp) = linux.seccomp().clone() else { return Ok(None) };
     linux.set_seccomp(None);
+    // About who waits for an answer to a notification. The kernel refuses it where there are none (seccomp(2)).
+    if let Some(mut flags) = seccomp.flags().clone() {
+        flags.retain(|flag| *flag != Flag::SeccompFilterFlagWaitKillableRecv);
+        seccomp.set_flags(Some(flags).filter(|flags| !flags.is_empty()));
+    }
     let unsupported = |field: &str| {
         Err(SpecError::Unsupported {
             field: field.to_owned(),
@@ -51,6 +56,19 @@ mod tests {
             "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
         assert_eq!(serde_json::to_value(run(filter.clone()).unwrap()).unwrap(), filter);
         assert_eq!(run(json!(null)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_flag_for_notifications_means_nothing_without_them() {
+        let filter = |flags: Value| {
+            json!({"defaultAction": "SCMP_ACT_ERRNO", "flags": flags,
+                "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ALLOW"}]})
+        };
+        let flags = |given: Value| run(filter(given)).unwrap().unwrap().flags().clone();
+        let wait = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
+        assert_eq!(flags(json!([wait])), None);
+        let log = Some(vec![Flag::SeccompFilterFlagLog]);
+        assert_eq!(flags(json!([wait, "SECCOMP_FILTER_FLAG_LOG"])), log);
     }
 
     #[test]

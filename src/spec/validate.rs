@@ -3,6 +3,8 @@
 //! libcontainer's own validator runs again in the worker, where an error costs a process and loses its
 //! cause; so whatever it would refuse is refused here first, by name.
 
+use std::collections::HashSet;
+
 use oci_spec::runtime::{Linux, LinuxIntelRdt, Spec};
 
 use super::SpecError;
@@ -49,6 +51,8 @@ fn linux(linux: &mut Linux) -> Result<(), SpecError> {
         });
     }
     linux.set_net_devices(None);
+    linux.set_masked_paths(once_each("linux.maskedPaths", linux.masked_paths().clone())?);
+    linux.set_readonly_paths(once_each("linux.readonlyPaths", linux.readonly_paths().clone())?);
     let flags = linux.personality().as_ref().and_then(|p| p.flags().as_ref());
     if flags.is_some_and(|flags| !flags.is_empty()) {
         return Err(SpecError::Unsupported {
@@ -57,6 +61,17 @@ fn linux(linux: &mut Linux) -> Result<(), SpecError> {
         });
     }
     Ok(())
+}
+
+/// Absolute paths, each of them once: one that is named again would be mounted again.
+fn once_each(field: &'static str, paths: Option<Vec<String>>) -> Result<Option<Vec<String>>, SpecError> {
+    let Some(mut paths) = paths else { return Ok(None) };
+    if let Some(path) = paths.iter().find(|path| !path.starts_with('/')) {
+        return Err(SpecError::RelativePath { field, path: path.into() });
+    }
+    let mut seen = HashSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+    Ok(Some(paths))
 }
 
 #[cfg(test)]
@@ -83,6 +98,17 @@ mod tests {
         }
         let out = run(json!({"root": {"path": "/"}, "linux": {}})).unwrap();
         assert_eq!(out["ociVersion"], VERSION);
+    }
+
+    #[test]
+    fn hidden_paths_are_absolute_and_each_is_hidden_once() {
+        let run = |linux: Value| run(json!({"root": {"path": "/"}, "linux": linux}));
+        let out = run(json!({"maskedPaths": ["/a", "/b", "/a"], "readonlyPaths": ["/c", "/c"]})).unwrap();
+        assert_eq!(out["linux"], json!({"maskedPaths": ["/a", "/b"], "readonlyPaths": ["/c"]}));
+        for field in ["maskedPaths", "readonlyPaths"] {
+            let error = run(json!({field: ["/a", "b/c"]})).unwrap_err();
+            assert!(error.contains(field) && error.contains("b/c"), "{error}");
+        }
     }
 
     #[test]
