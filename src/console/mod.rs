@@ -104,12 +104,12 @@ async fn serve_port(listener: &AsyncFd<OwnedFd>, launcher: &Launcher, logger: &L
     }
 }
 
-/// `None` for whoever has gone again, and for the guest itself: a container's process would be root of the guest.
+/// `None` for whoever has gone again, and for all but the host: a container's process would be root of the guest.
 fn accept(listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
         Ok(fd) => {
             let connection = crate::supervisor::own(fd);
-            Ok((!vsock::is_from_this_machine(connection.as_fd())).then_some(connection))
+            Ok(vsock::is_from_the_host(connection.as_fd()).then_some(connection))
         }
         Err(Errno::ECONNABORTED | Errno::EINTR) => Ok(None),
         Err(errno) => Err(errno.into()),

@@ -50,12 +50,12 @@ pub(super) fn bind(address: &ServerAddress) -> nix::Result<OwnedFd> {
 }
 
 /// Takes a connection from `listener`, non-blocking and close-on-exec. ECONNREFUSED if it is one that is not served: of
-/// the guest itself, where only others may be heard.
+/// anybody but the host, where only the host is heard.
 pub(super) fn accept(listener: &OwnedFd, is_for_all: bool) -> nix::Result<OwnedFd> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     // SAFETY: the number is of a descriptor that was just made for us.
     let connection = unsafe { OwnedFd::from_raw_fd(fd) };
-    if !is_for_all && vsock::is_from_this_machine(connection.as_fd()) {
+    if !is_for_all && !vsock::is_from_the_host(connection.as_fd()) {
         return Err(Errno::ECONNREFUSED);
     }
     Ok(connection)

@@ -208,12 +208,12 @@ async fn accept(listener: Listener, is_for_all: bool, ports: Arc<Ports>, logger:
 }
 
 impl Listener {
-    /// The next connection; of the guest's own only if it is for all.
+    /// The next connection; of others than the host only if it is for all.
     async fn accept(&self, is_for_all: bool) -> io::Result<(Option<u32>, Connection)> {
         Ok(match self {
             Self::Vsock(listener) => loop {
                 let (stream, peer) = listener.accept().await?;
-                if is_for_all || !vsock::is_this_machine(peer.cid()) {
+                if is_for_all || vsock::is_the_host(peer.cid()) {
                     break (Some(peer.port()), stream.into());
                 }
             },

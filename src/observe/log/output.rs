@@ -89,7 +89,7 @@ fn accept(listener: &OwnedFd, is_for_the_host: bool) -> io::Result<OwnedFd> {
         };
         // SAFETY: accept4 has just returned this descriptor, and nothing else knows it.
         let connection = unsafe { OwnedFd::from_raw_fd(fd) };
-        if !is_for_the_host || !vsock::is_from_this_machine(connection.as_fd()) {
+        if !is_for_the_host || vsock::is_from_the_host(connection.as_fd()) {
             return Ok(connection);
         }
     }
