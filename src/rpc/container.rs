@@ -21,6 +21,9 @@ use crate::storage::StorageRequest;
 pub(super) async fn create(agent: &Agent, request: CreateContainerRequest) -> Answer<Empty> {
     let id = ContainerId::try_from(request.container_id.as_str())?;
     let spec = request.OCI.as_ref().ok_or(RpcError::Missing { field: "OCI" })?;
+    if let Some(process) = spec.Process.as_ref() {
+        agent.warn_of_unknown_capabilities(id.as_str(), process);
+    }
     let checked = CreateContainer {
         id,
         spec: Box::new(nakai_protocols::spec::from_wire(spec)?),

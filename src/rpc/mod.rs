@@ -41,8 +41,9 @@ use nakai_protocols::agent::{self, *};
 use nakai_protocols::agent_ttrpc::AgentService;
 use nakai_protocols::csi::VolumeStatsResponse;
 use nakai_protocols::empty::Empty;
+use nakai_protocols::oci;
 use nakai_protocols::types::Interface;
-use slog::{Logger, debug, info};
+use slog::{Logger, debug, info, warn};
 use tokio::sync::{Notify, watch};
 use ttrpc::r#async::TtrpcContext;
 
@@ -105,6 +106,14 @@ impl Agent {
         let mut sandbox = self.sandbox.clone();
         let ready = sandbox.wait_for(Option::is_some).await.map_err(|_| RpcError::BootFailed)?;
         ready.clone().ok_or(RpcError::BootFailed)
+    }
+
+    /// What can't be granted is told, and is no failure (runtime specification, `config.md`, process).
+    fn warn_of_unknown_capabilities(&self, container: &str, process: &oci::Process) {
+        for name in nakai_protocols::spec::unknown_capabilities(process) {
+            let name: String = name.chars().take(80).collect();
+            warn!(self.logger, "no such capability"; "container_id" => container, "name" => name);
+        }
     }
 
     /// Runs the body of a call, logs how it went, and maps its error.

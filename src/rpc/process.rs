@@ -18,6 +18,7 @@ const LINGER: Duration = Duration::from_secs(10);
 pub(super) async fn exec(agent: &Agent, request: ExecProcessRequest) -> Answer<Empty> {
     let container = agent.sandbox().await?.container(&request.container_id)?;
     let process = request.process.as_ref().ok_or(RpcError::Missing { field: "process" })?;
+    agent.warn_of_unknown_capabilities(&request.container_id, process);
     let checked = ExecRequest {
         exec_id: ExecId::try_from(request.exec_id.as_str())?,
         process: nakai_protocols::spec::process_from_wire(process)?,

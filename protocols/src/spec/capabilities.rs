@@ -4,6 +4,11 @@
 //! means that nothing is said. Names are taken with and without `CAP_` and in either case, as
 //! container engines do, and given back as `CAP_NAME` in alphabetical order: the model's sets have no
 //! order and hold a name once.
+//!
+//! A name that this list does not have can't be granted. The specification (`config.md`, process) wants a warning then
+//! and no failure, so it is left out, and [`unknown`] tells of it.
+
+use std::collections::BTreeSet;
 
 use oci_spec::runtime;
 
@@ -59,12 +64,19 @@ pub const CAPABILITIES: [&str; 41] = [
 pub(super) fn from_wire(wire: &oci::LinuxCapabilities) -> Result<runtime::LinuxCapabilities, SpecError> {
     let mut capabilities: runtime::LinuxCapabilities = blank("process.capabilities", "{}")?;
     capabilities
-        .set_bounding(Some(set("process.capabilities.bounding", &wire.Bounding)?))
-        .set_effective(Some(set("process.capabilities.effective", &wire.Effective)?))
-        .set_inheritable(Some(set("process.capabilities.inheritable", &wire.Inheritable)?))
-        .set_permitted(Some(set("process.capabilities.permitted", &wire.Permitted)?))
-        .set_ambient(Some(set("process.capabilities.ambient", &wire.Ambient)?));
+        .set_bounding(Some(set(&wire.Bounding)))
+        .set_effective(Some(set(&wire.Effective)))
+        .set_inheritable(Some(set(&wire.Inheritable)))
+        .set_permitted(Some(set(&wire.Permitted)))
+        .set_ambient(Some(set(&wire.Ambient)));
     Ok(capabilities)
+}
+
+/// The names in any of the sets that no capability has, each once.
+pub(super) fn unknown(wire: &oci::LinuxCapabilities) -> BTreeSet<&str> {
+    let sets = [&wire.Bounding, &wire.Effective, &wire.Inheritable, &wire.Permitted, &wire.Ambient];
+    let names = sets.into_iter().flatten().map(String::as_str);
+    names.filter(|name| capability(name).is_none()).collect()
 }
 
 pub(super) fn to_wire(capabilities: &runtime::LinuxCapabilities) -> oci::LinuxCapabilities {
@@ -78,14 +90,13 @@ pub(super) fn to_wire(capabilities: &runtime::LinuxCapabilities) -> oci::LinuxCa
     }
 }
 
-fn set(field: &'static str, names: &[String]) -> Result<runtime::Capabilities, SpecError> {
-    names.iter().map(|name| capability(field, name)).collect()
+fn set(names: &[String]) -> runtime::Capabilities {
+    names.iter().filter_map(|name| capability(name)).collect()
 }
 
-fn capability(field: &'static str, name: &str) -> Result<runtime::Capability, SpecError> {
+fn capability(name: &str) -> Option<runtime::Capability> {
     let upper = name.to_ascii_uppercase();
-    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    bare.parse().map_err(|_| SpecError::unknown(field, name))
+    upper.strip_prefix("CAP_").unwrap_or(&upper).parse().ok()
 }
 
 fn names(set: &Option<runtime::Capabilities>) -> Vec<String> {
@@ -140,16 +151,19 @@ mod tests {
     #[test]
     fn spellings_of_a_name() {
         for spelling in ["CAP_SYS_ADMIN", "SYS_ADMIN", "cap_sys_admin", "Sys_Admin"] {
-            assert_eq!(capability("f", spelling).unwrap(), runtime::Capability::SysAdmin, "{spelling}");
+            assert_eq!(capability(spelling), Some(runtime::Capability::SysAdmin), "{spelling}");
         }
     }
 
     #[test]
-    fn an_unknown_name_is_refused_with_its_set() {
-        for unknown in ["CAP_FLY", "", "CAP_", "CAP_CAP_KILL", "ALL"] {
-            let wire = oci::LinuxCapabilities { Ambient: vec![unknown.into()], ..Default::default() };
-            let message = from_wire(&wire).unwrap_err().to_string();
-            assert_eq!(message, format!("process.capabilities.ambient: unknown name {unknown:?}"));
-        }
+    fn an_unknown_name_is_left_out_and_told() {
+        let odd = ["", "ALL", "CAP_", "CAP_CAP_KILL", "CAP_FLY"];
+        let names = || ["CAP_KILL"].iter().chain(&odd).map(|name| (*name).to_owned()).collect();
+        let wire = oci::LinuxCapabilities { Ambient: names(), Bounding: names(), ..Default::default() };
+        assert!(unknown(&wire).into_iter().eq(odd));
+        let kill = runtime::Capabilities::from([runtime::Capability::Kill]);
+        let capabilities = from_wire(&wire).unwrap();
+        assert_eq!(capabilities.ambient().as_ref(), Some(&kill));
+        assert_eq!(capabilities.bounding().as_ref(), Some(&kill));
     }
 }

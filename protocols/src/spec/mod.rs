@@ -27,7 +27,7 @@
 //! # What does not come back
 //!
 //! From the wire and to it again, all comes back but: what the table says; the spelling, order and
-//! repetition of capabilities; `mnt` and `net` (as `mount` and `network`); `Solaris` and `Windows`, which are
+//! repetition of capabilities, and those that do not exist ([`unknown_capabilities`]); `mnt` and `net` (as `mount` and `network`); `Solaris` and `Windows`, which are
 //! not read at all (a Linux guest has no use for them, and the wire only has a place-holder there).
 //!
 //! From the model to the wire, what the wire has no field for is [`SpecError::NotCarried`], and so
@@ -105,6 +105,11 @@ pub fn to_wire(spec: &runtime::Spec) -> Result<oci::Spec, SpecError> {
 /// A name that the specification doesn't have, or a number that the model can't hold.
 pub fn process_from_wire(wire: &oci::Process) -> Result<runtime::Process, SpecError> {
     process::from_wire(wire)
+}
+
+/// The capabilities of a process off the wire that do not exist: it does not get them, and whoever runs it shall tell.
+pub fn unknown_capabilities(wire: &oci::Process) -> Vec<&str> {
+    wire.Capabilities.as_ref().map(capabilities::unknown).into_iter().flatten().collect()
 }
 
 /// A process as it goes on the wire.
