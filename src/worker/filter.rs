@@ -3,8 +3,10 @@
 //! Compiling a profile of a few hundred names costs more than all else of a process's creation, so it is a job of its
 //! own ([`compile`]) whose result the server keeps. The executor then only loads it ([`Filter::load`]). libcontainer
 //! does both at once, for a container's first process only, and in 0.7 takes the mask of `SCMP_CMP_MASKED_EQ` for the
-//! value, which turns docker's rule against new namespaces into one that always matches.
+//! value, which turns docker's rule against new namespaces into one that always matches. What runs before the profile is
+//! in [`newer_calls`].
 
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
@@ -19,7 +21,7 @@ use oci_spec::runtime::{
 };
 
 use super::job::{Failure, FailureKind};
-use super::sys;
+use super::{newer_calls, sys};
 
 /// `BPF_MAXINSNS` instructions of 8 bytes, as the kernel takes at most.
 const MAX_BYTES: usize = 4096 * 8;
@@ -83,8 +85,13 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Result<OwnedFd, Failure> {
     let context = context(profile)?;
     let file = memfd_create("nakai-seccomp", MFdFlags::MFD_CLOEXEC)
         .map_err(|errno| Failure::internal(format!("make a file for the seccomp filter: {errno}")))?;
+    let mut file = std::fs::File::from(file);
+    let preface: Vec<u8> = newer_calls::preface(profile).into_iter().flat_map(u64::to_ne_bytes).collect();
+    file.write_all(&preface)
+        .map_err(|error| Failure::internal(format!("write the seccomp filter: {error}")))?;
+    // Behind it.
     context.export_bpf(&file).map_err(|error| invalid("compile the profile", &error))?;
-    Ok(file)
+    Ok(file.into())
 }
 
 fn context(profile: &LinuxSeccomp) -> Result<ScmpFilterContext, Failure> {

@@ -22,6 +22,7 @@ pub mod job;
 mod limits;
 mod mounts;
 mod namespaces;
+mod newer_calls;
 mod nodes;
 mod passwd;
 mod program;

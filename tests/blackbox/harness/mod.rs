@@ -4,11 +4,13 @@
 //! - [`shared_vm`]: one VM for all scenarios that share a sandbox, one after the other.
 //! - [`own_vm`]: a VM for a scenario that makes or ends its sandbox itself.
 //! - [`context`]: the client, containers with ids and roots of their own, programs run in them.
+//! - [`elf`]: programs of a few instructions.
 //! - [`inventory`]: what the agent holds (mounts, descriptors, cgroups, files), to compare before and after.
 //!
 //! Every scenario in a shared sandbox is checked for leaving nothing behind, whatever else it is about.
 
 pub(crate) mod context;
+pub(crate) mod elf;
 pub(crate) mod expect;
 pub(crate) mod guest_view;
 pub(crate) mod host;

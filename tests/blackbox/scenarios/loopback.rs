@@ -9,7 +9,7 @@ use nakai_ctl::vm::VmConfig;
 use nakai_protocols::agent::KernelModule;
 
 use crate::harness::context::SHELL_LIMIT;
-use crate::harness::{Ctx, Outcome, Scenario, own_vm, scenario};
+use crate::harness::{Ctx, Outcome, Scenario, elf, own_vm, scenario};
 
 /// All that the agent can listen on.
 const PARAMETERS: &str = "agent.debug_console agent.debug_console_vport=1026 agent.log_vport=1025 \
@@ -42,11 +42,9 @@ fn with_vsock_to_itself(config: &mut VmConfig, files: &Path) -> Outcome {
 /// A program that connects to a port, asks Health's Check there, and ends with what reading the first byte of the
 /// answer returned: 1, 0 at the end, or the errno that was in the way, negated.
 fn knocker(cid: u32, port: u32) -> Vec<u8> {
-    const BASE: u32 = 0x40_0000;
-    const HEADERS: u32 = 64 + 56;
     const CODE: u32 = 82;
     const REQUEST: &[u8] = b"\0\0\0\x14\0\0\0\x01\x01\0\x0a\x0bgrpc.Health\x12\x05Check";
-    let address = BASE + HEADERS + CODE;
+    let address = elf::TEXT + CODE;
     let load = |instruction: u8, value: u32| [&[instruction][..], &value.to_le_bytes()].concat();
     let (eax, edx, esi, edi) = (0xb8, 0xba, 0xbe, 0xbf);
     let system_call = || vec![0x0f, 0x05];
@@ -67,19 +65,7 @@ fn knocker(cid: u32, port: u32) -> Vec<u8> {
     .concat();
     assert_eq!(code.len(), usize::try_from(CODE).unwrap());
     let socket_address = [&[40, 0, 0, 0][..], &port.to_le_bytes(), &cid.to_le_bytes(), &[0; 4]].concat();
-    let size = u64::from(HEADERS + CODE + 16 + length);
-    let (start, entry) = (u64::from(BASE), u64::from(BASE + HEADERS));
-    // elf(5): the header and one segment, which may be read, written and executed.
-    let elf = [
-        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec(),
-        b"\x02\0\x3e\0\x01\0\0\0".to_vec(),
-        [entry, 64, 0].map(u64::to_le_bytes).concat(),
-        b"\0\0\0\0\x40\0\x38\0\x01\0\0\0\0\0\0\0".to_vec(),
-        b"\x01\0\0\0\x07\0\0\0".to_vec(),
-        [0, start, start, size, size, 0x1000].map(u64::to_le_bytes).concat(),
-    ]
-    .concat();
-    [elf, code, socket_address, REQUEST.to_vec()].concat()
+    elf::program(&[code, socket_address, REQUEST.to_vec()].concat())
 }
 
 async fn a_container_is_not_the_host_over_vsock(ctx: Ctx) -> Outcome {

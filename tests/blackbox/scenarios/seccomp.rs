@@ -1,9 +1,11 @@
 //! System call filters: for init and for what is exec'd, with and without `noNewPrivileges`.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use nakai_ctl::SpecBuilder;
 use nakai_protocols::oci::{LinuxSeccomp, LinuxSeccompArg, LinuxSyscall};
 
-use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, elf, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -12,6 +14,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_filter_can_kill),
         scenario!(a_filter_may_refuse_what_the_last_steps_need),
         scenario!(a_masked_comparison_is_the_right_way_round),
+        scenario!(a_call_that_is_newer_than_the_filter_does_not_exist),
     ]
 }
 
@@ -115,6 +118,39 @@ async fn a_masked_comparison_is_the_right_way_round(ctx: Ctx) -> Outcome {
         let finished = container.exec(["unshare", flags, "true"]).await?;
         let stderr = String::from_utf8_lossy(&finished.stderr).into_owned();
         assert_eq!(finished.status == 0, allowed, "unshare {flags}: {stderr}");
+    }
+    Ok(())
+}
+
+/// A program that makes that system call, without arguments, and ends with its error.
+fn caller(number: u32) -> Vec<u8> {
+    let [a, b, c, d] = number.to_le_bytes();
+    elf::program(&[
+        // mov eax, number; xor edi, edi; xor esi, esi; syscall
+        0xb8, a, b, c, d, 0x31, 0xff, 0x31, 0xf6, 0x0f, 0x05,
+        // neg eax; mov edi, eax; mov eax, 60 (exit); syscall
+        0xf7, 0xd8, 0x89, 0xc7, 0xb8, 60, 0, 0, 0, 0x0f, 0x05,
+    ])
+}
+
+/// C libraries go on with an older call then, and with no other error. The newest that is named here is close_range (436).
+async fn a_call_that_is_newer_than_the_filter_does_not_exist(ctx: Ctx) -> Outcome {
+    let allow = filter(&["execve", "exit", "close_range"], "SCMP_ACT_ALLOW", 0, Vec::new());
+    let profile = LinuxSeccomp { DefaultAction: "SCMP_ACT_ERRNO".to_owned(), ..allow };
+    for (number, expected) in [(435, libc::EPERM), (437, libc::ENOSYS), (100_000, libc::ENOSYS)] {
+        let container = ctx.container(|spec| spec.args(["/call"]).seccomp(profile.clone()))?;
+        let path = container.file("/call");
+        std::fs::write(&path, caller(number))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        container.create().await?;
+        container.start().await?;
+        let finished = container.finish(b"").await?;
+        assert_eq!(
+            finished.status,
+            expected,
+            "call {number}: {:?}",
+            String::from_utf8_lossy(&finished.stderr)
+        );
     }
     Ok(())
 }
