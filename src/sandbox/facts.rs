@@ -29,6 +29,7 @@ pub(super) fn gather(
     rootfs: PathBuf,
     shared: SharedNamespaces,
     devices: FoundDevices,
+    bound_devices: Vec<AddedDevice>,
     hooks: Option<Hooks>,
 ) -> Result<Facts, SandboxError> {
     let (online_cpus, online_mems) = online()?;
@@ -49,6 +50,7 @@ pub(super) fn gather(
         hooks,
         devices: devices.nodes.into_iter().map(device_update).collect(),
         added_devices: devices.added.into_iter().map(added_device).collect(),
+        bound_devices,
         pci_map: devices.pci,
         root_devices: system.blocks,
         system_chars: system.chars,

@@ -13,7 +13,7 @@ use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 
 use super::system_devices::{self, SystemDevices};
-use crate::spec::{DeviceNumber, MEMORY};
+use crate::spec::{AddedDevice, DeviceKind, DeviceNumber, MEMORY};
 
 /// The annotation, whose value is `true`.
 const ALL: &str = "io.nakai.guest-devices";
@@ -41,6 +41,24 @@ pub(super) fn add(spec: &mut Spec) {
     }
     linux.set_devices(Some(nodes));
     spec.set_linux(Some(linux));
+}
+
+/// The nodes of the guest's `/dev` that a mount of the specification names, each by itself: Kubernetes' `hostPath` in a
+/// machine, where shims leave the path to the guest and send no rule for it. Blocks.
+pub(super) fn bound(spec: &Spec) -> Vec<AddedDevice> {
+    let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().as_deref());
+    let nodes = sources.filter(|source| source.starts_with("/dev") && *source != Path::new("/dev"));
+    let found = nodes.filter_map(|path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        let kind = match metadata.file_type() {
+            kind if kind.is_char_device() => DeviceKind::Char,
+            kind if kind.is_block_device() => DeviceKind::Block,
+            _ => return None,
+        };
+        let number = DeviceNumber { major: major(metadata.rdev()), minor: minor(metadata.rdev()) };
+        Some(AddedDevice { path: path.to_owned(), kind, number })
+    });
+    found.collect()
 }
 
 /// The nodes beneath `root`, by the path that they have in `/dev`. What can't be read, or goes while it is looked at, is
@@ -105,6 +123,18 @@ mod tests {
         assert!(all.contains(&"/dev/null".to_owned()) && all.contains(&"/dev/zero".to_owned()), "{all:?}");
         assert!(!fewer.contains(&"/dev/null".to_owned()) && fewer.contains(&"/dev/zero".to_owned()));
         assert!(!all.iter().any(|path| path.starts_with("/dev/pts/") || path == "/dev/ptmx"), "{all:?}");
+    }
+
+    #[test]
+    fn nodes_that_are_mounted_by_themselves_are_found() {
+        let mount =
+            |source: &str| serde_json::json!({"destination": "/x", "source": source, "options": ["bind"]});
+        let mounts = ["/dev/null", "/dev/../dev", "/dev", "/dev/no-such-node", "/proc/self/fd", "/dev/zero"]
+            .map(mount);
+        let spec =
+            serde_json::from_value(serde_json::json!({"ociVersion": "1.2.0", "mounts": mounts})).unwrap();
+        let found: Vec<_> = bound(&spec).into_iter().map(|found| (found.kind, found.number.minor)).collect();
+        assert_eq!(found, [(DeviceKind::Char, 3), (DeviceKind::Char, 5)]);
     }
 
     #[test]

@@ -2,15 +2,21 @@
 //!
 //! The last rule that matches decides. In order: deny all; the host's; an `rwm` for each device of the
 //! request that no rule named; what every container needs ([`default_rules`]); the denial of what the guest's own
-//! system is on and of its memory. Shims drop the rules altogether: then each node listed is allowed.
+//! system is on and of its memory.
+//!
+//! Shims drop the rules altogether. Then each node that the specification lists or mounts from the guest's `/dev` is
+//! allowed, and everything to a process that may load modules into the guest's kernel: engines call that privileged,
+//! and no rule would keep it from anything.
 //!
 //! On v1 libcontainer writes the list. On v2 it does nothing; there [`crate::cgroup::Cgroup::enforce_devices`] makes
 //! a program of it. v1 can't except a device from an allowed range (the kernel removes only an equal exception),
 //! so a range that has one of the guest's system in it is refused there, as is a narrower denial of the host's.
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup as Rule, LinuxDeviceType as Type};
+use oci_spec::runtime::{
+    Capability, LinuxDevice, LinuxDeviceCgroup as Rule, LinuxDeviceType as Type, Process,
+};
 
-use super::devices::{DeviceNumber, Renumbered};
+use super::devices::{DeviceKind, DeviceNumber, Renumbered};
 use super::{CgroupVersion, Facts, SpecError};
 
 /// `mem`, `kmem` and `port` (Documentation/admin-guide/devices.txt).
@@ -20,18 +26,34 @@ pub const MEMORY: [DeviceNumber; 3] = [
     DeviceNumber { major: 1, minor: 4 },
 ];
 
+/// What a privileged process has, and no other: these alone are as good as the whole guest.
+const PRIVILEGED: [Capability; 3] = [Capability::SysModule, Capability::SysRawio, Capability::SysAdmin];
+
+/// Whether devices are not kept from a process, where no rule speaks of any.
+pub(super) fn is_privileged(process: &Process) -> bool {
+    let held = process.capabilities().as_ref().and_then(|sets| sets.effective().as_ref());
+    held.is_some_and(|held| PRIVILEGED.iter().all(|capability| held.contains(capability)))
+}
+
 /// The whole list. `added` allows the guest's devices that the host does not know of.
 pub(super) fn assemble(
     given: &[Rule],
     nodes: &[LinuxDevice],
     renumbered: &[Renumbered],
     added: &[Rule],
+    is_privileged: bool,
     facts: &Facts,
 ) -> Result<Vec<Rule>, SpecError> {
     let mut rules = vec![rule(false, Type::A, None, None, "rwm")];
     rules.extend(update_rules(given, renumbered));
-    if given.is_empty() {
+    if given.is_empty() && is_privileged {
+        rules.push(rule(true, Type::A, None, None, "rwm"));
+    } else if given.is_empty() {
         rules.extend(nodes.iter().filter(|node| node.typ() != Type::P).map(allow_node));
+        rules.extend(facts.bound_devices.iter().map(|bound| {
+            let kind = if bound.kind == DeviceKind::Block { Type::B } else { Type::C };
+            rule(true, kind, signed(bound.number.major), signed(bound.number.minor), "rwm")
+        }));
     } else {
         rules.extend(added.iter().cloned());
         rules.extend(

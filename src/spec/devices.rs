@@ -62,14 +62,18 @@ pub struct AddedDevice {
 
 /// Rewrites `linux.devices` and `linux.resources.devices`; returns the nodes outside of `/dev`, which libcontainer would
 /// refuse.
-pub(super) fn apply(linux: &mut Linux, facts: &Facts) -> Result<Vec<LinuxDevice>, SpecError> {
+pub(super) fn apply(
+    linux: &mut Linux,
+    is_privileged: bool,
+    facts: &Facts,
+) -> Result<Vec<LinuxDevice>, SpecError> {
     let mut nodes = linux.devices().clone().unwrap_or_default();
     let mut resources = linux.resources().clone().unwrap_or_default();
     let given = resources.devices().clone().unwrap_or_default();
     let renumbered = update_nodes(&mut nodes, &facts.devices)?;
     let added = add_nodes(&mut nodes, &facts.added_devices);
     check_nodes(&nodes, &facts.root_devices)?;
-    let rules = device_rules::assemble(&given, &nodes, &renumbered, &added, facts)?;
+    let rules = device_rules::assemble(&given, &nodes, &renumbered, &added, is_privileged, facts)?;
     resources.set_devices(Some(rules));
     io_devices::renumber(&mut resources, &renumbered);
     linux.set_resources(Some(resources));

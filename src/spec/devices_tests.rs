@@ -18,7 +18,7 @@ fn update(path: &str, kind: DeviceKind, major: u64, minor: u64) -> DeviceUpdate 
 
 fn run(linux: Value, facts: &Facts) -> Result<Linux, SpecError> {
     let mut linux: Linux = serde_json::from_value(linux).unwrap();
-    apply(&mut linux, facts)?;
+    apply(&mut linux, false, facts)?;
     Ok(linux)
 }
 
@@ -81,6 +81,37 @@ fn without_any_rule_the_listed_nodes_are_allowed() {
     let spec = json!({"devices": [node("/dev/x", "b", 8, 0), node("/dev/fuse", "c", 10, 229)]});
     assert_eq!(rules(&run(spec, &facts).unwrap()), ["+b 254:16 rwm", "+c 10:229 rwm"]);
     assert_eq!(rules(&run(json!({}), &super::super::tests::facts()).unwrap()), [""; 0]);
+    let kmsg = AddedDevice {
+        path: "/dev/kmsg".into(),
+        kind: DeviceKind::Char,
+        number: DeviceNumber { major: 1, minor: 11 },
+    };
+    facts = Facts { bound_devices: vec![kmsg], ..super::super::tests::facts() };
+    assert_eq!(rules(&run(json!({}), &facts).unwrap()), ["+c 1:11 rwm"], "mounted");
+    let deny = json!({"resources": {"devices": [{"allow": false, "access": "rwm"}]}});
+    assert_eq!(rules(&run(deny, &facts).unwrap()), ["-a *:* rwm"], "the host has its say");
+}
+
+#[test]
+fn without_any_rule_a_process_that_may_load_modules_opens_what_it_likes() {
+    let process = |names: &[&str]| {
+        let sets = json!({"effective": names, "bounding": names});
+        serde_json::from_value(json!({"user": {}, "cwd": "/", "capabilities": sets})).unwrap()
+    };
+    let all = ["CAP_SYS_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_CHOWN"];
+    assert!(device_rules::is_privileged(&process(&all)));
+    assert!(!device_rules::is_privileged(&process(&all[1..])));
+    for version in [CgroupVersion::V1, CgroupVersion::V2] {
+        let facts = Facts {
+            cgroup_version: version,
+            root_devices: vec![DeviceNumber { major: 254, minor: 0 }],
+            ..facts()
+        };
+        let mut linux = Linux::default();
+        apply(linux.set_resources(None), true, &facts).unwrap();
+        let expected = ["+a *:* rwm", "-b 254:0 rwm", "-c 1:1 rwm", "-c 1:2 rwm", "-c 1:4 rwm"];
+        assert_eq!(rules(&linux), expected, "{version:?}");
+    }
 }
 
 #[test]
@@ -158,7 +189,7 @@ fn nodes_that_libcontainer_would_stumble_over_are_refused_by_name() {
 fn nodes_outside_of_dev_are_the_workers_and_have_their_rules() {
     let given = json!({"devices": [node("/opt/disk", "b", 8, 16), node("/dev/disk", "b", 8, 17)]});
     let mut linux: Linux = serde_json::from_value(given).unwrap();
-    let outside = apply(&mut linux, &facts()).unwrap();
+    let outside = apply(&mut linux, false, &facts()).unwrap();
     assert_eq!(outside.iter().map(LinuxDevice::path).collect::<Vec<_>>(), [Path::new("/opt/disk")]);
     assert_eq!(nodes(&linux), [("/dev/disk".to_owned(), "b", 8, 17)]);
     assert_eq!(rules(&linux), ["+b 8:16 rwm", "+b 8:17 rwm"]);

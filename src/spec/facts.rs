@@ -36,6 +36,8 @@ pub struct Facts {
     pub devices: Vec<DeviceUpdate>,
     /// Devices that the container gets besides.
     pub added_devices: Vec<AddedDevice>,
+    /// Nodes of the guest's `/dev` that mounts of the specification name, each by itself.
+    pub bound_devices: Vec<AddedDevice>,
     /// PCI addresses of passed-through devices, host to guest, `dddd:bb:dd.f` each.
     pub pci_map: BTreeMap<String, String>,
     /// What the guest's own root is on: the partition and the whole disk, or the device-mapper target and all that is

@@ -86,7 +86,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let (cgroup_path, unit) =
         cgroups_path::resolve(linux.cgroups_path().as_deref(), &facts.container_id, facts.systemd)?;
     linux.set_cgroups_path(Some(cgroup_path.clone()));
-    let outside = devices::apply(&mut linux, facts)?;
+    let outside = devices::apply(&mut linux, device_rules::is_privileged(&process), facts)?;
     cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
     memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting, &mut warnings)?;
     unheeded::warn(&linux, facts.cgroup_version, &mut warnings);

@@ -24,6 +24,7 @@ pub(super) fn facts() -> Facts {
         hooks: None,
         devices: Vec::new(),
         added_devices: Vec::new(),
+        bound_devices: Vec::new(),
         pci_map: std::collections::BTreeMap::new(),
         root_devices: Vec::new(),
         system_chars: Vec::new(),

@@ -9,6 +9,7 @@ use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(capabilities_are_exactly_the_given_ones),
+        scenario!(capabilities_that_do_not_exist_are_not_given),
         scenario!(ambient_capabilities_reach_a_user),
         scenario!(no_new_privileges_holds),
         scenario!(masked_paths_are_empty),
@@ -17,6 +18,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(kernel_parameters_are_set),
         scenario!(ordinary_devices_are_there),
         scenario!(other_devices_are_out_of_reach),
+        scenario!(without_rules_devices_that_are_mounted_can_be_opened),
+        scenario!(without_rules_a_privileged_container_opens_any_device),
         scenario!(a_device_of_the_spec_is_made),
         scenario!(mounts_are_as_asked_for),
         scenario!(recursive_options_reach_what_is_below),
@@ -52,6 +55,18 @@ async fn capabilities_are_exactly_the_given_ones(ctx: Ctx) -> Outcome {
         |spec: SpecBuilder| spec.edit(|spec| spec.Process.mut_or_insert_default().Capabilities = None.into());
     assert_eq!(ctx.output(CAPABILITIES, left_out).await?, none, "left out");
     assert_eq!(ctx.output(CAPABILITIES, |spec| spec.capabilities([""; 0])).await?, none, "empty");
+    Ok(())
+}
+
+/// A warning and no failure (runtime specification): a newer host may name what this guest has never heard of.
+async fn capabilities_that_do_not_exist_are_not_given(ctx: Ctx) -> Outcome {
+    let names = ["CAP_CHOWN", "CAP_FLY", "CAP_KILL"];
+    let expected = sets(0, CHOWN_KILL, CHOWN_KILL, CHOWN_KILL, 0);
+    let container = ctx.idle(|spec| spec.capabilities(names)).await?;
+    assert_eq!(container.sh("grep -E '^Cap' /proc/1/status | cut -f 2").await?, expected);
+    let mut process = container.process(["sh", "-c", CAPABILITIES]);
+    process.Capabilities.mut_or_insert_default().Bounding = names.map(str::to_owned).to_vec();
+    assert_eq!(succeeded(container.exec_process(process).await?), expected, "exec");
     Ok(())
 }
 
@@ -167,6 +182,34 @@ async fn other_devices_are_out_of_reach(ctx: Ctx) -> Outcome {
     let container = ctx.idle(|spec| capable(spec).add_device_rule(true, "c", 1, 11, "r")).await?;
     assert!(opens_device(&container, "1 11").await?, "/dev/kmsg, with a rule for it");
     assert!(!opens_device(&container, "1 1").await?, "/dev/mem still");
+    Ok(())
+}
+
+/// What shims make of the rules.
+fn without_rules(spec: SpecBuilder) -> SpecBuilder {
+    spec.edit(|spec| {
+        spec.Linux.mut_or_insert_default().Resources.mut_or_insert_default().Devices.clear();
+    })
+}
+
+/// As a pod of Kubernetes has it by `hostPath`: the path is the guest's. Opened for writing, as reading wants a capability.
+async fn without_rules_devices_that_are_mounted_can_be_opened(ctx: Ctx) -> Outcome {
+    let open = "(: > /dev/kmsg) 2> /dev/null && echo opened || echo refused";
+    let edit = |spec: SpecBuilder| spec.mount("/dev/kmsg", "/dev/kmsg", "bind", &["rbind", "rw"]);
+    assert_eq!(ctx.output(open, edit).await?, "refused", "with a rule that denies all");
+    assert_eq!(ctx.output(open, |spec| without_rules(edit(spec))).await?, "opened");
+    Ok(())
+}
+
+/// Whoever may load modules into the guest's kernel is kept from nothing by a rule; its memory stays closed all the same.
+async fn without_rules_a_privileged_container_opens_any_device(ctx: Ctx) -> Outcome {
+    let names = ["CAP_MKNOD", "CAP_SYSLOG", "CAP_SYS_RAWIO", "CAP_SYS_MODULE", "CAP_SYS_ADMIN"];
+    let container = ctx.idle(|spec| without_rules(spec.capabilities(names))).await?;
+    assert!(opens_device(&container, "1 11").await?, "/dev/kmsg");
+    assert!(!opens_device(&container, "1 1").await?, "/dev/mem");
+    container.remove().await?;
+    let container = ctx.idle(|spec| without_rules(spec.capabilities(names[..4].iter().copied()))).await?;
+    assert!(!opens_device(&container, "1 11").await?, "/dev/kmsg, of a lesser one");
     Ok(())
 }
 
