@@ -32,6 +32,9 @@ fn main() {
     // Supervisor and server hold descriptors for each process. Workers get the limit back that there was.
     let open_files = rlimit::raise_open_files(Path::new("/proc"))
         .inspect_err(|error| console::say(format_args!("the limit of open files stays: {error}")));
+    if is_init && let Err(error) = rlimit::allow_many_open_files(Path::new("/proc")) {
+        console::say(format_args!("containers get no more than a million open files: {error}"));
+    }
     let server = |channel, generation| server::run(channel, &overrides, mode, generation);
     match Supervisor::new(server, open_files.ok()).and_then(Supervisor::run) {
         Ok(Ended::ShutDown) if is_init => power::power_off(),

@@ -88,6 +88,19 @@ pub fn raise_open_files(proc: &Path) -> Result<OpenFiles, RlimitError> {
     Ok(before)
 }
 
+/// How many files a process may be allowed to have open: as many as where systemd runs. Hosts ask for that number.
+const MOST_OPEN_FILES: u64 = 1_073_741_816;
+
+/// Lets limits go as far, where that is further than the kernel's default, which is a million.
+///
+/// # Errors
+///
+/// [`RlimitError::Limit`].
+pub fn allow_many_open_files(proc: &Path) -> Result<(), RlimitError> {
+    std::fs::write(proc.join("sys/fs/nr_open"), MOST_OPEN_FILES.to_string())
+        .map_err(|source| RlimitError::Limit { step: "raise", source })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +118,6 @@ mod tests {
     fn a_proc_that_is_not_there_is_an_error() {
         let error = raise_open_files(Path::new("/nonexistent")).unwrap_err().to_string();
         assert!(error.starts_with("read /nonexistent/sys/fs/nr_open: "), "{error}");
+        assert!(allow_many_open_files(Path::new("/nonexistent")).is_err());
     }
 }
