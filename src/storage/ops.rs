@@ -15,7 +15,7 @@ use super::verity::{self, Verity};
 use crate::guest::beneath::Root;
 use crate::guest::modules::Modules;
 use crate::guest::mount::{self, MountError, MountOptions};
-use crate::guest::mountinfo;
+use crate::guest::mountinfo::{self, MountInfo};
 
 /// What is mounted and how.
 #[derive(Debug)]
@@ -50,6 +50,10 @@ pub trait MountOps: Send + Sync {
     /// Takes down the topmost mount at the target (umount2(2) with `UMOUNT_NOFOLLOW`). Fails if it is in use.
     /// Errors name the target.
     fn unmount(&self, target: &Target<'_>) -> Result<(), Cause>;
+
+    /// Detaches what is mounted beneath `path`, but for what lies at or beneath one of `others`. Says whether there was
+    /// anything.
+    fn detach_beneath(&self, path: &Path, others: &[PathBuf]) -> bool;
 
     /// Whether something is mounted at `path`. A path that isn't there is no mount point.
     fn is_mount_point(&self, path: &Path) -> Result<bool, Cause>;
@@ -138,6 +142,16 @@ impl MountOps for KernelMounts {
             }
             cause(error)
         })
+    }
+
+    fn detach_beneath(&self, path: &Path, others: &[PathBuf]) -> bool {
+        let mounts = mountinfo::mounts_beneath(path).unwrap_or_default();
+        let is_left = |mount: &&MountInfo| {
+            mount.mount_point != path && !others.iter().any(|other| mount.mount_point.starts_with(other))
+        };
+        let detached =
+            mounts.iter().filter(is_left).filter(|mount| mount::detach(&mount.mount_point).is_ok());
+        detached.count() > 0
     }
 
     fn new_verity_name(&self) -> Result<String, Cause> {

@@ -145,9 +145,20 @@ impl MountOps for FakeGuest {
         assert_eq!(at, target.path);
         self.note("unmount", format!("unmount {}", at.display()))?;
         let mut state = self.state.lock().unwrap();
+        if state.mounted.iter().any(|path| *path != at && path.starts_with(&at)) {
+            return Err(Arc::new(std::io::Error::other("busy: something is mounted beneath")));
+        }
         let found = state.mounted.iter().rposition(|path| *path == at).expect("nothing is mounted there");
         state.mounted.remove(found);
         Ok(())
+    }
+
+    fn detach_beneath(&self, path: &Path, others: &[PathBuf]) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let before = state.mounted.len();
+        let is_known = |mounted: &PathBuf| others.iter().any(|other| mounted.starts_with(other));
+        state.mounted.retain(|mounted| mounted == path || !mounted.starts_with(path) || is_known(mounted));
+        before > state.mounted.len()
     }
 
     fn new_verity_name(&self) -> Result<String, Cause> {

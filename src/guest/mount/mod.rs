@@ -17,7 +17,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, statvfs};
@@ -165,6 +165,20 @@ pub fn unmount(target: &Path, lazy: bool) -> Result<(), MountError> {
     let detach = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
     umount2(target, MntFlags::UMOUNT_NOFOLLOW | detach)
         .map_err(|errno| MountError::Unmount { target: target.to_owned(), source: errno.into() })
+}
+
+/// Detaches the mount whose root is at `path`, which goes with its last user. A container may have changed the
+/// directories around it meanwhile: no link is followed.
+///
+/// # Errors
+///
+/// [`MountError::Unmount`]; EINVAL means that nothing is mounted there.
+pub fn detach(path: &Path) -> Result<(), MountError> {
+    let how =
+        OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(AT_FDCWD, path, how)
+        .and_then(|mount| umount2(&fd_path(mount.as_fd()), MntFlags::MNT_DETACH))
+        .map_err(|errno| MountError::Unmount { target: path.to_owned(), source: errno.into() })
 }
 
 /// One request to mount.

@@ -294,8 +294,16 @@ impl Inner {
         mut attachment: Attachment,
     ) -> Result<(), StorageError> {
         let (ops, records) = (Arc::clone(&self.ops), self.records.clone());
+        let place = point.as_path().to_owned();
+        let is_within = |other: &&GuestPath| *other != point && other.as_path().starts_with(&place);
+        let others: Vec<PathBuf> =
+            self.table().entries.keys().filter(is_within).map(|other| other.as_path().to_owned()).collect();
         let taken_down = self.bulkhead.run(point.as_path(), move || {
-            let outcome = attachment.take_down(&*ops);
+            let mut outcome = attachment.take_down(&*ops);
+            // What a container has mounted in a volume that it shares, and left there, is nobody's now.
+            if !attachment.is_empty() && ops.detach_beneath(&place, &others) {
+                outcome = attachment.take_down(&*ops);
+            }
             if attachment.is_empty() {
                 super::recover::remove(records.as_deref(), serial);
             }

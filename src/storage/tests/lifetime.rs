@@ -239,6 +239,24 @@ fn a_busy_mount_is_reported_and_tried_again() {
 }
 
 #[test]
+fn what_a_container_left_mounted_in_a_volume_goes_with_it_but_no_storage_does() {
+    run(async |guest, storages| {
+        let outer = attach(&storages, &guest.request("virtio-fs", "x", "v")).await.unwrap();
+        let inner = attach(&storages, &guest.request("blk", "/dev/vda", "v/inner")).await.unwrap();
+        for left in ["v/left", "v/inner/left"] {
+            guest.pretend_mounted(left);
+        }
+        let message = outer.release().await.unwrap_err().to_string();
+        assert!(message.contains("busy"), "{message:?}");
+        assert_eq!(guest.mounted(), ["v", "v/inner", "v/inner/left"].map(std::path::PathBuf::from));
+        inner.release().await.unwrap();
+        assert_eq!(guest.mounted(), [std::path::PathBuf::from("v")]);
+        storages.release_all().await.unwrap();
+        guest.assert_clean();
+    });
+}
+
+#[test]
 fn what_others_put_into_a_directory_of_ours_is_reported_not_removed() {
     run(async |guest, storages| {
         let handle = attach(&storages, &guest.request("virtio-fs", "x", "v")).await.unwrap();

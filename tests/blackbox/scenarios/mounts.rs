@@ -16,6 +16,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_look_at_the_shares_always_succeeds),
         scenario!(a_mount_of_one_container_is_shared_with_another),
         scenario!(a_mount_in_a_shared_volume_reaches_the_containers_that_ask_for_it).own_agent().vm_only(),
+        scenario!(what_is_left_mounted_in_a_shared_volume_goes_with_it).own_agent().vm_only(),
     ]
 }
 
@@ -150,5 +151,38 @@ async fn a_mount_in_a_shared_volume_reaches_the_containers_that_ask_for_it(ctx: 
     for container in &containers {
         container.remove().await?;
     }
+    Ok(())
+}
+
+/// As a sidecar that is killed leaves it: the guest's mount of the volume would be busy for ever.
+async fn what_is_left_mounted_in_a_shared_volume_goes_with_it(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("left", "left", true)).await?;
+    let place = |name: &str| format!("/run/kata-containers/sandbox/storage/{}-{name}", ctx.prefix());
+    let data = Storage { driver: "local".into(), mount_point: place("data"), ..Default::default() };
+    let volume = Storage {
+        driver: "bind".into(),
+        source: place("data"),
+        fstype: "bind".into(),
+        options: vec!["bind".into()],
+        mount_point: place("volume"),
+        ..Default::default()
+    };
+    let server = ctx.container(|spec| {
+        spec.args(["sleep", "1000000"]).capabilities(["CAP_SYS_ADMIN"]).mount(
+            "/volume",
+            &place("volume"),
+            "bind",
+            &["rbind", "rshared", "rw"],
+        )
+    })?;
+    let mut request = server.request();
+    request.storages.extend([data, volume]);
+    ctx.client().create_container_with(&request).await?;
+    server.start().await?;
+    server.sh("mkdir /volume/inner && mount -t tmpfs inner /volume/inner").await?;
+    let count = format!("grep -c ' {}' $PROC/1/mountinfo; true", place("volume"));
+    assert_eq!(ctx.guest_sh(&count).await?.trim(), "2");
+    server.remove().await?;
+    assert_eq!(ctx.guest_sh(&count).await?.trim(), "0");
     Ok(())
 }
