@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, linkat, symlinkat, unlinkat};
@@ -52,7 +53,14 @@ impl Tree {
 
     fn resolve(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        openat2(&self.root, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(self.resolve))
+        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(self.resolve);
+        loop {
+            match openat2(&self.root, path, how) {
+                // A rename anywhere disturbed the way over a link's `..` (openat2(2)).
+                Err(Errno::EAGAIN) => {}
+                result => return result,
+            }
+        }
     }
 
     /// A directory that is there, to set what it has. No link is followed for its last name.
