@@ -3,15 +3,16 @@
 //! A share of the host or a container's root file system can hold a symbolic link at any place and any time.
 //! So such a path is never handed to the kernel as text: it is opened with openat2(2), which resolves links
 //! as if the root were `/` (`RESOLVE_IN_ROOT`) and follows no magic link, and what follows works on the
-//! descriptor.
+//! descriptor. Where something is made, a link whose target is missing leads to what is made, too: images have
+//! `/var/run -> /run` without `/run`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
 use nix::sys::stat::{Mode, mkdirat};
 
 /// Why a path beneath a root can't be had.
@@ -62,6 +63,9 @@ pub struct Root {
     path: PathBuf,
 }
 
+/// How many links without a target are followed, as the kernel has it for others (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
 /// `O_PATH`: to stand on, not to read.
 const STAND: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
@@ -99,7 +103,7 @@ impl Root {
     ///
     /// [`BeneathError::Climbs`] and [`BeneathError::Step`].
     pub fn create_dir(&self, relative: &Path, mode: u32) -> Result<OwnedFd, BeneathError> {
-        self.create_dir_clean(&clean(relative)?, mode)
+        self.walk_down(&clean(relative)?, Last::Directory(mode), true, &mut |_| Ok(()))
     }
 
     /// The file `relative`, made empty with its parents if missing, as an `O_PATH` descriptor. `mode` (less
@@ -109,21 +113,11 @@ impl Root {
     ///
     /// [`BeneathError::Climbs`] and [`BeneathError::Step`].
     pub fn create_file(&self, relative: &Path, mode: u32) -> Result<OwnedFd, BeneathError> {
-        let relative = clean(relative)?;
-        match self.open_clean(&relative, STAND, Mode::empty()) {
-            Err(Errno::ENOENT) => {}
-            found => return found.map_err(|errno| self.step("open", &relative, errno)),
-        }
-        if let Some(parent) = relative.parent() {
-            self.create_dir_clean(parent, 0o755)?;
-        }
-        let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        self.open_clean(&relative, flags, Mode::from_bits_truncate(mode & 0o7777))
-            .and_then(|_made| self.open_clean(&relative, STAND, Mode::empty()))
-            .map_err(|errno| self.step("create", &relative, errno))
+        self.walk_down(&clean(relative)?, Last::File(mode), true, &mut |_| Ok(()))
     }
 
-    /// As [`Root::create_dir`]; `made` is handed each directory that is made, open, before anything is in it.
+    /// As [`Root::create_dir`], but a link whose target is missing is an error; `made` is handed each directory that is
+    /// made, open, before anything is in it.
     ///
     /// # Errors
     ///
@@ -134,36 +128,51 @@ impl Root {
         mode: u32,
         made: &mut dyn FnMut(OwnedFd) -> nix::Result<()>,
     ) -> Result<OwnedFd, BeneathError> {
-        self.walk_down(&clean(relative)?, mode, made)
+        self.walk_down(&clean(relative)?, Last::Directory(mode), false, made)
     }
 
-    fn create_dir_clean(&self, relative: &Path, mode: u32) -> Result<OwnedFd, BeneathError> {
-        self.walk_down(relative, mode, &mut |_| Ok(()))
-    }
-
-    /// Walks down from the root, and makes what is missing.
+    /// Walks down from the root, and makes what is missing; with `beyond_links` also where a link leads that dangles.
     fn walk_down(
         &self,
         relative: &Path,
-        mode: u32,
+        last: Last,
+        beyond_links: bool,
         made: &mut dyn FnMut(OwnedFd) -> nix::Result<()>,
     ) -> Result<OwnedFd, BeneathError> {
-        let stand = |path: &Path| self.open_clean(path, STAND | OFlag::O_DIRECTORY, Mode::empty());
-        match stand(relative) {
+        match self.open_clean(relative, STAND | last.flags(), Mode::empty()) {
             Err(Errno::ENOENT) => {}
             found => return found.map_err(|errno| self.step("open", relative, errno)),
         }
+        // Opened from the root each time: a link in `so_far` is resolved within it.
         let mut so_far = PathBuf::new();
-        let mut parent = stand(&so_far).map_err(|errno| self.step("open", &so_far, errno))?;
-        for name in relative {
-            so_far.push(name);
-            // Opened from the root each time: a link in `so_far` is resolved within it. Somebody else may
-            // make the directory first; a dangling link stays an error.
-            parent = match stand(&so_far) {
-                Err(Errno::ENOENT) => match mkdirat(&parent, name, Mode::from_bits_truncate(mode & 0o7777)) {
-                    Ok(()) => open_made(&parent, name).and_then(&mut *made).and_then(|()| stand(&so_far)),
-                    Err(Errno::EEXIST) => stand(&so_far),
-                    Err(errno) => Err(errno),
+        let mut to_come: Vec<OsString> = relative.iter().rev().map(OsStr::to_owned).collect();
+        let stand = |path: &Path, flags| self.open_clean(path, STAND | flags, Mode::empty());
+        let mut parent =
+            stand(&so_far, OFlag::O_DIRECTORY).map_err(|errno| self.step("open", &so_far, errno))?;
+        let mut links = 0_usize;
+        while let Some(name) = to_come.pop() {
+            so_far.push(&name);
+            let wanted = if to_come.is_empty() { last } else { last.parent() };
+            let failed = |errno| self.step("create", &so_far, errno);
+            parent = match stand(&so_far, wanted.flags()) {
+                Err(Errno::ENOENT) => match wanted.make(&parent, &name, made) {
+                    // Somebody else may have made it first.
+                    Err(Errno::EEXIST) if !beyond_links => stand(&so_far, wanted.flags()),
+                    Err(Errno::EEXIST) => match readlinkat(&parent, name.as_os_str()) {
+                        Ok(_) if links >= MAX_LINKS => return Err(failed(Errno::ELOOP)),
+                        Ok(target) => {
+                            links = links.saturating_add(1);
+                            so_far.pop();
+                            let target = PathBuf::from(target);
+                            if target.is_absolute() {
+                                so_far = PathBuf::new();
+                            }
+                            to_come.extend(names(&target).rev());
+                            stand(&so_far, OFlag::O_DIRECTORY)
+                        }
+                        Err(_) => stand(&so_far, wanted.flags()),
+                    },
+                    made => made.and_then(|()| stand(&so_far, wanted.flags())),
                 },
                 found => found,
             }
@@ -220,6 +229,61 @@ pub fn create_file_beneath(root: &Path, relative: &Path, mode: u32) -> Result<Ow
 /// must be mounted. Valid as long as `fd` is open.
 pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// What a path that is walked down ends with, and the permissions that it is made with.
+#[derive(Debug, Clone, Copy)]
+enum Last {
+    Directory(u32),
+    File(u32),
+}
+
+impl Last {
+    /// What the directories above it are made as.
+    fn parent(self) -> Self {
+        match self {
+            Self::Directory(_) => self,
+            Self::File(_) => Self::Directory(0o755),
+        }
+    }
+
+    /// To stand on what is there.
+    fn flags(self) -> OFlag {
+        match self {
+            Self::Directory(_) => OFlag::O_DIRECTORY,
+            Self::File(_) => OFlag::empty(),
+        }
+    }
+
+    /// EEXIST if anything of that name is there, a link that leads nowhere, too.
+    fn make(
+        self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        made: &mut dyn FnMut(OwnedFd) -> nix::Result<()>,
+    ) -> nix::Result<()> {
+        let bits = |mode: u32| Mode::from_bits_truncate(mode & 0o7777);
+        match self {
+            Self::Directory(mode) => {
+                mkdirat(parent, name, bits(mode))?;
+                made(open_made(parent, name)?)
+            }
+            Self::File(mode) => {
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+                openat(parent, name, flags, bits(mode)).map(drop)
+            }
+        }
+    }
+}
+
+/// The parts of a link's text. What climbs is resolved within the root, as the kernel does.
+fn names(target: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    let names = target.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name),
+        Component::ParentDir => Some(OsStr::new("..")),
+        _ => None,
+    });
+    names.map(OsStr::to_owned)
 }
 
 /// Opens the directory that was just made, and not what somebody may have put in its place.
@@ -298,12 +362,43 @@ mod tests {
         // `..` at the root stays there, so the relative link finds the directory of that name inside.
         let fd = create_dir_beneath(&place.root, Path::new("rel/x"), 0o755).unwrap();
         assert_eq!(target(&fd), place.root.join("outside/x"));
-        for path in ["abs/x", "abs", "magic/x"] {
-            let error = create_dir_beneath(&place.root, Path::new(path), 0o755).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{path}: {error}");
-        }
-        assert!(create_file_beneath(&place.root, Path::new("abs"), 0o644).is_err());
+        // What is missing there is made, within the root.
+        let inside = place.root.join(place.outside.strip_prefix("/").unwrap());
+        let fd = create_dir_beneath(&place.root, Path::new("abs/x"), 0o755).unwrap();
+        assert_eq!(target(&fd), inside.join("x"));
+        let fd = create_dir_beneath(&place.root, Path::new("magic/x"), 0o755).unwrap();
+        assert_eq!(target(&fd), place.root.join("proc/self/root/x"));
         assert_eq!(fs::read_dir(&place.outside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_dangling_link_leads_to_is_made() {
+        let place = place();
+        let links = [
+            ("jump", "/tmp/foo/bar"),
+            ("hosts", "/jump/./baz/hosts"),
+            ("a", "../../b//c/../d"),
+            ("round", "round"),
+        ];
+        for (link, to) in links {
+            symlink(to, place.root.join(link)).unwrap();
+        }
+        let fd = create_file_beneath(&place.root, Path::new("hosts"), 0o640).unwrap();
+        assert_eq!(target(&fd), place.root.join("tmp/foo/bar/baz/hosts"));
+        assert_eq!(
+            fs::metadata(place.root.join("tmp/foo/bar/baz/hosts")).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
+        // What is made stays a link for the next, and what was there is left alone.
+        fs::write(place.root.join("tmp/foo/bar/baz/hosts"), "kept").unwrap();
+        create_file_beneath(&place.root, Path::new("hosts"), 0o640).unwrap();
+        assert_eq!(fs::read(place.root.join("tmp/foo/bar/baz/hosts")).unwrap(), b"kept");
+        let fd = create_dir_beneath(&place.root, Path::new("a/x"), 0o755).unwrap();
+        assert_eq!(target(&fd), place.root.join("b/d/x"));
+        for path in ["round", "round/x"] {
+            let error = create_dir_beneath(&place.root, Path::new(path), 0o755).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ELOOP), "{path}: {error}");
+        }
     }
 
     #[test]

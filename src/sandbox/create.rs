@@ -19,7 +19,7 @@ use super::records::{ContainerRecord, MadeRecord, forget_container};
 use super::undo::{Undo, Why};
 use super::{
     CreateContainer, Environment, Gone, Running, SharedMount, bundle, cdi, diagnostics, facts, guest_devices,
-    pins, pumps, pumps::Links, shared_mounts, sysctl,
+    pins, pumps, pumps::Links, shared_mounts, sysctl, tmpfs_modes,
 };
 use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
 use crate::device::FoundDevices;
@@ -293,8 +293,11 @@ async fn prepare(
     let prepared = bulkhead.run(&path, move || {
         let rootfs = check_rootfs(&root)?;
         guest_devices::add(&mut spec);
-        let facts = facts::gather(&environment, id, rootfs.clone(), shared, devices, hooks)?;
-        Ok((Box::new(spec::prepare(*spec, &facts)?), rootfs))
+        let bound = guest_devices::bound(&spec);
+        let facts = facts::gather(&environment, id, rootfs.clone(), shared, devices, bound, hooks)?;
+        let mut prepared = Box::new(spec::prepare(*spec, &facts)?);
+        tmpfs_modes::complete(&mut prepared.spec, prepared.own_mounts.as_ref(), &rootfs);
+        Ok((prepared, rootfs))
     });
     prepared.await.unwrap_or(Err(SandboxError::TaskEnded("preparing the specification")))
 }

@@ -46,6 +46,7 @@ mod shared_mounts;
 mod shares;
 mod sysctl;
 mod system_devices;
+mod tmpfs_modes;
 mod undo;
 mod update;
 

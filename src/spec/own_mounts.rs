@@ -168,11 +168,12 @@ fn read(mount: &Mount, guest: &Guest) -> Option<OwnMount> {
 /// The attributes that the options ask for, in libcontainer's reading, and the options that are the filesystem's;
 /// nothing if there is a word that only libcontainer knows what to do with.
 fn words(mount: &Mount) -> Option<(MountAttributes, Vec<String>)> {
-    let (mut flags, mut atime, mut options) = (0, 0, Vec::new());
+    let (mut flags, mut cleared, mut atime, mut options) = (0, 0, 0, Vec::new());
     let mut attributes = MountAttributes::default();
     for option in mount.options().iter().flatten() {
         if let Some((is_set, bit)) = flag(option) {
-            flags = if is_set { flags | bit } else { flags & !bit };
+            (flags, cleared) =
+                if is_set { (flags | bit, cleared & !bit) } else { (flags & !bit, cleared | bit) };
         } else if let Some((is_set, bit)) = access_time(option) {
             atime = if is_set { atime | bit } else { atime & !bit };
         } else if let Some((is_set, bit)) = option.strip_prefix('r').and_then(flag_below) {
@@ -187,8 +188,10 @@ fn words(mount: &Mount) -> Option<(MountAttributes, Vec<String>)> {
         }
     }
     attributes.set = flags;
+    // A bind mount begins with those of its source; libcontainer leaves them to it.
+    attributes.clear = cleared;
     if atime != 0 {
-        attributes.clear = libc::MOUNT_ATTR__ATIME;
+        attributes.clear |= libc::MOUNT_ATTR__ATIME;
         attributes.set |= match atime {
             _ if atime & STRICT != 0 => libc::MOUNT_ATTR_STRICTATIME,
             _ if atime & NEVER != 0 => libc::MOUNT_ATTR_NOATIME,

@@ -131,8 +131,10 @@ fn the_last_word_of_a_kind_counts() {
         words(&mount).map(|(attributes, _)| (attributes.set, attributes.clear))
     };
     let (ro, atime) = (libc::MOUNT_ATTR_RDONLY, libc::MOUNT_ATTR__ATIME);
-    assert_eq!(read(&["ro", "rw", "defaults"]), Some((0, 0)));
+    assert_eq!(read(&["ro", "rw", "defaults"]), Some((0, ro)));
     assert_eq!(read(&["rw", "ro"]), Some((ro, 0)));
+    let (exec, suid) = (libc::MOUNT_ATTR_NOEXEC, libc::MOUNT_ATTR_NOSUID);
+    assert_eq!(read(&["exec", "suid", "nosuid"]), Some((suid, exec)));
     assert_eq!(read(&["noatime", "atime"]), Some((0, 0)));
     assert_eq!(read(&["relatime"]), Some((0, atime)));
     assert_eq!(read(&["relatime", "noatime"]), Some((libc::MOUNT_ATTR_NOATIME, atime)));

@@ -86,7 +86,9 @@ fn make_one(root: &Root, mount: &OwnMount, left: &[PathBuf], cgroup: Option<&Pat
     let attributes = &mount.attributes;
     let (tree, is_directory) = match &mount.what {
         Mounted::Filesystem { kind, source, options } => {
-            (new_filesystem(kind, source, options, attributes)?, true)
+            let mode = if kind == "tmpfs" { covered_mode(root, &mount.destination, options)? } else { None };
+            let options: Vec<&str> = options.iter().map(String::as_str).chain(mode.as_deref()).collect();
+            (new_filesystem(kind, source, &options, attributes)?, true)
         }
         Mounted::Bind { source, recursive } => bind(source, *recursive, attributes)?,
         Mounted::Cgroup => {
@@ -106,11 +108,24 @@ fn make_one(root: &Root, mount: &OwnMount, left: &[PathBuf], cgroup: Option<&Pat
     move_mount(&tree, "", &place, "", flags).map_err(Cause::step("put it there"))
 }
 
+/// The option by which a memory filesystem has the permissions of the directory that it covers, as with runc; if it
+/// brings none of its own. The kernel's default is for a place that is not there yet.
+fn covered_mode(root: &Root, destination: &Path, options: &[String]) -> Result<Option<String>, Cause> {
+    if options.iter().any(|option| option.starts_with("mode=")) {
+        return Ok(None);
+    }
+    let Ok(covered) = root.open_path(destination, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()) else {
+        return Ok(None);
+    };
+    let mode = fstat(&covered).map_err(|errno| Cause::new(format!("look at what it covers: {errno}")))?;
+    Ok(Some(format!("mode={:o}", mode.st_mode & 0o7777)))
+}
+
 /// A new filesystem, mounted nowhere yet.
 fn new_filesystem(
     kind: &str,
     source: &str,
-    options: &[String],
+    options: &[&str],
     attributes: &MountAttributes,
 ) -> Result<OwnedFd, Cause> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(Cause::step("open the filesystem"))?;
@@ -119,7 +134,7 @@ fn new_filesystem(
     for option in options {
         match option.split_once('=') {
             Some((name, value)) => fsconfig_set_string(context, name, value),
-            None => fsconfig_set_flag(context, option.as_str()),
+            None => fsconfig_set_flag(context, *option),
         }
         .map_err(|errno| Cause::new(format!("option {option:?}: {errno}")))?;
     }

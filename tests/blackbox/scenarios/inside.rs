@@ -3,6 +3,8 @@
 //! Most mounts are made by the agent before libcontainer; with `tmpcopyup` in it, a specification is left to libcontainer
 //! alone. So the two ways can be held against each other.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use nakai_ctl::SpecBuilder;
 use ttrpc::Code;
 
@@ -17,6 +19,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(namespaces_of_its_own_are_the_same_both_ways),
         scenario!(mounts_lie_on_each_other_in_their_order),
         scenario!(links_of_the_image_lead_mounts_no_further_than_its_root),
+        scenario!(what_links_of_the_image_lead_to_is_made_for_mounts),
+        scenario!(a_memory_filesystem_has_the_permissions_of_what_it_covers),
+        scenario!(words_of_a_bind_mount_undo_those_of_its_source).vm_only(),
         scenario!(mounts_of_a_container_are_not_the_guests),
     ]
 }
@@ -172,6 +177,82 @@ async fn links_of_the_image_lead_mounts_no_further_than_its_root(ctx: Ctx) -> Ou
         link(target, container.file("/to/x"))?;
         refused(container.create().await, Code::INVALID_ARGUMENT, &["/to/x", "link"]);
     }
+    Ok(())
+}
+
+/// Images are made without what is mounted at run time: `/var/run` leads to a `/run` that is not there.
+async fn what_links_of_the_image_lead_to_is_made_for_mounts(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| {
+        let script = "pwd -P; cat /etc/hosts; awk '$2 ~ \"^/gone\" { print $2 }' /proc/mounts";
+        spec.args(["sh", "-c", script]).cwd("/link/app")
+    })?;
+    let (files, volume) = ctx.directory(&container, "dangling")?;
+    std::fs::write(files.join("hosts"), "of the volume\n")?;
+    let container = container.edit(|spec| {
+        spec.mount("/link/secrets/token", "token", "tmpfs", &["size=16k"]).mount(
+            "/etc/hosts",
+            &format!("{volume}/hosts"),
+            "bind",
+            &["rbind", "ro"],
+        )
+    });
+    let link = std::os::unix::fs::symlink::<&str, std::path::PathBuf>;
+    std::fs::create_dir_all(container.file("/etc"))?;
+    let _ = std::fs::remove_file(container.file("/etc/hosts"));
+    for (target, name) in [("gone", "/link"), ("/jump/etc/hosts", "/etc/hosts"), ("gone/../gone/2", "/jump")]
+    {
+        link(target, container.file(name))?;
+    }
+    container.create().await?;
+    container.start().await?;
+    let seen = succeeded(container.finish(b"").await?);
+    assert_eq!(seen, "/gone/app\nof the volume\n/gone/secrets/token\n/gone/2/etc/hosts");
+    Ok(())
+}
+
+/// As runc has it, and the kernel's default where nothing is covered. With a hook the mounts are libcontainer's.
+async fn a_memory_filesystem_has_the_permissions_of_what_it_covers(ctx: Ctx) -> Outcome {
+    for last in ["size=16k", "tmpcopyup"] {
+        let container = ctx.container(|spec| {
+            let script = "stat -c %a /covered /missing /own; grep -o ' /covered .*mode=[0-7]*' /proc/mounts | \
+                grep -o 'mode.*'";
+            ["/covered", "/missing"]
+                .into_iter()
+                .fold(spec, |spec, to| spec.mount(to, "tmpfs", "tmpfs", &["nosuid"]))
+                .mount("/own", "tmpfs", "tmpfs", &["mode=750"])
+                .mount("/last", "tmpfs", "tmpfs", &[last])
+                .args(["sh", "-c", script])
+        })?;
+        for (name, mode) in [("/covered", 0o1710), ("/own", 0o700)] {
+            std::fs::create_dir(container.file(name))?;
+            std::fs::set_permissions(container.file(name), std::fs::Permissions::from_mode(mode))?;
+        }
+        container.create().await?;
+        container.start().await?;
+        let seen = succeeded(container.finish(b"").await?);
+        assert_eq!(seen, "1710\n1777\n750\nmode=1710", "{last}");
+        container.remove().await?;
+    }
+    Ok(())
+}
+
+/// The guest's `/sys` is mounted so that nothing in it can be run, nor be a device.
+async fn words_of_a_bind_mount_undo_those_of_its_source(ctx: Ctx) -> Outcome {
+    let edit = |spec: SpecBuilder| {
+        spec.mount("/x/same", "/sys", "bind", &["rbind", "rprivate"]).mount(
+            "/x/other",
+            "/sys",
+            "bind",
+            &["rbind", "rprivate", "exec", "suid", "ro"],
+        )
+    };
+    let script = "awk '$2 ~ \"^/x/(same|other)$\" { print $4 }' /proc/mounts | cut -d , -f 1-4";
+    let seen = ctx.output(script, edit).await?;
+    let lines: Vec<&str> = seen.lines().collect();
+    let has =
+        |line: usize, word: &str| lines.get(line).is_some_and(|line| line.split(',').any(|one| one == word));
+    assert!(has(0, "rw") && has(0, "nosuid") && has(0, "noexec") && has(0, "nodev"), "{seen}");
+    assert!(has(1, "ro") && !has(1, "nosuid") && !has(1, "noexec") && has(1, "nodev"), "{seen}");
     Ok(())
 }
 
