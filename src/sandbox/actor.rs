@@ -1,5 +1,6 @@
 //! The actor of a container: start, exec, pause, resume and removal, in the order in which they are asked for.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,8 +22,9 @@ use super::pumps::{self, Links};
 use super::records::started_name;
 use super::undo::{Undo, Why};
 use super::{Environment, ExecRequest};
-use crate::spec;
+use crate::spec::{self, LateProcess};
 use crate::stdio::ports;
+use crate::supervisor::Place;
 use crate::worker::job::{ExecCgroups, ExecJob, Job, RunHooksJob};
 use oci_spec::runtime::Hook;
 
@@ -280,15 +282,17 @@ async fn exec(
     let late = &prepared.late;
     let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, late, environment, what).await?;
     let init = container.init.handle().map_err(|source| SandboxError::Duplicate { source })?;
+    let cgroups = exec_cgroups(container);
+    let place = if prepared.terminal { None } else { birthplace(&cgroups, &prepared.late) };
     let job = Job::Exec(Box::new(ExecJob {
         process: prepared.process,
-        cgroups: exec_cgroups(container),
+        cgroups,
         io: wiring.io.clone(),
         late: prepared.late,
         filter_flags: wiring.filter_flags,
     }));
     let wiring = wiring.behind(init);
-    let process = launch::start_process(environment, &job, wiring, Box::new(turns), what).await?;
+    let process = launch::start_process(environment, place, &job, wiring, Box::new(turns), what).await?;
     let links = Links::hold(connections, &environment.launcher, process.key());
     let process = Arc::new(process.recorded(container.id(), &request.exec_id, &environment.records).await?);
     pumps::start(&process, links, environment.config.stream_quiet_time);
@@ -303,4 +307,14 @@ fn exec_cgroups(container: &Container) -> ExecCgroups {
         Some(root) => ExecCgroups::V2 { root, path, init: container.init.pid().as_raw() },
         None => ExecCgroups::V1(roots.into_iter().map(|root| root.join(&path)).collect()),
     }
+}
+
+/// Where the supervisor can fork an exec'd process that has no terminal: one that has waits for who takes that.
+fn birthplace(cgroups: &ExecCgroups, late: &LateProcess) -> Option<Place> {
+    let cgroup = match cgroups {
+        ExecCgroups::V1(_) => None,
+        ExecCgroups::V2 { root, path, .. } => Some(File::open(root.join(path)).ok()?.into()),
+    };
+    let own_pids = late.namespaces.iter().any(|namespace| namespace.own && namespace.kind == "pid");
+    Some(Place { own_pids, cgroup, held: true })
 }

@@ -401,7 +401,7 @@ async fn launch_init(
         copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
     }));
-    launch::start_process(environment, &job, wiring, Box::new(end), what).await
+    launch::start_process(environment, None, &job, wiring, Box::new(end), what).await
 }
 
 /// Nothing is needed of a specification once it is written down. What takes memory goes: many containers may be

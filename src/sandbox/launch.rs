@@ -10,6 +10,7 @@ use super::error::SandboxError;
 use super::process::Process;
 use crate::spec::{ConsoleSize, LateProcess};
 use crate::stdio::{StreamName, Streams};
+use crate::supervisor::Place;
 use crate::supervisor::client::{AtEnd, LaunchError};
 use crate::worker::job::{Failure, Job, ProcessIo};
 
@@ -78,16 +79,18 @@ impl Wiring {
     }
 }
 
-/// Launches `job` and waits until its process is there. `end` is dropped when the worker has ended.
+/// Launches `job` and waits until its process is there: by the supervisor itself, if `place` says where. `end` is dropped
+/// when the worker has ended.
 pub(super) async fn start_process(
     environment: &Environment,
+    place: Option<Place>,
     job: &Job,
     wiring: Wiring,
     end: AtEnd,
     what: impl Fn() -> String,
 ) -> Result<Process, SandboxError> {
     let failed = |source| SandboxError::Launch { what: what(), source };
-    let launched = match environment.launcher.launch_watched(job, wiring.child, Some(end)).await {
+    let launched = match environment.launcher.launch_process(place, job, wiring.child, end).await {
         Ok(launched) => launched,
         Err(LaunchError::Failed(failure)) => {
             let words = match &wiring.streams {

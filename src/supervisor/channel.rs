@@ -20,14 +20,14 @@ use nix::sys::socket::{
 use super::fds::own;
 
 /// Raised when the format changes: both ends are one binary, so a mismatch is a bug or a stray writer.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// Bytes of a header on the wire.
 pub const HEADER_LEN: usize = 24;
 /// The longest payload a worker may send. A longer one is refused by the receiver, and the launch then fails as
 /// if the worker had died; what a worker has to say is far shorter.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// The most descriptors one message carries.
-pub const MAX_FDS: usize = 9;
+pub const MAX_FDS: usize = 10;
 /// Room for the replies of many workers at once, so that the server's pauses don't stop the reaper.
 const BUFFER_BYTES: usize = 1024 * 1024;
 
@@ -67,10 +67,14 @@ pub enum Kind {
     Stop = 14,
     /// Server to supervisor: nobody will ask for what is held under `request`; end its process.
     Discard = 15,
+    /// Server to supervisor: fork a process into a container, see [`super::entry`].
+    Enter = 16,
+    /// Supervisor to server: the process of `request` is `pid`; its handle comes along, and it is held.
+    Entered = 17,
 }
 
 /// All kinds.
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 17] = [
     Kind::Launch,
     Kind::ShutDown,
     Kind::Forked,
@@ -86,6 +90,8 @@ const KINDS: [Kind; 15] = [
     Kind::Listed,
     Kind::Stop,
     Kind::Discard,
+    Kind::Enter,
+    Kind::Entered,
 ];
 
 impl Kind {
@@ -101,9 +107,9 @@ pub struct Header {
     pub kind: Kind,
     /// The launch it belongs to; chosen by the server, never 0 for a launch. What the launch brings is held under it.
     pub request: u64,
-    /// A process, in the supervisor's pid namespace.
+    /// A process, in the supervisor's pid namespace; or how long a job is.
     pub pid: i32,
-    /// A wait(2) status, an errno, a number of descriptors, or whether a worker is soon done.
+    /// A wait(2) status, an errno, a number of descriptors, whether a worker is soon done, or how a process enters.
     pub status: i32,
 }
 

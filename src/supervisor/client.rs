@@ -293,14 +293,22 @@ impl Launcher {
     ) -> Result<Launched, LaunchError> {
         let mut all = vec![job_file(job)?];
         all.extend(fds);
-        let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let request = self.next_request();
         let (answer, answered) = oneshot::channel();
         // It runs no hooks, and ends as soon as the process is its program.
         let soon_done = matches!(job, Job::Exec(_));
         let launch = Command::Launch { request, fds: all, soon_done, answer, end };
-        self.commands.send(launch).map_err(|_| LaunchError::SupervisorGone)?;
+        self.send(launch)?;
         let mut launching = Launching { launcher: self, request, soon_done, answered };
         (&mut launching.answered).await.unwrap_or(Err(LaunchError::SupervisorGone))
+    }
+
+    pub(super) fn next_request(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn send(&self, command: Command) -> Result<(), LaunchError> {
+        self.commands.send(command).map_err(|_| LaunchError::SupervisorGone)
     }
 
     /// Tells the supervisor that the sandbox is gone; comes back when it has been told.

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channel::{Channel, ChannelError, Header, Kind, MAX_PAYLOAD, Message};
 use super::client::{AtEnd, Held, Hold, LaunchError, Launched, Listed, StartedProcess};
+use super::enter::{Asked, EnterAnswer, Entering};
 use super::reaper::ExitStatus;
 use crate::worker::job::{Failure, Outcome};
 
@@ -32,6 +33,11 @@ pub(super) enum Command {
         fds: Vec<OwnedFd>,
         soon_done: bool,
         answer: oneshot::Sender<Result<Launched, LaunchError>>,
+        end: Option<AtEnd>,
+    },
+    Enter {
+        asked: Asked,
+        answer: oneshot::Sender<EnterAnswer>,
         end: Option<AtEnd>,
     },
     Cancel {
@@ -74,6 +80,13 @@ struct Pending {
     end: Option<AtEnd>,
 }
 
+/// A process that the supervisor is asked to fork. Its descriptors stay until it has: it may refuse.
+struct Asking {
+    asked: Asked,
+    answer: oneshot::Sender<EnterAnswer>,
+    end: Option<AtEnd>,
+}
+
 /// The task that owns the channel.
 pub(super) struct Dispatcher {
     logger: Logger,
@@ -81,6 +94,8 @@ pub(super) struct Dispatcher {
     outbox: VecDeque<(Header, Vec<OwnedFd>)>,
     /// Launches without an answer yet, by request.
     pending: HashMap<u64, Pending>,
+    /// Processes that are to be forked without a worker, by request.
+    asking: HashMap<u64, Asking>,
     /// Workers that have not been reported dead, by pid, and what is to be dropped then.
     workers: HashMap<i32, (u64, Option<AtEnd>)>,
     /// Processes that somebody may wait for, by pid.
@@ -102,7 +117,8 @@ impl Dispatcher {
     ) -> Self {
         let (pending, workers, processes) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (outbox, farewell, listing) = (VecDeque::new(), None, None);
-        Self { logger, outbox, pending, workers, processes, farewell, listing, stop, commands }
+        let asking = HashMap::new();
+        Self { logger, outbox, pending, asking, workers, processes, farewell, listing, stop, commands }
     }
 
     /// Serves until the supervisor or the last handle is gone.
@@ -143,6 +159,8 @@ impl Dispatcher {
     /// Sends the oldest message of the outbox; false when nobody can receive it.
     fn send(&mut self, channel: &AsyncFd<Channel>, mut ready: AsyncFdReadyGuard<'_, Channel>) -> bool {
         let Some((header, fds)) = self.outbox.front() else { return true };
+        let asking = self.asking.get(&header.request).filter(|_| header.kind == Kind::Enter);
+        let fds = asking.map_or(fds, |asking| &asking.asked.fds);
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         match channel.get_ref().send(*header, b"", &borrowed, MsgFlags::MSG_DONTWAIT) {
             Ok(()) => {
@@ -166,6 +184,9 @@ impl Dispatcher {
                     ChannelError::Io { source, .. } => source,
                     _ => Errno::EBADMSG,
                 };
+                if self.refused(request) {
+                    return true;
+                }
                 let step = "send it to the supervisor";
                 self.answer(request, Err(LaunchError::HandOver { step, source: source.into() }));
             }
@@ -179,6 +200,16 @@ impl Dispatcher {
                 self.pending.insert(request, Pending { answer, worker: None, soon_done, end });
                 let launch = Header { status: soon_done.into(), ..Header::new(Kind::Launch, request) };
                 self.outbox.push_back((launch, fds));
+            }
+            Command::Enter { asked, answer, end } => {
+                let header = Header {
+                    kind: Kind::Enter,
+                    request: asked.request,
+                    pid: asked.job_len,
+                    status: asked.status,
+                };
+                self.asking.insert(asked.request, Asking { asked, answer, end });
+                self.outbox.push_back((header, Vec::new()));
             }
             Command::Cancel { request } => {
                 if let Some(pid) = self.pending.get(&request).and_then(|pending| pending.worker) {
@@ -214,6 +245,8 @@ impl Dispatcher {
         let header = message.header;
         match header.kind {
             Kind::Forked => self.forked(header.request, header.pid),
+            Kind::Entered => self.entered(message),
+            Kind::ForkFailed if self.refused(header.request) => {}
             Kind::ForkFailed => {
                 self.answer(header.request, Err(LaunchError::Fork(Errno::from_raw(header.status))));
             }
@@ -239,8 +272,27 @@ impl Dispatcher {
             | Kind::Hold
             | Kind::Release
             | Kind::Discard
+            | Kind::Enter
             | Kind::List => {}
         }
+    }
+
+    /// Hands back what was asked of the supervisor and can't be; false if that was nothing of the kind.
+    fn refused(&mut self, request: u64) -> bool {
+        let Some(Asking { asked, answer, end }) = self.asking.remove(&request) else { return false };
+        let _ = answer.send(Err((asked, end)));
+        true
+    }
+
+    fn entered(&mut self, mut message: Message) {
+        let header = message.header;
+        let Some(Asking { answer, end, .. }) = self.asking.remove(&header.request) else { return };
+        let exit = self.watch(header.pid);
+        let (Some(process), Some(commands)) = (self.process(header, exit), self.commands.upgrade()) else {
+            return;
+        };
+        // One that nobody takes is killed.
+        let _ = answer.send(Ok(Entering::new(process, message.fds.pop(), end, commands)));
     }
 
     fn held(&mut self, header: Header, exit: watch::Receiver<Option<ExitStatus>>, mut fds: Vec<OwnedFd>) {

@@ -2,10 +2,12 @@
 
 #![expect(unsafe_code, reason = "fork(2) is unsafe: the child of a threaded process may only do little")]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
+
+use super::fds::own;
 
 /// Which of the two processes this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,17 +31,27 @@ pub fn fork() -> Result<Forked, Errno> {
     }
 }
 
-/// The same for a child that is born in the cgroup (v2) of that directory (clone(2), `CLONE_INTO_CGROUP`). Its limit of
-/// processes counts the child before it is there, and nothing has to be moved.
+/// A process that [`fork_into`] has made.
+#[derive(Debug)]
+pub(crate) struct Born {
+    /// Which of the two this is.
+    pub(crate) forked: Forked,
+    /// A handle of the child, in its parent.
+    pub(crate) pidfd: Option<OwnedFd>,
+}
+
+/// The same for a child that is born in the cgroup (v2) of that directory, if one is given (clone(2),
+/// `CLONE_INTO_CGROUP`). Its limit of processes counts the child before it is there, and nothing has to be moved.
 ///
 /// # Errors
 /// EAGAIN at a limit of processes, EBUSY for a cgroup that has been divided, and what fork(2) says.
-pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> Result<Forked, Errno> {
+pub(crate) fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Born, Errno> {
     /// As the kernel has it: libc's constant is too narrow.
     const CLONE_INTO_CGROUP: u64 = 1 << 33;
-    let arguments = libc::clone_args {
-        flags: CLONE_INTO_CGROUP,
-        pidfd: 0,
+    let mut pidfd: libc::c_int = -1;
+    let mut arguments = libc::clone_args {
+        flags: u64::from(libc::CLONE_PIDFD.unsigned_abs()),
+        pidfd: (&raw mut pidfd).addr() as u64,
         child_tid: 0,
         parent_tid: 0,
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
@@ -48,13 +60,21 @@ pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> Result<Forked, Errno> {
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::EBADF)?,
+        cgroup: 0,
     };
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    }
     let size = size_of::<libc::clone_args>();
-    // SAFETY: as above, and no memory is shared with the child, which returns from here on a copy of this stack.
+    // SAFETY: as above, and no memory is shared with the child, which returns from here on a copy of this stack. The
+    // kernel writes a descriptor to `pidfd`, which is exposed by its address and outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
     match Errno::result(result)? {
-        0 => Ok(Forked::Child),
-        child => Ok(Forked::Parent(Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?))),
+        0 => Ok(Born { forked: Forked::Child, pidfd: None }),
+        child => {
+            let child = Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?);
+            Ok(Born { forked: Forked::Parent(child), pidfd: Some(own(pidfd)) })
+        }
     }
 }

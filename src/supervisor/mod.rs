@@ -28,16 +28,22 @@
 pub mod channel;
 pub mod client;
 mod dispatcher;
+mod enter;
+mod entry;
+mod error;
 mod fds;
 mod fork;
 mod holds;
+mod home;
 mod reaper;
 mod restarts;
 mod run;
 mod text;
 
+pub use enter::Place;
+pub use error::SupervisorError;
 pub(crate) use fds::own;
 pub(crate) use fork::fork_into;
 pub use fork::{Forked, fork};
 pub use reaper::ExitStatus;
-pub use run::{Ended, Supervisor, SupervisorError, WorkerChannels};
+pub use run::{Ended, Supervisor, WorkerChannels};

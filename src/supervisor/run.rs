@@ -1,6 +1,6 @@
 //! The supervisor's loop.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -11,9 +11,12 @@ use nix::sys::socket::MsgFlags;
 use nix::unistd::Pid;
 
 use super::channel::{Channel, ChannelError, Header, Kind, Message};
+use super::entry::{Entered, Entry};
+use super::error::SupervisorError;
 use super::fds::close_all_but;
-use super::fork::{Forked, fork};
+use super::fork::Forked;
 use super::holds::Holds;
+use super::home::Home;
 use super::reaper::{self, ExitStatus};
 use super::restarts::Restarts;
 use crate::guest::program;
@@ -29,26 +32,6 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// How long workers that were soon done when their server died may take.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Why the supervisor could not be set up, or had to stop.
-#[derive(Debug, thiserror::Error)]
-pub enum SupervisorError {
-    /// Signals could not be routed to a descriptor.
-    #[error("route signals to a descriptor")]
-    Signals(#[source] Errno),
-    /// There is no server.
-    #[error("fork the server")]
-    ForkServer(#[source] Errno),
-    /// poll(2) failed.
-    #[error("wait for signals and messages")]
-    Poll(#[source] Errno),
-    /// waitid(2) failed.
-    #[error("wait for children")]
-    Wait(#[source] Errno),
-    /// The channel could not be made or used.
-    #[error(transparent)]
-    Channel(#[from] ChannelError),
-}
-
 /// Why the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -62,6 +45,11 @@ pub enum Ended {
 /// before.
 fn launched_before(request: u64, servers: u32) -> bool {
     request >> 32 < u64::from(servers.saturating_sub(1))
+}
+
+/// Whether somebody waits for an answer to such a message, with a process.
+fn asks_for_process(kind: Kind) -> bool {
+    matches!(kind, Kind::Launch | Kind::Enter)
 }
 
 /// The signals that the loop looks at: children's ends, and the wish of the outside that we stop.
@@ -86,6 +74,17 @@ fn until(due: Option<Instant>, limit: Duration) -> PollTimeout {
 fn end_worker(worker: Pid) {
     let _ = kill(worker, Signal::SIGKILL);
     let _ = killpg(worker, Signal::SIGKILL);
+}
+
+/// In a forked child: leaves all but the descriptors `keep`, with the signals and the limit as they were. What is held
+/// must not get into a container: it would keep others' pipes open.
+fn leave(keep: &mut [RawFd], holds: &mut Holds, open_files: Option<OpenFiles>) {
+    close_all_but(keep);
+    std::mem::forget(std::mem::take(holds));
+    let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&watched_signals()), None);
+    if let Some(before) = open_files {
+        let _ = before.apply();
+    }
 }
 
 /// The server that runs, or when the next one starts.
@@ -118,6 +117,7 @@ pub struct Supervisor<F> {
     /// Both ends of the channel on which workers say what to hold; ours first.
     reports: (Channel, Channel),
     holds: Holds,
+    home: Home,
     /// Workers of the server that runs, and whether each is soon done.
     workers: Vec<(Pid, bool)>,
     /// Those whose server has died, and by when they have to be done.
@@ -153,6 +153,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             signals,
             reports: Channel::pair()?,
             holds: Holds::default(),
+            home: Home::open(),
             workers: Vec::new(),
             lingering: Vec::new(),
             restarts: Restarts::new(now),
@@ -251,7 +252,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
     fn server_ended(&mut self, status: ExitStatus) -> Option<Ended> {
         // What it has said before it died is as good as if it lived, but for launches: who waits for one is gone.
         while let Some(message) = self.next_message() {
-            if message.header.kind != Kind::Launch && self.serve(message) {
+            if !asks_for_process(message.header.kind) && self.serve(message) {
                 return Some(Ended::ShutDown);
             }
         }
@@ -288,10 +289,10 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 return Ok(());
             }
         };
-        match fork() {
+        match self.home.fork() {
             Ok(Forked::Child) => {
                 drop(ours);
-                drop(std::mem::take(&mut self.holds));
+                drop((std::mem::take(&mut self.holds), std::mem::take(&mut self.home)));
                 self.close_inherited();
                 let _ = nix::unistd::close(self.reports.1.as_raw_fd());
                 // SIGTERM and SIGINT stay blocked: whoever wants us to stop says so to the supervisor.
@@ -381,7 +382,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             match channel.receive(0, MsgFlags::MSG_DONTWAIT) {
                 Ok(message) => return Some(message),
                 // Somebody waits for an answer.
-                Err(ChannelError::NoDescriptors { header }) if header.kind == Kind::Launch => {
+                Err(ChannelError::NoDescriptors { header }) if asks_for_process(header.kind) => {
                     self.tell(Header { kind: Kind::ForkFailed, status: Errno::EMFILE as i32, ..header });
                 }
                 Err(ChannelError::NoDescriptors { .. }) => {}
@@ -397,6 +398,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         self.take_reports();
         match header.kind {
             Kind::Launch => self.launch(header, message.fds),
+            Kind::Enter => self.enter(header, message.fds),
             Kind::ShutDown => return true,
             Kind::Serving => {
                 // Nothing shall keep the first server from its first answer, and from here on it will ask for workers.
@@ -426,14 +428,15 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             | Kind::Held
             | Kind::HeldEnded
             | Kind::Listed
-            | Kind::Stop => {}
+            | Kind::Stop
+            | Kind::Entered => {}
         }
         false
     }
 
     fn launch(&mut self, header: Header, fds: Vec<OwnedFd>) {
         let request = header.request;
-        let answer = match fork() {
+        let answer = match self.home.fork() {
             Ok(Forked::Child) => self.become_worker(request, fds),
             Ok(Forked::Parent(pid)) => {
                 self.workers.push((pid, header.status != 0));
@@ -444,20 +447,38 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         self.tell(answer);
     }
 
-    /// In the forked child: hands over to the worker, with the signals and the limit as they were. What is held must
-    /// not get into a container's init: it would keep others' pipes open.
+    /// Forks a process into a container, holds it and tells the server of it, or why there is none.
+    fn enter(&mut self, header: Header, fds: Vec<OwnedFd>) {
+        let request = header.request;
+        let (holds, open_files) = (&mut self.holds, self.open_files);
+        let entered = Entry::read(header, fds)
+            .ok_or(Errno::EBADMSG)
+            .and_then(|entry| entry.start(&mut self.home, |keep| leave(keep, holds, open_files)));
+        let errno = match (entered, &self.server) {
+            (Ok(Entered { pid, pidfd, ours }), Server::Running { channel, .. }) => {
+                let entered = Header { kind: Kind::Entered, request, pid: pid.as_raw(), status: 0 };
+                if channel.send(entered, b"", &[pidfd.as_fd()], MsgFlags::empty()).is_ok() {
+                    let held = std::iter::once(pidfd).chain(ours).collect();
+                    return self.holds.keep(request, pid.as_raw(), held);
+                }
+                // Nobody knows of it, and it has not been reaped.
+                let _ = kill(pid, Signal::SIGKILL);
+                Errno::EMFILE
+            }
+            (Ok(_), Server::Due(_)) => return,
+            (Err(errno), _) => errno,
+        };
+        self.tell(Header { kind: Kind::ForkFailed, request, pid: 0, status: errno as i32 });
+    }
+
+    /// In the forked child: hands over to the worker, with the signals and the limit as they were.
     fn become_worker(&mut self, request: u64, fds: Vec<OwnedFd>) -> ! {
         let mut keep: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         keep.push(self.reports.1.as_fd().as_raw_fd());
         if let Server::Running { channel, .. } = &self.server {
             keep.push(channel.as_fd().as_raw_fd());
         }
-        close_all_but(&mut keep);
-        std::mem::forget(std::mem::take(&mut self.holds));
-        let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&watched_signals()), None);
-        if let Some(before) = self.open_files {
-            let _ = before.apply();
-        }
+        leave(&mut keep, &mut self.holds, self.open_files);
         match &self.server {
             Server::Running { channel, .. } => {
                 let channels = WorkerChannels { replies: channel, holds: &self.reports.1 };

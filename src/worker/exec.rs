@@ -1,15 +1,16 @@
 //! Starting a further process in a container.
 //!
-//! The worker forks once, and its child enters the container and becomes the program. libcontainer does the same with
-//! a process in between, and reads the container's state and specification for it: most of what an exec then costs.
+//! The supervisor forks it into the container's PID namespace and, on v2, into its cgroup ([`enter`]); where that can't be,
+//! and for one with a terminal, a worker does ([`start`]). libcontainer has a process in between, and reads the container's
+//! state and specification for it: most of what an exec then costs.
 //!
 //! Where the container is, is said by the handle of its init and by the namespaces that init was made in; who has moved
 //! init elsewhere gets no further process there. The child is born in the container's cgroup (v2) or
 //! enters it first of all (v1). Order of what it does then: session, standard streams, namespaces, terminal, security
 //! labels, umask, working directory, credentials, capabilities (`user`), and the last steps of every process (`executor`).
 //!
-//! The child can't be looked into from the container (it is not dumpable), and can't outlive the worker before it is
-//! the program: until then nobody has heard of it.
+//! The child can't be looked into from the container (it is not dumpable), and does not become the program when nobody
+//! waits for it any more: neither the worker nor, without one, the server.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -51,34 +52,35 @@ struct Entry<'a> {
 }
 
 /// Starts the process; it has been exec'd when this returns. `fds`: the handle of init, then those of a process.
-pub(super) fn start(job: ExecJob, mut fds: Vec<OwnedFd>) -> Result<Started, Failure> {
-    let filter = create::take_filter(&mut fds, job.filter_flags)?;
-    let mut fds = fds.into_iter();
-    let init = fds.next().ok_or_else(|| Failure::internal("an exec without the container's init"))?;
-    limits::raise(&job.late.rlimits);
-    let namespaces = flags_of(&job.late.namespaces)?;
-    let proc = open_proc()?;
-    let stdio = fds.map(|fd| create::give(fd, job.io.owner)).collect();
+pub(super) fn start(job: ExecJob, fds: Vec<OwnedFd>) -> Result<Started, Failure> {
     let way = Way::open(&job.cgroups)?;
-    // Inherited. Who is not dumpable may not write there without a capability.
-    if let Some(score) = job.process.oom_score_adj() {
-        std::fs::write("/proc/self/oom_score_adj", score.to_string())
-            .map_err(|error| Failure::internal(format!("set the OOM score to {score}: {error}")))?;
-    }
+    let entry = Entry::prepare(&job, fds, way)?;
     prctl::set_dumpable(false).map_err(|errno| failed("become undumpable", errno))?;
-    let entry = Entry {
-        init,
-        namespaces,
-        pinned: &job.late.namespaces,
-        stdio,
-        process: &job.process,
-        io: &job.io,
-        cgroups: &job.cgroups,
-        way,
-        steps: LastSteps::new(job.late.clone(), filter)?,
-        proc,
-    };
     entry.launch()
+}
+
+/// Becomes the process, in a child of the supervisor's that is in the container's PID namespace already and, on v2, in its
+/// cgroup; comes back only with the reason why not. It is not dumpable.
+pub(super) fn enter(job: &ExecJob, fds: Vec<OwnedFd>, server: &OwnedFd) -> Failure {
+    let way = match &job.cgroups {
+        ExecCgroups::V1(_) => Way::open(&job.cgroups),
+        ExecCgroups::V2 { .. } => Ok(Way::default()),
+    };
+    match way.and_then(|way| Entry::prepare(job, fds, way)) {
+        // Or it would have the supervisor's.
+        Ok(entry) if entry.stdio.len() != 3 => Failure::internal("a process without its standard streams"),
+        Ok(mut entry) => {
+            entry.namespaces -= CloneFlags::CLONE_NEWPID;
+            entry.become_program(server)
+        }
+        Err(failure) => failure,
+    }
+}
+
+/// Says why there is no process.
+pub(super) fn tell(waiting: &OwnedFd, failure: Failure) {
+    let text = serde_json::to_vec(&failure.brief()).unwrap_or_default();
+    let _ = nix::sys::socket::send(waiting.as_raw_fd(), &text, MsgFlags::MSG_NOSIGNAL);
 }
 
 /// Those that are not the guest's.
@@ -103,7 +105,31 @@ fn failed(step: &str, errno: Errno) -> Failure {
     Failure::internal(format!("{step}: {}", errno.desc()))
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    /// Takes what of the descriptors is the process's, and sets what it inherits.
+    fn prepare(job: &'a ExecJob, mut fds: Vec<OwnedFd>, way: Way) -> Result<Self, Failure> {
+        let filter = create::take_filter(&mut fds, job.filter_flags)?;
+        let mut fds = fds.into_iter();
+        let init = fds.next().ok_or_else(|| Failure::internal("an exec without the container's init"))?;
+        limits::raise(&job.late.rlimits);
+        if let Some(score) = job.process.oom_score_adj() {
+            std::fs::write("/proc/self/oom_score_adj", score.to_string())
+                .map_err(|error| Failure::internal(format!("set the OOM score to {score}: {error}")))?;
+        }
+        Ok(Self {
+            init,
+            namespaces: flags_of(&job.late.namespaces)?,
+            pinned: &job.late.namespaces,
+            stdio: fds.map(|fd| create::give(fd, job.io.owner)).collect(),
+            process: &job.process,
+            io: &job.io,
+            cgroups: &job.cgroups,
+            way,
+            steps: LastSteps::new(job.late.clone(), filter)?,
+            proc: open_proc()?,
+        })
+    }
+
     /// Forks the child and waits until it is the program, or says why it can't be.
     fn launch(mut self) -> Result<Started, Failure> {
         // A PID namespace is for children only.
@@ -117,8 +143,7 @@ impl Entry<'_> {
             Forked::Child => {
                 drop(ours);
                 let failure = self.become_program(&theirs);
-                let text = serde_json::to_vec(&failure.brief()).unwrap_or_default();
-                let _ = nix::sys::socket::send(theirs.as_raw_fd(), &text, MsgFlags::MSG_NOSIGNAL);
+                tell(&theirs, failure);
                 sys::exit_now(1)
             }
             Forked::Parent(pid) => {
@@ -141,6 +166,7 @@ impl Entry<'_> {
 
     fn fork(&self) -> Result<Forked, Failure> {
         let Some(cgroup) = self.way.directory() else { return fork().map_err(about_fork) };
+        let fork_into = |place: BorrowedFd<'_>| fork_into(Some(place)).map(|born| born.forked);
         born_beside_init(cgroup, fork_into, || cgroups::open_beside_init(self.cgroups))
     }
 
@@ -158,10 +184,10 @@ impl Entry<'_> {
     }
 
     /// Everything up to execve(2); comes back only with the reason why not.
-    fn become_program(&self, worker: &OwnedFd) -> Failure {
-        let ready = self.enter(worker).and_then(|()| {
+    fn become_program(&self, waiting: &OwnedFd) -> Failure {
+        let ready = self.enter(waiting).and_then(|()| {
             user::become_user(self.process, self.steps.early_capabilities())?;
-            user::depend_on(worker)?;
+            user::depend_on(waiting)?;
             program(self.process)
         });
         match ready {
@@ -188,7 +214,7 @@ impl Entry<'_> {
     }
 
     /// Into the container, still as root.
-    fn enter(&self, worker: &OwnedFd) -> Result<(), Failure> {
+    fn enter(&self, waiting: &OwnedFd) -> Result<(), Failure> {
         self.way.take()?;
         setsid().map_err(|errno| failed("begin a session", errno))?;
         if let [stdin, stdout, stderr] = self.stdio.as_slice() {
@@ -200,7 +226,7 @@ impl Entry<'_> {
         self.join(self.namespaces)?;
         self.check_namespaces()?;
         if self.io.terminal {
-            console::open(&self.proc, self.io, worker)?;
+            console::open(&self.proc, self.io, waiting)?;
         }
         user::confine(self.process, &self.proc)
     }

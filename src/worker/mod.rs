@@ -75,6 +75,27 @@ pub fn run(channels: &WorkerChannels<'_>, request: u64, fds: Vec<OwnedFd>) -> ! 
     sys::exit_now(0)
 }
 
+/// Becomes the process of an exec. Called by the supervisor in the child that it forked into the container's PID
+/// namespace and, on v2, into its cgroup: `fds` are the socket to the server, in which a job of that length waits, and what
+/// comes with it. The server hears nothing but why it can't be.
+pub fn enter(mut fds: Vec<OwnedFd>, job_len: usize) -> ! {
+    let server = if fds.is_empty() { None } else { Some(fds.remove(0)) };
+    let Some(server) = server else { sys::exit_now(1) };
+    let failure = match receive_job(&server, job_len) {
+        Ok(Job::Exec(job)) => exec::enter(&job, fds, &server),
+        Ok(_) => Failure::internal("a job that needs a worker"),
+        Err(failure) => failure,
+    };
+    exec::tell(&server, failure);
+    sys::exit_now(1)
+}
+
+fn receive_job(server: &OwnedFd, len: usize) -> Result<Job, Failure> {
+    let mut bytes = vec![0; len];
+    nix::unistd::read(server, &mut bytes).map_err(|errno| failed("receive the job", &errno))?;
+    serde_json::from_slice(&bytes).map_err(|error| failed("decode the job", &error))
+}
+
 /// The answer as JSON.
 fn encode(result: &Result<Outcome, Failure>) -> Vec<u8> {
     serde_json::to_vec(&result.clone().map_err(Failure::brief)).unwrap_or_default()

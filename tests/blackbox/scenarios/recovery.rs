@@ -366,29 +366,28 @@ async fn an_exec_that_hangs_without_its_server_is_ended(ctx: Ctx) -> Outcome {
     let (other, id, process) = (ctx.another_client().await?, idle.id.clone(), idle.process(["true"]));
     let hung = tokio::spawn(async move { other.exec_process(&id, "hung", process).await });
     let looks = Looks::begin();
-    let worker = loop {
-        if let Some(worker) = children(&ctx).await?.into_iter().find(|child| !usual.contains(child)) {
-            break Path::new("/proc").join(worker);
+    let child = loop {
+        if let Some(child) = children(&ctx).await?.into_iter().find(|child| !usual.contains(child)) {
+            break Path::new("/proc").join(child);
         }
-        looks.pause("a worker").await?;
+        looks.pause("the process").await?;
     };
     ctx.guest_sh("kill -9 $SERVER").await?;
     assert!(hung.await?.is_err(), "the server survived");
     let ctx = ctx.reconnected().await?;
     ctx.client().check().await?;
-    // Nobody waits for it any more, and what it waits for does not come.
-    let looks = Looks::begin();
-    while worker.exists() {
-        looks.pause("the worker's end").await?;
-    }
     // To the next server it was paused.
     resume(&ctx, &idle.id).await?;
+    // Nobody waits for it any more. One that is in a frozen cgroup (v1) can't end before.
+    let looks = Looks::begin();
+    while child.exists() {
+        looks.pause("the end of the process").await?;
+    }
     let idle = idle.over(&ctx);
     ctx.client().exec_process(&idle.id, "hung", idle.process(["true"])).await?;
     assert_eq!(ctx.client().wait_process(&idle.id, "hung").await?, 0);
     assert_eq!(idle.sh("echo alive").await?, "alive");
     idle.remove().await?;
-    // What the worker has left in the container's state goes with the container.
     ctx.returns_to(&before).await?;
     ctx.client().destroy_sandbox().await?;
     Ok(())
