@@ -258,7 +258,7 @@ mod tests {
         for said in [None, Some(failure)] {
             let Launch { supervisor, launched, ended, _launcher, .. } = launch();
             let Message { header, fds, .. } = next(&supervisor).await;
-            let mut text = vec![0; header.pid as usize];
+            let mut text = vec![0; usize::try_from(header.pid).unwrap()];
             read(&fds[0], &mut text).unwrap();
             assert_eq!(text, serde_json::to_vec(&job()).unwrap());
             answer(&supervisor, Kind::Entered, header.request, 4711);

@@ -1,9 +1,10 @@
 //! The supervisor: PID 1 of the guest, or the first process of the service.
 //!
 //! It owns the only reaper. It forks the server before any thread exists, then serves one loop over a
-//! signal descriptor and the [`channel`]: it forks a worker for each launch that the server asks for, reports the
-//! end of every child exactly once, and holds what the next server needs if this one dies. It is single-threaded for ever, parses nothing but headers
-//! of its own format, and allocates nothing that grows with what the host sends.
+//! signal descriptor and the [`channel`]: it forks a worker for each launch that the server asks for, or a process right
+//! into its container (`entry`), reports the end of every child exactly once, and holds what the next server needs if this
+//! one dies. It is single-threaded for ever, parses nothing but headers of its own format, and allocates nothing that grows
+//! with what the host sends.
 //!
 //! ```text
 //!   host --ttrpc--> server --Launch(fds)--> supervisor --fork--> worker --libcontainer--> container init

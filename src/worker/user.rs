@@ -90,11 +90,11 @@ fn become_id(uid: u32, gid: u32) -> Result<(), Failure> {
     prctl::set_keepcaps(false).map_err(|errno| failed("stop keeping capabilities", errno))
 }
 
-/// From here on the child ends with the worker. A change of user takes that back (prctl(2)).
-pub(super) fn depend_on(worker: &OwnedFd) -> Result<(), Failure> {
+/// From here on the child ends with its parent. A change of user takes that back (prctl(2)).
+pub(super) fn depend_on(waiting: &OwnedFd) -> Result<(), Failure> {
     let _ = prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-    // A worker that had ended by then has closed its end of the socket.
-    let mut watched = [PollFd::new(worker.as_fd(), PollFlags::empty())];
+    // A worker or server that had ended by then has closed its end of the socket.
+    let mut watched = [PollFd::new(waiting.as_fd(), PollFlags::empty())];
     match poll(&mut watched, PollTimeout::ZERO) {
         Ok(0) => Ok(()),
         _ => Err(Failure::internal("nobody waits for the process any more")),
