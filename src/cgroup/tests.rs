@@ -3,6 +3,7 @@
 use super::*;
 use nakai_protocols::agent::{BlkioStatsEntry, CgroupStats};
 use proptest::prelude::*;
+use protobuf::Message as _;
 use std::collections::BTreeMap;
 use std::fs;
 use tempfile::TempDir;
@@ -64,6 +65,11 @@ fn a_cgroup_is_below_the_root_of_its_hierarchy() {
 }
 
 /// A hierarchy in a temporary directory with the container `pod/one`.
+/// As a host reads them.
+pub(super) fn decoded(cgroup: &Cgroup, kept: &KeptFiles) -> Result<CgroupStats, CgroupError> {
+    Ok(CgroupStats::parse_from_bytes(&cgroup.stats(kept)?).unwrap())
+}
+
 pub(super) struct Fixture {
     pub(super) root: TempDir,
     pub(super) cgroup: Cgroup,
@@ -104,6 +110,10 @@ impl Fixture {
         }
         let cgroup = Cgroup::new(Arc::new(hierarchy), "/pod/one".into()).unwrap();
         Self { root, cgroup }
+    }
+
+    fn stats(&self) -> Result<CgroupStats, CgroupError> {
+        decoded(&self.cgroup, &KeptFiles::default())
     }
 
     fn text(&self, file: &str) -> String {
@@ -148,7 +158,7 @@ const V2_FILES: [(&str, &str); 20] = [
 
 #[test]
 fn statistics_of_v2() {
-    let stats = Fixture::v2(&V2_FILES).cgroup.stats().unwrap();
+    let stats = Fixture::v2(&V2_FILES).stats().unwrap();
     let cpu = &stats.cpu_stats;
     assert_eq!(cpu.cpu_usage.total_usage, 5_000_000_000);
     assert_eq!(cpu.cpu_usage.usage_in_usermode, 3_000_000_000);
@@ -240,7 +250,7 @@ const V1_FILES: [(&str, &str); 29] = [
 
 #[test]
 fn statistics_of_v1() {
-    let stats = Fixture::v1(&V1_FILES).cgroup.stats().unwrap();
+    let stats = Fixture::v1(&V1_FILES).stats().unwrap();
     let usage = &stats.cpu_stats.cpu_usage;
     assert_eq!(usage.total_usage, 5_000_000_000);
     assert_eq!(usage.percpu_usage, [2_000_000_000, 3_000_000_000]);
@@ -282,15 +292,13 @@ fn statistics_of_v1() {
 
 #[test]
 fn what_the_kernel_does_not_have_is_left_out() {
-    let bare =
-        Fixture::v2(&[("cpu.stat", "usage_usec 1\nuser_usec 1\nsystem_usec 0\n")]).cgroup.stats().unwrap();
+    let bare = Fixture::v2(&[("cpu.stat", "usage_usec 1\nuser_usec 1\nsystem_usec 0\n")]).stats().unwrap();
     assert_eq!(bare.cpu_stats.cpu_usage.total_usage, 1000);
     assert!(bare.cpu_stats.throttling_data.is_none());
-    let no_swap =
-        Fixture::v2(&[("memory.stat", "file 1\n"), ("memory.current", "1\n")]).cgroup.stats().unwrap();
+    let no_swap = Fixture::v2(&[("memory.stat", "file 1\n"), ("memory.current", "1\n")]).stats().unwrap();
     assert_eq!((no_swap.memory_stats.usage.usage, no_swap.memory_stats.usage.limit), (1, i64::MAX as u64));
     assert!(no_swap.memory_stats.swap_usage.is_none() && no_swap.memory_stats.kernel_usage.is_none());
-    let pids = Fixture::v1(&[("pids/pids.current", "2\n")]).cgroup.stats().unwrap();
+    let pids = Fixture::v1(&[("pids/pids.current", "2\n")]).stats().unwrap();
     for stats in [bare, pids] {
         assert!(
             stats.memory_stats.is_none() && stats.blkio_stats.is_none() && stats.hugetlb_stats.is_empty()
@@ -303,7 +311,7 @@ fn a_cgroup_that_is_gone_has_no_statistics_and_needs_no_clean_up() {
     for fixture in [Fixture::v2(&[]), Fixture::v1(&[])] {
         let cgroup = &fixture.cgroup;
         assert!(
-            matches!(cgroup.stats(), Err(CgroupError::NotFound { path }) if path == Path::new("pod/one"))
+            matches!(cgroup.stats(&KeptFiles::default()), Err(CgroupError::NotFound { path }) if path == Path::new("pod/one"))
         );
         assert!(matches!(cgroup.freeze(Duration::ZERO), Err(CgroupError::NotFound { .. })));
         assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
@@ -414,7 +422,7 @@ fn stats_of_garbage(
 ) -> CgroupStats {
     let files: Vec<_> =
         files.iter().zip(texts.iter().cycle()).map(|((name, _), text)| (*name, text.as_str())).collect();
-    build(&files).cgroup.stats().unwrap()
+    build(&files).stats().unwrap()
 }
 
 proptest! {

@@ -4,10 +4,10 @@
 //! until they are forgotten one by one or all at once; a cgroup that is gone meanwhile is seen to be gone. A file that
 //! was not there is not looked for again, until after some looks all are opened anew.
 
+use super::encode::Used;
 use super::{HugePages, v1, v2};
 use crate::cgroup::tree::Dir;
 use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
-use nakai_protocols::agent::CgroupStats;
 use nix::errno::Errno;
 use rustix::buffer::spare_capacity;
 use std::collections::VecDeque;
@@ -113,19 +113,19 @@ impl Opened {
     }
 
     /// What the cgroup used; `None` if it is gone.
-    pub(super) fn look(&mut self, huge_pages: &HugePages) -> Result<Option<CgroupStats>, CgroupError> {
+    pub(super) fn look(&mut self, huge_pages: &HugePages) -> Result<Option<Used>, CgroupError> {
         self.looks = self.looks.saturating_add(1);
-        let mut stats = CgroupStats::new();
+        let mut used = Used::default();
         for (controller, files) in &mut self.parts {
             files.next = 0;
             match *controller {
-                "" => v2::read(files, huge_pages, &mut stats)?,
-                controller => v1::read(controller, files, huge_pages, &mut stats)?,
+                "" => v2::read(files, huge_pages, &mut used)?,
+                controller => v1::read(controller, files, huge_pages, &mut used)?,
             }
         }
         // What vanished under our hands would look like a container that used nothing.
         let is_gone = self.parts.is_empty() || self.parts.iter().any(|(_, files)| files.dir.is_gone());
-        Ok((!is_gone).then_some(stats))
+        Ok((!is_gone).then_some(used))
     }
 }
 
@@ -168,10 +168,10 @@ impl KeptFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroup::tests::Fixture;
+    use crate::cgroup::tests::{Fixture, decoded};
 
     fn usage(cgroup: &Cgroup, kept: &KeptFiles) -> u64 {
-        cgroup.stats_with(kept).unwrap().pids_stats.current
+        decoded(cgroup, kept).unwrap().pids_stats.current
     }
 
     #[test]
@@ -196,12 +196,12 @@ mod tests {
     fn a_file_that_was_not_there_is_found_after_a_while() {
         let fixture = Fixture::v1(&[("cpu/cpu.stat", "")]);
         let kept = KeptFiles::default();
-        assert!(fixture.cgroup.stats_with(&kept).unwrap().pids_stats.is_none());
+        assert!(decoded(&fixture.cgroup, &kept).unwrap().pids_stats.is_none());
         let pids = fixture.root.path().join("pids/pod/one");
         std::fs::create_dir_all(&pids).unwrap();
         std::fs::write(pids.join("cgroup.procs"), "").unwrap();
         std::fs::write(pids.join("pids.current"), "5\n").unwrap();
-        assert!((0..=LOOKS).any(|_| fixture.cgroup.stats_with(&kept).unwrap().pids_stats.current == 5));
+        assert!((0..=LOOKS).any(|_| usage(&fixture.cgroup, &kept) == 5));
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(usage(&fixture.cgroup, &kept), 1);
         let directory = fixture.root.path().join("pids/pod/one");
         std::fs::remove_dir_all(&directory).unwrap();
-        assert!(matches!(fixture.cgroup.stats_with(&kept), Err(CgroupError::NotFound { .. })));
+        assert!(matches!(fixture.cgroup.stats(&kept), Err(CgroupError::NotFound { .. })));
         assert!(kept.lock().is_empty());
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("cgroup.procs"), "").unwrap();

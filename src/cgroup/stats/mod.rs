@@ -12,6 +12,7 @@
 //!   what the kernel says, the names that a shim on a v1 host looks for (`total_cache` and so on);
 //! - swap is swap alone (v1: memory and swap together).
 
+mod encode;
 mod files;
 mod parse;
 mod v1;
@@ -22,7 +23,7 @@ pub(super) use parse::flat;
 
 use super::{Cgroup, CgroupError};
 use files::{Files, Opened};
-use nakai_protocols::agent::{CgroupStats, HugetlbStats};
+use nakai_protocols::agent::HugetlbStats;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
@@ -59,29 +60,22 @@ impl HugePages {
 }
 
 impl Cgroup {
-    /// What the processes here and in all sub-cgroups used.
+    /// What the processes here and in all sub-cgroups used: a `CgroupStats` of the protocol, encoded. Files are `kept`
+    /// for the next time.
     ///
     /// # Errors
     /// [`CgroupError::NotFound`] if the cgroup is gone, or what can't be opened or read.
-    pub fn stats(&self) -> Result<CgroupStats, CgroupError> {
-        Opened::of(self)?.look(&self.huge_pages)?.ok_or_else(|| self.not_found())
-    }
-
-    /// As [`Cgroup::stats`], with files that are `kept` for the next time.
-    ///
-    /// # Errors
-    /// As those.
-    pub fn stats_with(&self, kept: &KeptFiles) -> Result<CgroupStats, CgroupError> {
+    pub fn stats(&self, kept: &KeptFiles) -> Result<Vec<u8>, CgroupError> {
         // Kept ones may be of a cgroup that was here before.
         if let Some(mut opened) = kept.take(self)
-            && let Ok(Some(stats)) = opened.look(&self.huge_pages)
+            && let Ok(Some(used)) = opened.look(&self.huge_pages)
         {
             kept.put(self, opened);
-            return Ok(stats);
+            return Ok(used.encode());
         }
         let mut opened = Opened::of(self)?;
-        let stats = opened.look(&self.huge_pages)?.ok_or_else(|| self.not_found())?;
+        let used = opened.look(&self.huge_pages)?.ok_or_else(|| self.not_found())?;
         kept.put(self, opened);
-        Ok(stats)
+        Ok(used.encode())
     }
 }

@@ -49,11 +49,6 @@ pub(in crate::cgroup) fn flat(text: &str) -> HashMap<String, u64> {
 /// As many keys as a file may have.
 const MANY: usize = 96;
 
-/// A file of lines of `key value`.
-pub(super) fn flat_file(files: &mut Files, file: &str) -> Result<Option<HashMap<String, u64>>, CgroupError> {
-    Ok(files.read(file, "")?.map(flat))
-}
-
 /// The value of one key in lines of `key value`: where only a few are wanted, a table of all costs more.
 pub(super) fn value(text: &str, key: &str) -> Option<u64> {
     pairs(text).find_map(|(found, value)| (found == key).then_some(value))

@@ -1,8 +1,9 @@
 //! Statistics of cgroup v1: the kernel's `Documentation/admin-guide/cgroup-v1/`.
 
 use super::HugePages;
+use super::encode::{Entries, Used};
 use super::files::Files;
-use super::parse::{device, entry, flat_file, number, value};
+use super::parse::{device, entry, number, pairs, value};
 use crate::cgroup::CgroupError;
 use nakai_protocols::agent::{
     BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats,
@@ -21,12 +22,13 @@ pub(super) fn read(
     controller: &str,
     files: &mut Files,
     huge: &HugePages,
-    stats: &mut CgroupStats,
+    used: &mut Used,
 ) -> Result<(), CgroupError> {
+    let stats = &mut used.stats;
     match controller {
         "cpuacct" => cpu_stats(stats).cpu_usage = cpu_usage(files)?.into(),
         "cpu" => cpu_stats(stats).throttling_data = throttling(files)?.into(),
-        "memory" => stats.memory_stats = memory(files)?.into(),
+        "memory" => used.memory = memory(files)?,
         "pids" => stats.pids_stats = pids(files)?.into(),
         "blkio" => stats.blkio_stats = MessageField::some(blkio(files)?),
         "hugetlb" => stats.hugetlb_stats = huge.read(files, ".usage_in_bytes", huge_pages)?,
@@ -72,20 +74,29 @@ fn throttling(files: &mut Files) -> Result<Option<ThrottlingData>, CgroupError> 
     }))
 }
 
-fn memory(files: &mut Files) -> Result<Option<MemoryStats>, CgroupError> {
-    let Some(stats) = flat_file(files, "memory.stat")? else { return Ok(None) };
+fn memory(files: &mut Files) -> Result<Option<(MemoryStats, Entries)>, CgroupError> {
+    let Some(text) = files.read("memory.stat", "")? else { return Ok(None) };
+    let mut entries = Entries::with_room(text.len().saturating_mul(2));
+    let (mut own, mut total) = (0, 0);
+    for (key, value) in pairs(text) {
+        match key {
+            "cache" => own = value,
+            "total_cache" => total = value,
+            _ => {}
+        }
+        entries.push(key, value);
+    }
     let use_hierarchy = number(files, "memory.use_hierarchy", "")? == Some(1);
     // The usage includes the sub-cgroups then, and so should its part.
-    let cache = if use_hierarchy { "total_cache" } else { "cache" };
-    Ok(Some(MemoryStats {
-        cache: stats.get(cache).copied().unwrap_or(0),
+    let stats = MemoryStats {
+        cache: if use_hierarchy { total } else { own },
         usage: memory_data(files, "memory")?.into(),
         swap_usage: memory_data(files, "memory.memsw")?.into(),
         kernel_usage: memory_data(files, "memory.kmem")?.into(),
         use_hierarchy,
-        stats,
         ..Default::default()
-    }))
+    };
+    Ok(Some((stats, entries)))
 }
 
 fn memory_data(files: &mut Files, prefix: &str) -> Result<Option<MemoryData>, CgroupError> {

@@ -1,24 +1,20 @@
 //! Statistics of cgroup v2: the kernel's `Documentation/admin-guide/cgroup-v2.rst`.
 
+use super::encode::{Entries, Used};
 use super::files::Files;
-use super::parse::{device, entry, flat_file, limit, number, pairs, value};
+use super::parse::{device, entry, limit, number, pairs, value};
 use super::{HugePages, UNLIMITED};
 use crate::cgroup::CgroupError;
 use nakai_protocols::agent::{
-    BlkioStats, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats, PidsStats,
-    ThrottlingData,
+    BlkioStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats, PidsStats, ThrottlingData,
 };
 use protobuf::MessageField;
-use std::collections::HashMap;
-
-/// What a shim on a v1 host looks for, and what v2 calls it.
-const V1_NAMES: [(&str, &str); 4] =
-    [("cache", "file"), ("inactive_file", "inactive_file"), ("mapped_file", "file_mapped"), ("rss", "anon")];
 
 /// Adds what the cgroup has to tell.
-pub(super) fn read(files: &mut Files, huge: &HugePages, stats: &mut CgroupStats) -> Result<(), CgroupError> {
+pub(super) fn read(files: &mut Files, huge: &HugePages, used: &mut Used) -> Result<(), CgroupError> {
+    let stats = &mut used.stats;
     stats.cpu_stats = cpu(files)?.into();
-    stats.memory_stats = memory(files)?.into();
+    used.memory = memory(files)?;
     stats.pids_stats = pids(files)?.into();
     stats.blkio_stats = files.read("io.stat", "")?.map(block).into();
     stats.hugetlb_stats = huge.read(files, ".current", huge_pages)?;
@@ -49,28 +45,42 @@ fn cpu(files: &mut Files) -> Result<Option<CpuStats>, CgroupError> {
     }))
 }
 
-fn memory(files: &mut Files) -> Result<Option<MemoryStats>, CgroupError> {
-    let Some(mut stats) = flat_file(files, "memory.stat")? else { return Ok(None) };
-    let kernel =
-        stats.get("kernel").map(|usage| MemoryData { usage: *usage, limit: UNLIMITED, ..Default::default() });
-    add_v1_names(&mut stats);
-    Ok(Some(MemoryStats {
-        cache: stats.get("file").copied().unwrap_or(0),
+fn memory(files: &mut Files) -> Result<Option<(MemoryStats, Entries)>, CgroupError> {
+    let Some(text) = files.read("memory.stat", "")? else { return Ok(None) };
+    let mut entries = Entries::with_room(text.len().saturating_mul(2));
+    let (mut cache, mut kernel) = (0, None);
+    for (key, value) in pairs(text) {
+        // With the names that a shim on a v1 host looks for.
+        match key {
+            "file" => {
+                cache = value;
+                entries.push("cache", value);
+                entries.push("total_cache", value);
+            }
+            "anon" => {
+                entries.push("rss", value);
+                entries.push("total_rss", value);
+            }
+            "file_mapped" => {
+                entries.push("mapped_file", value);
+                entries.push("total_mapped_file", value);
+            }
+            "inactive_file" => entries.push("total_inactive_file", value),
+            "kernel" => kernel = Some(value),
+            _ => {}
+        }
+        entries.push(key, value);
+    }
+    let kernel = kernel.map(|usage| MemoryData { usage, limit: UNLIMITED, ..Default::default() });
+    let stats = MemoryStats {
+        cache,
         usage: memory_data(files, "memory")?.into(),
         swap_usage: memory_data(files, "memory.swap")?.into(),
         kernel_usage: kernel.into(),
         use_hierarchy: true,
-        stats,
         ..Default::default()
-    }))
-}
-
-fn add_v1_names(stats: &mut HashMap<String, u64>) {
-    for (v1, v2) in V1_NAMES {
-        let Some(value) = stats.get(v2).copied() else { continue };
-        stats.entry(v1.to_owned()).or_insert(value);
-        stats.entry(format!("total_{v1}")).or_insert(value);
-    }
+    };
+    Ok(Some((stats, entries)))
 }
 
 fn memory_data(files: &mut Files, prefix: &str) -> Result<Option<MemoryData>, CgroupError> {
