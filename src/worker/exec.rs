@@ -16,10 +16,11 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::AtFlags;
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
+use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use oci_spec::runtime::Process;
 
@@ -198,10 +199,12 @@ impl<'a> Entry<'a> {
 
     /// Whether the child is where the container's init was made.
     fn check_namespaces(&self) -> Result<(), Failure> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let own = nix::fcntl::openat(&self.proc, "thread-self/ns", flags, Mode::empty())
+            .map_err(|errno| failed("open /proc/thread-self/ns", errno))?;
         for NamespaceId { kind, device, inode, .. } in self.pinned.iter().filter(|namespace| namespace.own) {
-            let name = format!("thread-self/ns/{kind}");
-            let seen = nix::sys::stat::fstatat(&self.proc, name.as_str(), AtFlags::empty())
-                .map_err(|errno| failed(&format!("look at /proc/{name}"), errno))?;
+            let seen = nix::sys::stat::fstatat(&own, kind.as_str(), AtFlags::empty())
+                .map_err(|errno| failed(&format!("look at /proc/thread-self/ns/{kind}"), errno))?;
             if (seen.st_dev, seen.st_ino) != (*device, *inode) {
                 let message = format!(
                     "the container's init has left its {kind} namespace: a process started now would not be in the \

@@ -21,9 +21,9 @@ use std::rc::Rc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::Mode;
-use nix::unistd::AccessFlags;
+use nix::unistd::{AccessFlags, faccessat};
 use oci_spec::runtime::{PosixRlimit, Process, Spec};
 
 use super::filter::Filter;
@@ -236,7 +236,12 @@ pub(super) fn program(process: &Process) -> Result<CString, Failure> {
     let mut best = None;
     for directory in path.unwrap_or(DEFAULT_PATH).split(':') {
         let directory = if directory.is_empty() { "." } else { directory };
-        match check_program(&format!("{directory}/{name}")) {
+        let path = format!("{directory}/{name}");
+        // Most often it is not there, of which nothing needs to be told.
+        if faccessat(AT_FDCWD, path.as_str(), AccessFlags::F_OK, AtFlags::empty()) == Err(Errno::ENOENT) {
+            continue;
+        }
+        match check_program(&path) {
             Ok(program) => return Ok(program),
             Err(failure) if failure.kind == FailureKind::ProgramNotExecutable => {
                 best = best.or(Some(failure))
@@ -268,8 +273,7 @@ fn check_program(path: &str) -> Result<CString, Failure> {
         return Err(cannot(if metadata.is_dir() { Errno::EISDIR } else { Errno::EACCES }));
     }
     let flags = AtFlags::AT_EACCESS;
-    nix::unistd::faccessat(nix::fcntl::AT_FDCWD, program.as_c_str(), AccessFlags::X_OK, flags)
-        .map_err(cannot)?;
+    faccessat(AT_FDCWD, program.as_c_str(), AccessFlags::X_OK, flags).map_err(cannot)?;
     Ok(program)
 }
 

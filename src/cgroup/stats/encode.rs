@@ -65,16 +65,20 @@ impl Used {
 
 /// A number in groups of seven bits, the lowest first; all but the last are marked.
 fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        bytes.push((value & 0x7f) as u8 | 0x80);
+    loop {
+        let [lowest, ..] = value.to_le_bytes();
         value >>= 7;
+        if value == 0 {
+            bytes.push(lowest & 0x7f);
+            return;
+        }
+        bytes.push(lowest | 0x80);
     }
-    bytes.push(value as u8);
 }
 
 fn varint_len(value: u64) -> usize {
     let bits = u64::BITS.saturating_sub((value | 1).leading_zeros());
-    bits.div_ceil(7) as usize
+    usize::try_from(bits.div_ceil(7)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
