@@ -60,6 +60,8 @@ test: deps
 	NAKAI_AGENT=$(AGENT) NAKAI_KERNEL=$(IMAGE)/vmlinuz NAKAI_INITRD=$(IMAGE)/initrd \
 		NAKAI_BUSYBOX_ROOT=$(IMAGE)/busybox cargo test --locked --workspace
 	cargo test --locked --package nakai --lib --features policy -- policy:: gate::
+	NAKAI_BUSYBOX_ROOT=$(IMAGE)/busybox cargo test --locked --package nakai --test blackbox --features policy -- \
+		host::policy
 
 # Minutes of it: thousands of execs, container lives, calls cut off and servers killed; nothing may be left of them.
 soak: deps
@@ -80,7 +82,7 @@ lint:
 	cargo xtask deny
 	cargo xtask lines
 	cargo clippy --locked --workspace --all-targets --features nakai-fuzz/targets -- -D warnings
-	cargo clippy --locked --package nakai --lib --features policy -- -D warnings
+	cargo clippy --locked --package nakai --lib --test blackbox --features policy -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
 clean:

@@ -1,7 +1,8 @@
 //! From our errors to ttrpc status codes: the only place where codes are chosen.
 //!
-//! What shims act on: UNIMPLEMENTED for optional calls, NOT_FOUND for a process that is gone, UNAVAILABLE for
-//! a resize without a terminal.
+//! What shims act on: NOT_FOUND for a process that is gone, UNAVAILABLE for a resize without a terminal. UNIMPLEMENTED is
+//! for a volume that can't grow, and for methods that the protocol does not have: to a shim it says that an agent is older
+//! than itself.
 
 use nix::errno::Errno;
 use ttrpc::{Code, get_status};
@@ -28,7 +29,9 @@ use crate::worker::job::FailureKind;
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
     /// Nobody could check anything.
-    #[error("SetPolicy is not implemented: this agent was built without the feature `policy`")]
+    #[error(
+        "/grpc.AgentService/SetPolicy is not supported: this agent was built without the feature `policy`"
+    )]
     NoPolicyEngine,
     /// The policy refused a request, or can't be one.
     #[cfg(feature = "policy")]
@@ -105,7 +108,7 @@ impl RpcError {
     /// The status code of this failure.
     pub fn code(&self) -> Code {
         match self {
-            Self::NoPolicyEngine => Code::UNIMPLEMENTED,
+            Self::NoPolicyEngine => Code::NOT_FOUND,
             Self::Missing { .. } | Self::LogType { .. } | Self::Id(_) | Self::WireSpec(_) => {
                 Code::INVALID_ARGUMENT
             }
@@ -185,8 +188,10 @@ fn device_code(error: &DeviceError) -> Code {
         | E::NotBlock { .. }
         | E::Option { .. }
         | E::Groups { .. } => Code::INVALID_ARGUMENT,
-        E::NoIommuGroup { .. } => Code::FAILED_PRECONDITION,
-        E::UnsupportedType { .. } | E::NoMemoryProbe { .. } => Code::UNIMPLEMENTED,
+        // The machine is of another kind.
+        E::NoIommuGroup { .. } | E::UnsupportedType { .. } | E::NoMemoryProbe { .. } => {
+            Code::FAILED_PRECONDITION
+        }
         E::MemoryProbe { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => {
             Code::INVALID_ARGUMENT
         }
@@ -213,12 +218,14 @@ fn network_code(error: &NetworkError) -> Code {
 fn storage_code(error: &StorageError) -> Code {
     use StorageError as E;
     match error {
-        E::MountPoint { .. } | E::Field { .. } | E::Outside { .. } | E::UnknownDriver { .. } => {
-            Code::INVALID_ARGUMENT
-        }
-        E::NotBlockDevice { .. } => Code::INVALID_ARGUMENT,
-        E::Unsupported { .. } => Code::UNIMPLEMENTED,
+        E::MountPoint { .. }
+        | E::Field { .. }
+        | E::Outside { .. }
+        | E::UnknownDriver { .. }
+        | E::NotBlockDevice { .. }
+        | E::Unsupported { .. } => Code::INVALID_ARGUMENT,
         E::NotAttached { .. } => Code::NOT_FOUND,
+        E::TooFewPages { .. } => Code::RESOURCE_EXHAUSTED,
         E::Conflict { .. } | E::Image { .. } => Code::FAILED_PRECONDITION,
         E::Device { cause, .. } => cause.downcast_ref().map_or(Code::INTERNAL, device_code),
         _ => Code::INTERNAL,
@@ -234,7 +241,7 @@ fn cgroup_code(error: &CgroupError) -> Code {
         CgroupError::Write { source: Errno::EINVAL | Errno::ERANGE, .. } => Code::INVALID_ARGUMENT,
         CgroupError::Write { source: Errno::EBUSY, .. } => Code::FAILED_PRECONDITION,
         CgroupError::NotFound { .. } => Code::NOT_FOUND,
-        CgroupError::NoController { .. } | CgroupError::NoSuchLimit { .. } => Code::UNIMPLEMENTED,
+        CgroupError::NoController { .. } | CgroupError::NoSuchLimit { .. } => Code::FAILED_PRECONDITION,
         CgroupError::Freezer { .. } => Code::DEADLINE_EXCEEDED,
         _ => Code::INTERNAL,
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use slog::Logger;
 
 use super::StorageError;
+use super::huge_pages::HugePagesError;
 use super::ops::{MountOps, MountOrder, Target};
 use super::ownership;
 use super::places::{Place, Places, fd_path};
@@ -251,7 +252,12 @@ impl Work<'_> {
 
     /// Takes huge pages of `size` KiB into the kernel's pool, for as long as the storage is there.
     pub(super) fn reserve_huge_pages(&mut self, size: u64, count: u64) -> Result<(), StorageError> {
-        self.ops.reserve_huge_pages(size, count).map_err(|cause| StorageError::HugePages { cause })?;
+        let reserved = self.ops.reserve_huge_pages(size, count);
+        reserved.map_err(|cause| match cause.downcast_ref() {
+            Some(HugePagesError::Size { .. }) => self.request.refuse("options", cause.to_string()),
+            Some(HugePagesError::TooFew { .. }) => StorageError::TooFewPages { cause },
+            _ => StorageError::HugePages { cause },
+        })?;
         // Not before: pages that were never taken would be taken from others.
         self.note(Step::HugePages(size, count))
     }

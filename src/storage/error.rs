@@ -163,6 +163,13 @@ pub enum StorageError {
         #[source]
         cause: Cause,
     },
+    /// The guest has no memory for them in one piece.
+    #[error("huge pages: {cause}")]
+    TooFewPages {
+        /// What was asked for, and what could be had.
+        #[source]
+        cause: Cause,
+    },
     /// It could not be mounted.
     #[error("{cause}")]
     Mount {

@@ -62,7 +62,7 @@ fn pages(request: &StorageRequest) -> Result<Option<(u64, u64)>, StorageError> {
 }
 
 /// A number of bytes as the kernel reads it (memparse): with K, M or G behind it, or plain.
-fn bytes(text: &str) -> Option<u64> {
+pub(in super::super) fn bytes(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().split_last()? {
         (b'k' | b'K', digits) => (digits, 10),
         (b'm' | b'M', digits) => (digits, 20),

@@ -14,6 +14,7 @@ use super::attachment::Work;
 use super::ops::BlockLookup;
 use super::places::Places;
 use super::request::StorageRequest;
+pub(super) use ephemeral::bytes;
 pub(super) use overlay::{ADD_UPPER, KEEP_DIRECTORY};
 
 /// One kind of storage. It has two steps, because waiting for a device must not occupy a thread, and mounting

@@ -20,6 +20,7 @@
 
 mod handle;
 mod recover;
+mod remount;
 mod work;
 
 use std::collections::HashMap;
@@ -32,10 +33,10 @@ use tokio::sync::watch;
 
 pub use self::handle::StorageHandle;
 pub(super) use self::recover::OpenRecord;
-use self::work::{Job, blocking};
-use super::attachment::{Attachment, mount_at};
+use self::work::Job;
+use super::attachment::Attachment;
 use super::driver;
-use super::ops::{BlockLookup, MountOps, MountOrder};
+use super::ops::{BlockLookup, MountOps};
 use super::places::Places;
 use super::{StorageError, StorageRequest};
 use crate::guest::bulkhead::Bulkhead;
@@ -82,7 +83,6 @@ struct Inner {
     table: Mutex<Table>,
     log: Logger,
     /// Turns to mount. A mount may hang for ever, and must not take all of the runtime's threads with others like it.
-    /// A mount may hang.
     bulkhead: Bulkhead,
     /// Where each storage is written down for the next server.
     records: Option<Arc<Records>>,
@@ -187,44 +187,6 @@ impl Storages {
                 }
             }
         }
-    }
-
-    /// Changes the options of an `ephemeral` storage that is attached, usually `remount,size=...`. Without
-    /// options there is nothing to do. Flags that it was mounted with (`noexec`...) stay, unless the new
-    /// options say otherwise.
-    ///
-    /// # Errors
-    ///
-    /// It is not ephemeral, not attached, or the kernel refuses the options.
-    pub async fn remount_ephemeral(&self, request: StorageRequest) -> Result<(), StorageError> {
-        let place = self.inner.places.locate(request.mount_point.as_path())?;
-        if request.driver != "ephemeral" {
-            return Err(request.refuse("driver", format!("{:?} is not ephemeral", request.driver)));
-        }
-        if request.fstype == "hugetlbfs" {
-            return Err(request.unsupported("another size for a volume of huge pages"));
-        }
-        let new = request.options_without(|option| option == "remount" || option.starts_with("fsgid="));
-        if new.is_empty() {
-            return Ok(());
-        }
-        let flags = {
-            let table = self.inner.table();
-            let entry = table.entries.get(&request.mount_point);
-            let attached =
-                |e: &&Entry| e.driver == request.driver && matches!(*e.phase.borrow(), Phase::Ready);
-            let entry = entry.filter(attached);
-            let entry = entry.ok_or_else(|| StorageError::NotAttached { mount_point: request.target() })?;
-            entry.options.iter().filter(|option| !option.contains('=')).cloned().collect::<Vec<_>>()
-        };
-        let options = [vec!["remount".to_owned()], flags, new].concat();
-        let ops = Arc::clone(&self.inner.ops);
-        blocking(request.target(), move || {
-            let from = request.source.as_str();
-            let order = MountOrder { from, link: from, fstype: "tmpfs", options: &options };
-            mount_at(&place, &order, &*ops)
-        })
-        .await?
     }
 
     /// Takes down all storages, the last one first, whoever still uses them: the sandbox goes. May be called

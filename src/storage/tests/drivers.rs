@@ -174,8 +174,17 @@ fn huge_pages_come_with_the_volume_and_go_with_it() {
         let _there = attach(&storages, &wire).await.unwrap();
         let mut resize = wire.clone();
         options(&mut resize, &["remount", "size=8M"]);
-        let error = storages.remount_ephemeral(StorageRequest::try_from(&resize).unwrap()).await.unwrap_err();
-        assert!(error.to_string().contains("another size for a volume of huge pages"), "{error}");
+        for fstype in ["hugetlbfs", "tmpfs"] {
+            resize.fstype = fstype.to_owned();
+            let error = storages.remount_ephemeral(StorageRequest::try_from(&resize).unwrap()).await;
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("size=8M: a volume of huge pages keeps its size"), "{error}");
+        }
+        // What it has already it may be asked for.
+        options(&mut resize, &["remount", "size=5120k"]);
+        let calls = guest.calls().len();
+        storages.remount_ephemeral(StorageRequest::try_from(&resize).unwrap()).await.unwrap();
+        assert_eq!(guest.calls().len(), calls);
     });
 }
 

@@ -41,7 +41,7 @@ exit $status";
 /// Runs a scenario with an agent of its own.
 pub(crate) fn run(images: &Images, scenario: &Scenario) -> Result<(), Failed> {
     super::runtime().block_on(async {
-        let mut agent = HostAgent::start(images)?;
+        let mut agent = HostAgent::start(images, scenario.policy)?;
         let mut outcome = scenario_with(images, scenario, &mut agent).await;
         if outcome.is_ok() {
             outcome = agent.ended().await;
@@ -81,16 +81,21 @@ struct HostAgent {
 }
 
 impl HostAgent {
-    fn start(images: &Images) -> Fallible<Self> {
+    fn start(images: &Images, policy: Option<&str>) -> Fallible<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = images.directory()?.join(&prefix);
         fs::create_dir(&directory)?;
         fs::create_dir(directory.join("roots"))?;
         let config = directory.join("agent.toml");
-        let ports =
+        let mut settings =
             format!("passfd_listener_port = {STREAM_PORT}\nstream_quiet_time = {QUIET_MILLISECONDS}\n");
-        fs::write(&config, ports)?;
+        if let Some(policy) = policy {
+            let file = directory.join("policy.rego");
+            fs::write(&file, policy)?;
+            settings.push_str(&format!("policy_file = \"{}\"\n", file.display()));
+        }
+        fs::write(&config, settings)?;
         let log = File::create(directory.join("agent.log"))?;
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--net", "--ipc", "--uts"])

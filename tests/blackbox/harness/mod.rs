@@ -61,6 +61,8 @@ pub(crate) struct Scenario {
     pub(crate) own_agent: bool,
     /// In a VM of its own: one more word for the kernel's command line.
     pub(crate) kernel_parameter: Option<&'static str>,
+    /// On the host: the policy that the agent is configured with.
+    pub(crate) policy: Option<&'static str>,
     /// In a VM of its own: what it has besides.
     pub(crate) machine: Option<Machine>,
     /// It ends with the agent's own end: exit code 0 on the host, power off in a VM.
@@ -77,6 +79,7 @@ impl Scenario {
             in_vm: true,
             own_agent: false,
             kernel_parameter: None,
+            policy: None,
             machine: None,
             ends_its_agent: false,
             body,
@@ -106,6 +109,12 @@ impl Scenario {
     /// It wants its VM to boot with this.
     pub(crate) fn kernel_parameter(self, word: &'static str) -> Self {
         Self { kernel_parameter: Some(word), ..self }
+    }
+
+    /// It gets an agent of its own on the host that has this policy.
+    #[cfg(feature = "policy")]
+    pub(crate) fn policy(self, text: &'static str) -> Self {
+        Self { policy: Some(text), ..self.host_only().own_agent() }
     }
 
     /// It gets a VM for itself, with disks, controllers, CPUs... as it likes.

@@ -21,8 +21,9 @@ const HEAD: &str = "\
 
 Scenarios over the wire that show what each method, driver and type of device does; most of them are run with an agent
 on the test's host (`host::`), too. It is not all that meets them. A method and a driver are only refused by
-name there: SetPolicy (the agent has it with the feature `policy`, whose tests are in `src/policy`), and `image_guest_pull`
-(a guest without a confidential data hub; `src/storage/hub.rs` has a stand-in for one).
+name there: SetPolicy (`make test` builds the agent with the feature `policy`, too, and tries that one on its host:
+`host::policy`), and `image_guest_pull` (a guest without a confidential data hub; `src/storage/hub.rs` has a stand-in for
+one).
 ";
 
 /// Scenarios by their names, parted by blanks.
@@ -73,7 +74,7 @@ const METHODS: Lines = &[
     ("ResumeContainer", "pause::a_paused_container_stands_still_until_it_is_resumed"),
     ("SetGuestDateTime", "guest::the_clock_follows_the_host"),
     ("SetIPTables", "network::the_packet_filter_of_a_guest network::iptables_is_missed_by_name"),
-    ("SetPolicy", "errors::missing_calls_say_their_names"),
+    ("SetPolicy", "policy::an_agent_without_policies_refuses_one"),
     ("SignalProcess", "signals::init_can_be_killed signals::a_signal_reaches_one_process_only"),
     ("StartContainer", "lifecycle::init_waits_for_start"),
     (

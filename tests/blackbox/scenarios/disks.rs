@@ -183,7 +183,7 @@ async fn disks_of_every_kind_are_mounted(ctx: Ctx) -> Outcome {
         let mut request = ctx.container(|spec| spec)?.request();
         request.storages = vec![storage];
         let asked = ctx.client().create_container_with(&request).await;
-        refused(asked, Code::UNIMPLEMENTED, &[name, "not supported"]);
+        refused(asked, Code::INVALID_ARGUMENT, &[name, "not supported"]);
     }
     let mmio = with_storages(&ctx, &[ext4("mmioblk", "/dev/vda", "mmio")]).await?;
     assert_eq!(mmio.sh("cat /mmio/kept").await?, "kept");
@@ -334,10 +334,27 @@ async fn huge_pages_come_and_go(ctx: &Ctx) -> Outcome {
     let seen = format!("{pages}; grep ' /huge ' /proc/mounts | cut -d' ' -f3; stat -c '%g %A' /huge");
     assert_eq!(container.sh(&seen).await?, "4\nhugetlbfs\n4242 drwxr-sr-x");
     // The kernel gives such a file system no other size: it would say yes and do nothing.
-    let larger = Storage { options: vec!["remount".into(), "size=16777216".into()], ..huge };
-    refused(super::mounts::remount(ctx, larger).await, Code::UNIMPLEMENTED, &["huge pages", "size"]);
+    let larger = Storage { options: vec!["remount".into(), "size=16777216".into()], ..huge.clone() };
+    refused(
+        super::mounts::remount(ctx, larger).await,
+        Code::INVALID_ARGUMENT,
+        &["huge pages", "size=16777216"],
+    );
+    let same = Storage { options: vec!["remount".into(), "size=8M".into()], ..huge.clone() };
+    super::mounts::remount(ctx, same).await?;
     assert_eq!(container.sh(&seen).await?, "4\nhugetlbfs\n4242 drwxr-sr-x");
     container.remove().await?;
+    // More than the guest has, and pages that no machine has: the pool keeps what it had.
+    for (options, code, words) in [
+        ("pagesize=2M,size=1T", Code::RESOURCE_EXHAUSTED, ["only ", "of 524288 huge pages"]),
+        ("pagesize=8M,size=8M", Code::INVALID_ARGUMENT, ["no huge pages of 8192 kB", "2048kB"]),
+    ] {
+        let mut request = ctx.container(|spec| spec)?.request();
+        let volume = Storage { options: vec![options.into()], mount_point: place("vast"), ..huge.clone() };
+        request.storages = vec![volume];
+        refused(ctx.client().create_container_with(&request).await, code, &words);
+        assert_eq!(ctx.guest_sh(pages).await?, "4");
+    }
     Ok(())
 }
 

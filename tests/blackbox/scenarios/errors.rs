@@ -1,9 +1,9 @@
-//! What can't be: unknown and impossible names, specifications without sense, calls that are not there yet.
+//! What can't be: unknown and impossible names, specifications without sense.
 //! Each gets its own code and a line that names what it is about; the agent lives on.
 
 use nakai_ctl::SpecBuilder;
 use nakai_ctl::spec::HookKind;
-use nakai_protocols::agent::{ExecProcessRequest, SetPolicyRequest};
+use nakai_protocols::agent::ExecProcessRequest;
 use nakai_protocols::oci;
 use ttrpc::Code;
 
@@ -21,7 +21,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(bad_specs_are_refused_by_name),
         scenario!(bad_execs_are_refused_by_name),
         scenario!(names_of_absurd_length_are_not_found),
-        scenario!(missing_calls_say_their_names),
         scenario!(the_agent_says_what_it_is),
         scenario!(secrets_stay_out_of_the_log).host_only(),
     ]
@@ -220,17 +219,6 @@ async fn names_of_absurd_length_are_not_found(ctx: Ctx) -> Outcome {
         refused(exec, Code::INVALID_ARGUMENT, &["/x/x"]);
     }
     assert_eq!(container.sh("echo alive").await?, "alive");
-    Ok(())
-}
-
-/// Shims go on without an optional call only when it says so.
-async fn missing_calls_say_their_names(ctx: Ctx) -> Outcome {
-    let (agent, context) = (ctx.client().agent(), || ctx.client().context());
-    let check = |call: &'static str, error: Option<ttrpc::Error>| {
-        let result = error.map_or(Ok(()), |error| Err(nakai_ctl::CallError::new(call, "", error)));
-        refused(result, Code::UNIMPLEMENTED, &[call]);
-    };
-    check("SetPolicy", agent.set_policy(context(), &SetPolicyRequest::new()).await.err());
     Ok(())
 }
 

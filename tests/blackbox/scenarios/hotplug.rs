@@ -93,7 +93,7 @@ async fn cpus_and_memory_that_are_plugged_in_reach_containers(ctx: Ctx) -> Outco
 
     let probed = ctx.client().mem_hotplug_by_probe(&[1 << 40]).await;
     assert!(!details.support_mem_hotplug_probe, "this kernel has none");
-    refused(probed, Code::UNIMPLEMENTED, &["memory/probe", "by itself"]);
+    refused(probed, Code::FAILED_PRECONDITION, &["memory/probe", "by itself"]);
     Ok(())
 }
 

@@ -72,6 +72,7 @@ mod oom;
 mod orchestrators;
 mod passthrough;
 mod pause;
+mod policy;
 mod ports;
 mod process;
 mod recovery;
@@ -124,6 +125,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         orchestrators::scenarios(),
         passthrough::scenarios(),
         pause::scenarios(),
+        policy::scenarios(),
         ports::scenarios(),
         process::scenarios(),
         recovery::scenarios(),
