@@ -61,10 +61,13 @@ pub(super) async fn start(agent: &Agent, request: StartContainerRequest) -> Answ
 
 pub(super) async fn remove(agent: &Agent, request: RemoveContainerRequest) -> Answer<Empty> {
     let timeout = (request.timeout > 0).then(|| Duration::from_secs(request.timeout.into()));
-    let container = agent.sandbox().await?.container(&request.container_id)?;
-    let removed = container.remove(timeout).await;
+    let sandbox = agent.sandbox().await?;
+    let container = sandbox.container(&request.container_id).ok();
+    let removed = sandbox.remove_container(&request.container_id, timeout).await;
     // Nothing is left open once nobody has a container to ask about; what asks again opens it again.
-    agent.kept.cgroups.forget(container.cgroup());
+    if let Some(container) = container {
+        agent.kept.cgroups.forget(container.cgroup());
+    }
     agent.kept.network.close();
     removed?;
     Ok(Empty::new())

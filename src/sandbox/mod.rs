@@ -41,6 +41,7 @@ mod process;
 mod pumps;
 mod records;
 mod recover;
+mod removal;
 mod running;
 mod shared_mounts;
 mod shares;
@@ -221,6 +222,7 @@ struct Inner {
     /// A creation has come to its end.
     created: Notify,
     looking: shares::Looking,
+    untold: removal::Untold,
     /// How often CPUs or memory may have come online.
     grown: AtomicU64,
 }
@@ -241,6 +243,7 @@ impl Sandbox {
                 closing: watch::Sender::new(false),
                 created: Notify::new(),
                 looking: shares::Looking::default(),
+                untold: removal::Untold::default(),
                 grown: AtomicU64::new(0),
             }),
         }
@@ -343,6 +346,7 @@ impl Sandbox {
             std::collections::hash_map::Entry::Occupied(_) => Err(SandboxError::ContainerExists(id.clone())),
             std::collections::hash_map::Entry::Vacant(place) => {
                 place.insert(Place::Creating);
+                self.inner.untold.forget(id.as_str());
                 Ok(())
             }
         }
