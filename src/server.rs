@@ -31,7 +31,7 @@ use crate::records::{Records, StateLock};
 use crate::rpc::{Agent, Continuity, ServeError, Server};
 use crate::sandbox::{Environment, Filters, Holds, OomEvents, Sandbox};
 use crate::stdio::ports::Ports;
-use crate::storage::{Hub, KernelMounts, Lookup, Storages};
+use crate::storage::{Hub, HubLimits, KernelMounts, Lookup, Storages};
 use crate::supervisor::channel::Channel;
 use crate::supervisor::client::{Hold, Launcher, Listed};
 
@@ -334,9 +334,15 @@ async fn finish_boot(
         Devices::start(config.hotplug_timeout, modules.clone(), logger.new(o!("subsystem" => "device")));
     let mounts = Arc::new(KernelMounts::new(modules.clone()));
     let log = logger.new(o!("subsystem" => "storage"));
-    let lookup = Arc::new(Lookup::new(devices.clone(), Hub::new(config.image_pull_timeout)));
     let records = Arc::new(Records::new(config.state_dir.join("records")));
     let bulkhead = Bulkhead::of_pool(MAX_BLOCKING_THREADS);
+    let limits = HubLimits { pull: config.image_pull_timeout, call: config.cdh_api_timeout };
+    let lookup = Arc::new(Lookup {
+        devices: devices.clone(),
+        hub: Hub::new(limits, config.secure_storage_integrity),
+        launcher: launcher.clone(),
+        bulkhead: bulkhead.clone(),
+    });
     let storages =
         Storages::new(&config.kata_dir, mounts, lookup, bulkhead.clone(), log, Some(records.clone()));
     let network = Networking::new(devices.clone(), logger.new(o!("subsystem" => "network")));

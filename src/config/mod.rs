@@ -76,6 +76,8 @@ pub struct Config {
     pub visible_cdi_devices: bool,
     /// The longest call to the confidential data hub, image pulls apart.
     pub cdh_api_timeout: Duration,
+    /// Whether encrypted volumes notice that their disk was changed behind their back.
+    pub secure_storage_integrity: bool,
     /// The longest image pull inside the guest.
     pub image_pull_timeout: Duration,
     /// How long a guest component that the agent launches may take to open its socket.

@@ -131,6 +131,13 @@ pub(super) const OPTIONS: &[Opt] = &[
         set!(cdh_api_timeout, parse::seconds),
     ),
     plain(
+        "secure_storage_integrity",
+        &["agent.secure_storage_integrity"],
+        ("BOOL", "true"),
+        "Encrypted volumes notice that their disk was changed behind their back.",
+        set!(secure_storage_integrity, parse::boolean),
+    ),
+    plain(
         "image_pull_timeout",
         &["agent.image_pull_timeout"],
         ("SECONDS", "1200"),
@@ -321,7 +328,6 @@ pub(super) const NO_EFFECT: &[&str] = &[
     "no_proxy",
     "guest_components_rest_api",
     "guest_components_procs",
-    "secure_storage_integrity",
 ];
 
 /// Whether a key is known and has no effect.
@@ -347,6 +353,7 @@ pub(super) fn defaults() -> Config {
         cdi_timeout: Duration::ZERO,
         visible_cdi_devices: false,
         cdh_api_timeout: Duration::ZERO,
+        secure_storage_integrity: false,
         image_pull_timeout: Duration::ZERO,
         launch_process_timeout: Duration::ZERO,
         container_pipe_size: None,

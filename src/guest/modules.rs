@@ -1,7 +1,8 @@
 //! Kernel modules, loaded by finit_module(2) with what they depend on: a guest image needs no modprobe.
 //!
-//! What depends on what stands in `modules.dep`, which depmod(8) made when the image was built. It is read
-//! for each load rather than kept: loads are few, and on a full distribution's image the file is large.
+//! What depends on what stands in `modules.dep`, which depmod(8) made when the image was built; what a module asks for
+//! only once it runs (as ext4 for its checksum), in `modules.softdep`. They are read
+//! for each load rather than kept: loads are few, and on a full distribution's image the files are large.
 //!
 //! Invariants: a name is a single path component (it may come from the host), and only files that
 //! `modules.dep` lists are loaded. One load at a time, so that two callers who need the same module both find
@@ -137,6 +138,12 @@ impl Modules {
             let not_found = || ModuleError::NotFound { name: name.to_owned(), root: self.root.clone() };
             return if self.is_built_in(name) { Ok(()) } else { Err(not_found()) };
         };
+        for wish in files.iter().filter_map(|file| stem(file)).flat_map(|module| self.wishes(module)) {
+            // It may be built in, or not be needed here.
+            for file in self.files_for(&wish).ok().flatten().unwrap_or_default() {
+                let _ = self.insert(&wish, &file, c"");
+            }
+        }
         let wanted = files.len().saturating_sub(1);
         for (n, file) in files.iter().enumerate() {
             self.insert(name, file, if n == wanted { &params } else { c"" })?;
@@ -215,6 +222,21 @@ impl Modules {
             let matches = words.next() == Some("alias") && words.next().map(normal) == Some(normal(name));
             words.next().filter(|_| matches).map(str::to_owned)
         })
+    }
+
+    /// What should be loaded before `module`: `softdep module pre: ... post: ...` (modprobe.d(5)).
+    fn wishes(&self, module: &str) -> Vec<String> {
+        let Ok(file) = File::open(self.root.join("modules.softdep")) else { return Vec::new() };
+        let mut wishes = Vec::new();
+        for line in BufReader::new(file).lines().map_while(Result::ok) {
+            let mut words = line.split_whitespace();
+            if words.next() == Some("softdep") && words.next().map(normal) == Some(normal(module)) {
+                let before =
+                    words.skip_while(|word| *word != "pre:").skip(1).take_while(|word| *word != "post:");
+                wishes.extend(before.filter(|name| check_name(name).is_ok()).map(str::to_owned));
+            }
+        }
+        wishes
     }
 
     fn insert(&self, name: &str, file: &Path, params: &std::ffi::CStr) -> Result<(), ModuleError> {
@@ -313,6 +335,17 @@ mod tests {
         assert_eq!(names(modules.files_for("vmw-vsock_virtio-transport").unwrap()).len(), 3);
         assert_eq!(names(modules.files_for("fs-iso9660").unwrap()), ["isofs"]);
         assert_eq!(modules.files_for("virtiofs").unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_module_wishes_is_known() {
+        let Fixture { dir, modules } = fixture();
+        assert_eq!(modules.wishes("isofs"), [""; 0]);
+        let soft = "# Soft dependencies\nsoftdep x_y pre: crc32c ../evil lz-4 post: later\nsoftdep b post: a\n\
+                    softdep x-y pre: sha1\n";
+        fs::write(dir.path().join("lib/modules.softdep"), soft).unwrap();
+        assert_eq!(modules.wishes("x-y"), ["crc32c", "lz-4", "sha1"]);
+        assert_eq!(modules.wishes("b"), [""; 0]);
     }
 
     #[test]

@@ -1,11 +1,8 @@
 //! What can't be done with the network.
 
-use std::io;
-use std::path::PathBuf;
-
 use super::netlink::Refused;
 use crate::device::DeviceError;
-use crate::supervisor::client::LaunchError;
+use crate::supervisor::tool::ToolError;
 
 /// Why the network is not as the host wants it.
 #[derive(Debug, thiserror::Error)]
@@ -77,32 +74,9 @@ pub enum NetworkError {
     /// The card that a PCI path leads to.
     #[error("interface not available: {0}")]
     Device(#[from] DeviceError),
-    /// The guest's image lacks a program.
-    #[error("the guest has no {}: looked in {}", programs.join(", no "), places.join(", "))]
-    NoProgram {
-        /// Its names.
-        programs: &'static [&'static str],
-        /// The directories.
-        places: &'static [&'static str],
-    },
-    /// A program could not be run.
-    #[error("run {}: {source}", program.display())]
-    Launch {
-        /// The program.
-        program: PathBuf,
-        /// Why.
-        source: LaunchError,
-    },
-    /// A program did not do what it should.
-    #[error("{}: {problem}: {words}", program.display())]
-    Program {
-        /// The program.
-        program: PathBuf,
-        /// How it ended.
-        problem: String,
-        /// What it wrote to its standard error.
-        words: String,
-    },
+    /// A program of the guest.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
     /// The earlier tables of the packet filter are not what they were.
     #[error("{refusal}; and the tables before keep the new rules: {cause}")]
     NotTakenBack {
@@ -110,14 +84,6 @@ pub enum NetworkError {
         refusal: Box<NetworkError>,
         /// Why what was there before was not.
         cause: Box<NetworkError>,
-    },
-    /// Handing text to a program, or taking it back.
-    #[error("text for {}: {source}", program.display())]
-    Text {
-        /// The program.
-        program: PathBuf,
-        /// Why.
-        source: io::Error,
     },
     /// The task that did the work ended early.
     #[error("the work on the network ended unexpectedly")]

@@ -4,16 +4,15 @@
 //! as a whole, so rules for several tables are read once for a trial before (`--test`). Where the kernel alone refuses a
 //! table, those before it get back what they had.
 
-use std::path::{Path, PathBuf};
-
-use nix::unistd::{AccessFlags, access};
+use std::path::Path;
+use std::time::Duration;
 
 use super::NetworkError;
-use super::program::{self, MAX_TEXT};
 use crate::supervisor::client::Launcher;
+use crate::supervisor::tool::{self, MAX_TEXT, ToolError};
 
-/// Where distributions have them.
-const PLACES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+/// How long a tool may take. Shims wait for a minute.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// How long it may wait for another one who changes the tables, in seconds.
 const WAIT: [&str; 2] = ["--wait", "5"];
 
@@ -49,7 +48,7 @@ impl PacketFilter {
     ///
     /// The guest has no such program, or it fails.
     pub async fn rules(self, launcher: &Launcher) -> Result<Vec<u8>, NetworkError> {
-        program::run(launcher, &look_for(self.save()).await?, &[], b"").await
+        Ok(run(launcher, &tool::find(self.save()).await?, &[], b"").await?)
     }
 
     /// Gives `rules` to iptables-restore: each table that they name gets them instead of those it has. What the program
@@ -67,31 +66,35 @@ impl PacketFilter {
                 reason: "there may be 3 MiB at most",
             });
         }
-        let restore = look_for(self.restore()).await?;
+        let restore = tool::find(self.restore()).await?;
         let named = tables(rules);
         if named.len() < 2 {
-            return program::run(launcher, &restore, &WAIT, rules).await;
+            return Ok(run(launcher, &restore, &WAIT, rules).await?);
         }
         let [wait, seconds] = WAIT;
-        program::run(launcher, &restore, &[wait, seconds, "--test"], rules).await?;
+        run(launcher, &restore, &[wait, seconds, "--test"], rules).await?;
         let before = sections(&self.rules(launcher).await?, &named);
         let (launcher, rules) = (launcher.clone(), rules.to_vec());
         // A task of its own: it goes on to a good end when the caller is gone.
         let replaced = tokio::spawn(async move {
-            let refusal = match program::run(&launcher, &restore, &WAIT, &rules).await {
+            let refusal = match run(&launcher, &restore, &WAIT, &rules).await {
                 Ok(said) => return Ok(said),
-                Err(refusal) => refusal,
+                Err(refusal) => NetworkError::from(refusal),
             };
-            match program::run(&launcher, &restore, &WAIT, &before).await {
+            match run(&launcher, &restore, &WAIT, &before).await {
                 Ok(_) => Err(refusal),
                 Err(cause) => {
-                    let (refusal, cause) = (Box::new(refusal), Box::new(cause));
+                    let (refusal, cause) = (Box::new(refusal), Box::new(cause.into()));
                     Err(NetworkError::NotTakenBack { refusal, cause })
                 }
             }
         });
         replaced.await.map_err(|_| NetworkError::Task)?
     }
+}
+
+async fn run(launcher: &Launcher, program: &Path, args: &[&str], rules: &[u8]) -> Result<Vec<u8>, ToolError> {
+    tool::run(launcher, program, args, rules, TIME_LIMIT).await
 }
 
 /// The tables that the rules name: each begins with a line `*name`.
@@ -133,53 +136,9 @@ fn built_in(table: &[u8]) -> &'static [&'static str] {
     }
 }
 
-async fn look_for(programs: &'static [&'static str]) -> Result<PathBuf, NetworkError> {
-    let executable = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
-    let found = tokio::task::spawn_blocking(move || first(programs, &PLACES, executable));
-    found.await.map_err(|_| NetworkError::Task)?.ok_or(NetworkError::NoProgram { programs, places: &PLACES })
-}
-
-/// The first name of all that is somewhere, and there in the first place.
-fn first(names: &[&str], places: &[&str], is_there: impl Fn(&Path) -> bool) -> Option<PathBuf> {
-    let paths = names.iter().flat_map(|name| places.iter().map(move |place| Path::new(place).join(name)));
-    paths.into_iter().find(|path| is_there(path))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
-
-    #[test]
-    fn the_distributions_choice_comes_before_the_variants() {
-        let root = tempfile::tempdir().unwrap();
-        let places = ["usr", "local"].map(|place| root.path().join(place));
-        for place in &places {
-            std::fs::create_dir(place).unwrap();
-        }
-        let place_names = places.each_ref().map(|place| place.to_str().unwrap());
-        let executable = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
-        let found = || first(PacketFilter::V6.save(), &place_names, executable);
-        let script = |path: &Path, mode| {
-            std::fs::write(path, "#!/bin/sh\n").unwrap();
-            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
-        };
-        assert_eq!(found(), None);
-        script(&places[0].join("iptables-save"), 0o755);
-        assert_eq!(found(), None, "it is the one for IPv4");
-        let legacy = places[0].join("ip6tables-legacy-save");
-        script(&legacy, 0o755);
-        assert_eq!(found(), Some(legacy));
-        let nft = places[1].join("ip6tables-nft-save");
-        script(&nft, 0o755);
-        assert_eq!(found(), Some(nft.clone()));
-        script(&places[0].join("ip6tables-save"), 0o644);
-        assert_eq!(found(), Some(nft), "a file that can't be executed is no program");
-        let plain = places[1].join("ip6tables-save");
-        script(&plain, 0o755);
-        assert_eq!(found(), Some(plain));
-    }
 
     #[test]
     fn rules_and_their_printer_are_of_the_same_kind() {

@@ -19,7 +19,6 @@ mod link;
 mod neighbors;
 mod net;
 mod netlink;
-mod program;
 mod route;
 mod routes;
 mod steps;

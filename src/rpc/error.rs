@@ -23,6 +23,7 @@ use crate::stdio::StdioError;
 use crate::stdio::ports::PortError;
 use crate::storage::StorageError;
 use crate::supervisor::client::LaunchError;
+use crate::supervisor::tool::ToolError;
 use crate::worker::job::FailureKind;
 
 /// Why a call failed.
@@ -210,7 +211,7 @@ fn network_code(error: &NetworkError) -> Code {
             Code::INVALID_ARGUMENT
         }
         E::Device(error) => device_code(error),
-        E::NoProgram { .. } => Code::FAILED_PRECONDITION,
+        E::Tool(ToolError::Absent { .. }) => Code::FAILED_PRECONDITION,
         _ => Code::INTERNAL,
     }
 }
@@ -226,7 +227,9 @@ fn storage_code(error: &StorageError) -> Code {
         | E::Unsupported { .. } => Code::INVALID_ARGUMENT,
         E::NotAttached { .. } => Code::NOT_FOUND,
         E::TooFewPages { .. } => Code::RESOURCE_EXHAUSTED,
-        E::Conflict { .. } | E::Image { .. } => Code::FAILED_PRECONDITION,
+        E::Conflict { .. } | E::Image { .. } | E::Format { .. } | E::Encrypt { .. } => {
+            Code::FAILED_PRECONDITION
+        }
         E::Device { cause, .. } => cause.downcast_ref().map_or(Code::INTERNAL, device_code),
         _ => Code::INTERNAL,
     }
@@ -266,7 +269,7 @@ fn copy_code(error: &CopyError) -> Code {
         | E::Type { .. }
         | E::Target { .. }
         | E::Scattered { .. } => Code::INVALID_ARGUMENT,
-        E::NoRoom { .. } => Code::RESOURCE_EXHAUSTED,
+        E::NoRoom { .. } | E::TooMany { .. } => Code::RESOURCE_EXHAUSTED,
         E::Beneath(_) | E::Step { .. } => match error.errno() {
             Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => Code::RESOURCE_EXHAUSTED,
             // Something else than a directory is on the way, or something is mounted there.

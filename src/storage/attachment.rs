@@ -274,6 +274,11 @@ impl Work<'_> {
         self.record.begun(self.attachment)
     }
 
+    /// Somebody else is going to mount on the mount point, which is made if missing.
+    pub(super) fn expect_mount(&mut self) -> Result<(), StorageError> {
+        self.make_owned_directory(&self.place.clone()).map(drop)
+    }
+
     /// Takes over what somebody else has made at the mount point: it goes with the storage.
     pub(super) fn adopt(&mut self) -> Result<(), StorageError> {
         let path = self.place.path();
@@ -281,17 +286,25 @@ impl Work<'_> {
         if !matches!(self.attachment.steps.last(), Some(Step::Tree(_))) {
             self.attachment.steps.push(Step::Tree(self.place.clone()));
         }
-        self.adopt_mount()
+        self.adopt_mount().map(drop)
     }
 
-    /// The same for the mount there, if there is one.
-    pub(super) fn adopt_mount(&mut self) -> Result<(), StorageError> {
+    /// The same for the mount there. Says whether there is one.
+    pub(super) fn adopt_mount(&mut self) -> Result<bool, StorageError> {
         let path = self.place.path();
         let mounted = self.ops.is_mount_point(&path);
-        if mounted.map_err(|cause| StorageError::Mounts { mount_point: path, cause })? {
+        let mounted = mounted.map_err(|cause| StorageError::Mounts { mount_point: path, cause })?;
+        if mounted {
             self.attachment.steps.push(Step::Mount(self.place.clone()));
         }
-        Ok(())
+        Ok(mounted)
+    }
+
+    /// Gives the mount that is there these options.
+    pub(super) fn change_mount(&self, fstype: &str, mut options: Vec<String>) -> Result<(), StorageError> {
+        options.insert(0, "remount".to_owned());
+        let order = MountOrder { from: self.source, link: self.source, fstype, options: &options };
+        mount_at(self.place, &order, self.ops)
     }
 
     /// Goes on with the copy for as long as the storage is there.

@@ -110,6 +110,24 @@ pub enum StorageError {
         #[source]
         cause: Cause,
     },
+    /// The disk can't be given a file system.
+    #[error("a file system for {mount_point}: {cause}")]
+    Format {
+        /// Where it was to be mounted.
+        mount_point: PathBuf,
+        /// What is on the disk, or what mkfs said.
+        #[source]
+        cause: Cause,
+    },
+    /// The volume can't be encrypted.
+    #[error("an encrypted volume for {mount_point}: {cause}")]
+    Encrypt {
+        /// Where it was to be mounted.
+        mount_point: PathBuf,
+        /// What the hub said.
+        #[source]
+        cause: Cause,
+    },
     /// A device path that leads to something else.
     #[error("{device} is a {found}, not a block device")]
     NotBlockDevice {

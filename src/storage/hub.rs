@@ -1,17 +1,23 @@
-//! The confidential data hub: a service of a confidential guest that pulls images, reached over ttrpc on a unix
-//! socket.
+//! The confidential data hub: a service of a confidential guest that pulls images and opens encrypted volumes, reached
+//! over ttrpc on a unix socket.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nakai_protocols::confidential_data_hub::ImagePullRequest;
-use nakai_protocols::confidential_data_hub_ttrpc::ImagePullServiceClient;
+use nakai_protocols::confidential_data_hub::{ImagePullRequest, SecureMountRequest};
+use nakai_protocols::confidential_data_hub_ttrpc::{ImagePullServiceClient, SecureMountServiceClient};
+use nix::errno::Errno;
+use nix::sys::stat::{major, minor, stat};
+use ttrpc::r#async::Client;
 use ttrpc::context;
+
+use super::format;
 
 /// Where it listens.
 const SOCKET: &str = "/run/confidential-containers/cdh.sock";
 
-/// Why there is no image.
+/// Why there is no image, or no volume.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// Nobody listens.
@@ -22,26 +28,45 @@ pub enum HubError {
         /// Why it could not be connected to.
         source: Box<ttrpc::Error>,
     },
-    /// It could not pull the image.
+    /// It could not do it.
     #[error("the confidential data hub: {0}")]
-    Pull(#[source] Box<ttrpc::Error>),
+    Refused(#[source] Box<ttrpc::Error>),
+    /// The disk is not there any more.
+    #[error("the number of {device}: {source}")]
+    Device {
+        /// Its node.
+        device: PathBuf,
+        /// Why.
+        source: Errno,
+    },
+}
+
+/// How long the hub may take.
+#[derive(Debug, Clone, Copy)]
+pub struct HubLimits {
+    /// For an image.
+    pub pull: Duration,
+    /// For anything else.
+    pub call: Duration,
 }
 
 /// The way to the hub.
 #[derive(Debug, Clone)]
 pub struct Hub {
     socket: PathBuf,
-    pull_timeout: Duration,
+    limits: HubLimits,
+    /// Whether encrypted volumes tell if their disk was changed behind their back.
+    integrity: bool,
 }
 
 impl Hub {
-    /// The guest's hub, which may take this long for an image.
-    pub fn new(pull_timeout: Duration) -> Self {
-        Self::at(Path::new(SOCKET), pull_timeout)
+    /// The guest's hub.
+    pub fn new(limits: HubLimits, integrity: bool) -> Self {
+        Self::at(Path::new(SOCKET), limits, integrity)
     }
 
-    pub(super) fn at(socket: &Path, pull_timeout: Duration) -> Self {
-        Self { socket: socket.to_owned(), pull_timeout }
+    pub(super) fn at(socket: &Path, limits: HubLimits, integrity: bool) -> Self {
+        Self { socket: socket.to_owned(), limits, integrity }
     }
 
     /// Has an image pulled and unpacked as `rootfs` in the directory `bundle`.
@@ -50,34 +75,74 @@ impl Hub {
     ///
     /// There is no hub, or it failed.
     pub async fn pull(&self, image: &str, bundle: &Path) -> Result<(), HubError> {
-        let address = format!("unix://{}", self.socket.display());
-        let client = ttrpc::r#async::Client::connect(&address)
-            .await
-            .map_err(|source| HubError::Absent { socket: self.socket.clone(), source: Box::new(source) })?;
+        let service = ImagePullServiceClient::new(self.connect().await?);
         let request = ImagePullRequest {
             image_url: image.to_owned(),
             bundle_path: bundle.display().to_string(),
             ..Default::default()
         };
-        let limit = i64::try_from(self.pull_timeout.as_nanos()).unwrap_or(i64::MAX);
-        let service = ImagePullServiceClient::new(client);
-        let pulled = service.pull_image(context::with_timeout(limit), &request).await;
-        pulled.map(drop).map_err(|source| HubError::Pull(Box::new(source)))
+        let pulled = service.pull_image(within(self.limits.pull), &request).await;
+        pulled.map(drop).map_err(|source| HubError::Refused(Box::new(source)))
     }
+
+    /// Has what is on the disk `device` replaced by an encrypted ext4, whose key nobody will ever know, and that mounted
+    /// at `mount_point`.
+    ///
+    /// # Errors
+    ///
+    /// There is no hub, or it failed.
+    pub async fn mount_encrypted(&self, device: &Path, mount_point: &Path) -> Result<(), HubError> {
+        let number =
+            stat(device).map_err(|source| HubError::Device { device: device.to_owned(), source })?.st_rdev;
+        let options = [
+            ("deviceId", format!("{}:{}", major(number), minor(number))),
+            ("sourceType", "empty".to_owned()),
+            ("targetType", "fileSystem".to_owned()),
+            ("filesystemType", "ext4".to_owned()),
+            ("mkfsOpts", format::OPTIONS.join(" ")),
+            ("encryptionType", "luks2".to_owned()),
+            ("dataIntegrity", self.integrity.to_string()),
+        ];
+        let request = SecureMountRequest {
+            volume_type: "block-device".to_owned(),
+            options: HashMap::from(options.map(|(key, value)| (key.to_owned(), value))),
+            mount_point: mount_point.display().to_string(),
+            ..Default::default()
+        };
+        let service = SecureMountServiceClient::new(self.connect().await?);
+        let mounted = service.secure_mount(within(self.limits.call), &request).await;
+        mounted.map(drop).map_err(|source| HubError::Refused(Box::new(source)))
+    }
+
+    async fn connect(&self) -> Result<Client, HubError> {
+        let connected = Client::connect(&format!("unix://{}", self.socket.display())).await;
+        connected.map_err(|source| HubError::Absent { socket: self.socket.clone(), source: Box::new(source) })
+    }
+}
+
+fn within(limit: Duration) -> context::Context {
+    context::with_timeout(i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
-    use nakai_protocols::confidential_data_hub::ImagePullResponse;
-    use nakai_protocols::confidential_data_hub_ttrpc::{ImagePullService, create_image_pull_service};
+    use nakai_protocols::confidential_data_hub::{ImagePullResponse, SecureMountResponse};
+    use nakai_protocols::confidential_data_hub_ttrpc::{
+        ImagePullService, SecureMountService, create_image_pull_service, create_secure_mount_service,
+    };
     use ttrpc::r#async::{Server, TtrpcContext};
 
     use super::*;
 
-    /// Unpacks one image only.
-    struct StandIn;
+    /// Unpacks one image only, and mounts nothing.
+    #[derive(Default)]
+    struct StandIn(Mutex<Vec<SecureMountRequest>>);
+
+    fn status(code: ttrpc::Code, words: &str) -> ttrpc::Error {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(code, words.to_owned()))
+    }
 
     #[async_trait::async_trait]
     impl ImagePullService for StandIn {
@@ -87,29 +152,72 @@ mod tests {
             asked: ImagePullRequest,
         ) -> ttrpc::Result<ImagePullResponse> {
             if asked.image_url != "registry/image:1" {
-                let status = ttrpc::get_status(ttrpc::Code::NOT_FOUND, "no such image".to_owned());
-                return Err(ttrpc::Error::RpcStatus(status));
+                return Err(status(ttrpc::Code::NOT_FOUND, "no such image"));
             }
             std::fs::create_dir(Path::new(&asked.bundle_path).join("rootfs")).unwrap();
             Ok(ImagePullResponse::new())
         }
     }
 
+    #[async_trait::async_trait]
+    impl SecureMountService for StandIn {
+        async fn secure_mount(
+            &self,
+            _: &TtrpcContext,
+            asked: SecureMountRequest,
+        ) -> ttrpc::Result<SecureMountResponse> {
+            let is_known = asked.mount_point == "/run/volume";
+            self.0.lock().unwrap().push(asked);
+            if is_known {
+                Ok(SecureMountResponse::new())
+            } else {
+                Err(status(ttrpc::Code::INTERNAL, "no luks"))
+            }
+        }
+    }
+
     #[tokio::test]
-    async fn the_hub_pulls_and_says_why_it_can_not() {
+    async fn the_hub_does_what_it_is_asked_and_says_why_it_can_not() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("cdh.sock");
-        let hub = Hub::at(&socket, Duration::from_secs(60));
+        let minute = Duration::from_secs(60);
+        let hub = Hub::at(&socket, HubLimits { pull: minute, call: minute }, true);
         let error = hub.pull("registry/image:1", dir.path()).await.unwrap_err().to_string();
         assert!(error.starts_with("no confidential data hub at /"), "{error}");
-        let address = format!("unix://{}", socket.display());
-        let server = Server::new().bind(&address).unwrap();
-        let mut server = server.register_service(create_image_pull_service(Arc::new(StandIn)));
+        let null = Path::new("/dev/null");
+        let error = hub.mount_encrypted(null, Path::new("/run/volume")).await.unwrap_err().to_string();
+        assert!(error.starts_with("no confidential data hub at /"), "{error}");
+
+        let stand_in = Arc::new(StandIn::default());
+        let server = Server::new().bind(&format!("unix://{}", socket.display())).unwrap();
+        let server = server.register_service(create_image_pull_service(stand_in.clone()));
+        let mut server = server.register_service(create_secure_mount_service(stand_in.clone()));
         server.start().await.unwrap();
         hub.pull("registry/image:1", dir.path()).await.unwrap();
         assert!(dir.path().join("rootfs").is_dir());
         let error = hub.pull("registry/other", dir.path()).await.unwrap_err().to_string();
         assert!(error.contains("no such image") && !error.contains('\n'), "{error}");
+
+        hub.mount_encrypted(null, Path::new("/run/volume")).await.unwrap();
+        let error = hub.mount_encrypted(null, Path::new("/run/other")).await.unwrap_err().to_string();
+        assert!(error.contains("no luks"), "{error}");
+        let error = hub.mount_encrypted(Path::new("/dev/gone"), Path::new("/run/volume")).await.unwrap_err();
+        assert!(error.to_string().contains("/dev/gone"), "{error}");
+        let asked = stand_in.0.lock().unwrap().clone();
+        assert_eq!(asked.len(), 2);
+        let mut options: Vec<_> =
+            asked[0].options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        options.sort();
+        let all = [
+            "dataIntegrity=true",
+            "deviceId=1:3",
+            "encryptionType=luks2",
+            "filesystemType=ext4",
+            "mkfsOpts=-O ^has_journal -m 0 -i 163840 -I 128",
+            "sourceType=empty",
+            "targetType=fileSystem",
+        ];
+        assert_eq!((&*asked[0].volume_type, options), ("block-device", all.map(str::to_owned).to_vec()));
         server.shutdown().await.unwrap();
     }
 }

@@ -12,6 +12,7 @@
 mod attachment;
 mod driver;
 mod error;
+mod format;
 mod hub;
 mod huge_pages;
 mod layers;
@@ -31,7 +32,8 @@ mod verity;
 mod watch;
 
 pub use error::{Cause, StorageError};
-pub use hub::{Hub, HubError};
+pub use format::FormatError;
+pub use hub::{Hub, HubError, HubLimits};
 pub use layers::unfold;
 pub use lookup::Lookup;
 pub use ops::{BlockLookup, KernelMounts, MountOps, MountOrder, Target};

@@ -88,6 +88,12 @@ pub trait BlockLookup: Send + Sync {
 
     /// Has an image pulled and unpacked as `rootfs` in the directory `bundle`.
     async fn pull_image(&self, image: &str, bundle: &Path) -> Result<(), Cause>;
+
+    /// Makes an ext4 on a disk, unless there is one.
+    async fn make_ext4(&self, disk: &Path) -> Result<(), Cause>;
+
+    /// Has an encrypted ext4 made on a disk, and mounted.
+    async fn mount_encrypted(&self, disk: &Path, mount_point: &Path) -> Result<(), Cause>;
 }
 
 /// The guest's own kernel.

@@ -214,4 +214,16 @@ impl BlockLookup for FakeGuest {
         self.state.lock().unwrap().mounted.push(bundle.join("rootfs"));
         Ok(())
     }
+
+    async fn make_ext4(&self, disk: &Path) -> Result<(), Cause> {
+        self.note("format", format!("format {}", disk.display()))
+    }
+
+    async fn mount_encrypted(&self, disk: &Path, mount_point: &Path) -> Result<(), Cause> {
+        assert!(mount_point.is_dir());
+        self.note("hub", format!("encrypt {} at {}", disk.display(), mount_point.display()))?;
+        self.note("nothing", "mounted".to_owned())
+            .map(|()| self.state.lock().unwrap().mounted.push(mount_point.to_owned()))
+            .or(Ok(()))
+    }
 }

@@ -40,6 +40,7 @@ mod reaper;
 mod restarts;
 mod run;
 mod text;
+pub mod tool;
 
 pub use enter::Place;
 pub use error::SupervisorError;

@@ -65,6 +65,14 @@ pub enum CopyError {
         /// What is free.
         available: u64,
     },
+    /// Too many files are half-way.
+    #[error("copy {path}: {limit} other files are under way", path = path.display())]
+    TooMany {
+        /// The file.
+        path: PathBuf,
+        /// How many may be.
+        limit: usize,
+    },
     /// The chunks lie too far apart.
     #[error("copy {path}: its chunks have more than {limit} gaps between them", path = path.display())]
     Scattered {

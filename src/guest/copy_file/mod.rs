@@ -9,8 +9,8 @@
 //!   directory) and is renamed when every byte is there. Chunks may come in any order, beside each other, and
 //!   twice.
 //! - Sizes and offsets that can't be, devices, sockets and pipes are refused.
-//! - A copy that nobody goes on with is taken away: after [`IDLE_LIMIT`], when there are too many, and at the
-//!   end of the sandbox.
+//! - A copy that nobody goes on with is taken away: after [`IDLE_LIMIT`], sooner when there are too many, and at the
+//!   end of the sandbox. One that somebody goes on with never is: one more than there may be is refused.
 //!
 //! Everything blocks. A call that was begun is finished, also when its caller has gone.
 
@@ -36,6 +36,8 @@ use self::upload::Upload;
 
 /// How long a copy waits for its next chunk. It is looked at when another chunk comes.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(600);
+/// How long, when there are too many.
+const SHORT_IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// The most copies at a time: each holds two descriptors.
 const COPIES_LIMIT: usize = 64;
 
@@ -90,7 +92,7 @@ impl Copies {
     }
 
     fn copy_chunk(&self, request: &CopyRequest, chunk: &Chunk) -> Result<(), CopyError> {
-        let shared = self.upload(&request.path);
+        let shared = self.upload(&request.path)?;
         let mut upload = lock(&shared);
         let outcome = self.write(&mut upload, request, chunk);
         if !matches!(outcome, Ok(false)) {
@@ -120,21 +122,24 @@ impl Copies {
     }
 
     /// What has arrived of a file. Makes room for it first.
-    fn upload(&self, path: &Path) -> Arc<Mutex<Option<Upload>>> {
+    fn upload(&self, path: &Path) -> Result<Arc<Mutex<Option<Upload>>>, CopyError> {
         let mut under_way = lock(&self.under_way);
         let now = Instant::now();
         if let Some(known) = under_way.get_mut(path) {
             known.last = now;
-            return known.upload.clone();
+            return Ok(known.upload.clone());
         }
-        under_way.retain(|_, other| now.saturating_duration_since(other.last) < IDLE_LIMIT);
+        for limit in [IDLE_LIMIT, SHORT_IDLE_LIMIT] {
+            if limit == IDLE_LIMIT || under_way.len() >= COPIES_LIMIT {
+                under_way.retain(|_, other| now.saturating_duration_since(other.last) < limit);
+            }
+        }
         if under_way.len() >= COPIES_LIMIT {
-            let oldest = under_way.iter().min_by_key(|(_, other)| other.last).map(|(path, _)| path.clone());
-            oldest.and_then(|oldest| under_way.remove(&oldest));
+            return Err(CopyError::TooMany { path: path.to_owned(), limit: COPIES_LIMIT });
         }
         let upload = Arc::default();
         under_way.insert(path.to_owned(), UnderWay { last: now, upload: Arc::clone(&upload) });
-        upload
+        Ok(upload)
     }
 
     fn forget(&self, path: &Path, upload: &Arc<Mutex<Option<Upload>>>) {

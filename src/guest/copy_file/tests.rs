@@ -109,11 +109,29 @@ fn files_beside_each_other_do_not_mix() {
 }
 
 #[test]
+fn a_file_too_many_is_refused_and_the_others_go_on() {
+    let shared = Shared::new();
+    let name = |number: usize| format!("file-{number}");
+    for number in 0..COPIES_LIMIT {
+        shared.chunk(&name(number), 6, 0, b"one").unwrap();
+    }
+    let error = shared.chunk("another", 6, 0, b"one").unwrap_err().to_string();
+    assert_eq!(error, "copy another: 64 other files are under way");
+    for number in 0..COPIES_LIMIT {
+        shared.chunk(&name(number), 6, 3, b"two").unwrap();
+        assert_eq!(fs::read(shared.path(&name(number))).unwrap(), b"onetwo");
+    }
+    shared.chunk("another", 6, 0, b"one").unwrap();
+}
+
+#[test]
 fn what_is_abandoned_goes() {
     let shared = Shared::new();
-    for number in 0..COPIES_LIMIT + 3 {
+    for number in 0..COPIES_LIMIT {
         shared.chunk(&format!("file-{number}"), 9, 0, b"one").unwrap();
     }
+    lock(&shared.copies.under_way).get_mut(Path::new("file-7")).unwrap().last -= SHORT_IDLE_LIMIT;
+    shared.chunk("another", 9, 0, b"one").unwrap();
     assert_eq!(shared.names("").len(), COPIES_LIMIT);
     shared.copies.give_up();
     assert_eq!(shared.names(""), Vec::<String>::new());

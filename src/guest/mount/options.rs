@@ -6,6 +6,9 @@ use nix::unistd::{SysconfVar, sysconf};
 /// The page size where the system doesn't say.
 const USUAL_PAGE: usize = 4096;
 
+/// `MS_NOSYMFOLLOW` of linux/mount.h, since Linux 5.10.
+const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
+
 /// What a word does to the flags.
 #[derive(Debug, Clone, Copy)]
 enum Effect {
@@ -47,6 +50,8 @@ fn effect(word: &str) -> Option<Effect> {
         "noiversion" => Clear(MsFlags::MS_I_VERSION),
         "silent" => Set(MsFlags::MS_SILENT),
         "loud" => Clear(MsFlags::MS_SILENT),
+        "nosymfollow" => Set(NOSYMFOLLOW),
+        "symfollow" => Clear(NOSYMFOLLOW),
         "remount" => Set(MsFlags::MS_REMOUNT),
         "bind" => Set(MsFlags::MS_BIND),
         "rbind" => Set(MsFlags::MS_BIND.union(MsFlags::MS_REC)),
@@ -187,6 +192,8 @@ mod tests {
             ("defaults", MsFlags::empty(), MsFlags::empty(), ""),
             ("ro nosuid size=1k", MsFlags::MS_RDONLY | MsFlags::MS_NOSUID, MsFlags::empty(), "size=1k"),
             ("ro rw", MsFlags::empty(), MsFlags::empty(), ""),
+            ("nosymfollow", NOSYMFOLLOW, MsFlags::empty(), ""),
+            ("nosymfollow symfollow", MsFlags::empty(), MsFlags::empty(), ""),
             ("noatime relatime", MsFlags::MS_RELATIME, MsFlags::empty(), ""),
             ("strictatime noatime", MsFlags::MS_NOATIME, MsFlags::empty(), ""),
             ("rbind rslave", MsFlags::MS_BIND | MsFlags::MS_REC, MsFlags::MS_SLAVE | MsFlags::MS_REC, ""),

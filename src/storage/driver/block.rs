@@ -1,8 +1,9 @@
 //! `blk`, `scsi`, `mmioblk`, `nvdimm`: a filesystem on a block device. The four differ only in how the device
 //! is found.
 //!
-//! Formatting and encryption need programs that this guest may not have; they are refused by name, because a
-//! volume that is silently not encrypted is worse than none.
+//! The host may ask for the file system to be made first, and for it to be encrypted: an ext4 by the guest's own
+//! [mkfs](super::super::format), or by the [confidential data hub](super::super::hub), which then mounts it, too. A volume
+//! that is silently not encrypted is worse than none: what the hub has not mounted is no volume.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use nix::libc;
 use super::super::layers::PARTITION;
 use super::super::ops::BlockLookup;
 use super::super::verity::Verity;
-use super::{Driver, Places, StorageError, Work};
+use super::{Driver, Fill, Places, StorageError, Work};
 use crate::storage::StorageRequest;
 
 #[derive(Debug)]
@@ -20,14 +21,28 @@ pub(super) struct Block {
     pub(super) name: &'static str,
 }
 
+/// What is done to the disk before it is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Preparation {
+    Nothing,
+    /// It gets a file system.
+    Format,
+    /// It gets an encrypted one, which is mounted with it.
+    Encrypt,
+}
+
 #[async_trait::async_trait]
 impl Driver for Block {
+    fn fills_mount_point(&self, request: &StorageRequest) -> Option<Fill> {
+        matches!(preparation(request), Ok(Preparation::Encrypt)).then_some(Fill::Mount)
+    }
+
     async fn find_source(
         &self,
         request: &StorageRequest,
         lookup: &dyn BlockLookup,
     ) -> Result<String, StorageError> {
-        refuse_unsupported(request)?;
+        let preparation = preparation(request)?;
         // A disk that was there at boot is named by its node, whatever the bus. Its driver may not be loaded yet.
         let by_node = self.name == "blk" && request.source.starts_with("/dev/");
         let kind = if by_node { "mmioblk" } else { self.name };
@@ -39,12 +54,27 @@ impl Driver for Block {
             let found = lookup.find_block("mmioblk", &node.to_string_lossy()).await;
             node = found.map_err(error)?;
         }
+        let mount_point = request.target();
+        match preparation {
+            Preparation::Nothing => {}
+            Preparation::Format => {
+                let made = lookup.make_ext4(&node).await;
+                made.map_err(|cause| StorageError::Format { mount_point, cause })?;
+            }
+            Preparation::Encrypt => {
+                let mounted = lookup.mount_encrypted(&node, &mount_point).await;
+                mounted.map_err(|cause| StorageError::Encrypt { mount_point, cause })?;
+            }
+        }
         node.into_os_string().into_string().map_err(|node| {
             error(Arc::new(std::io::Error::other(format!("its node {node:?} has no readable name"))))
         })
     }
 
     fn attach(&self, work: &mut Work<'_>, _places: &Places) -> Result<(), StorageError> {
+        if preparation(work.request)? == Preparation::Encrypt {
+            return attach_encrypted(work);
+        }
         check_device(work)?;
         if work.request.fstype.is_empty() {
             return Err(work.request.refuse("fstype", "it is empty"));
@@ -75,18 +105,40 @@ fn partition_of(disk: &Path, number: &str) -> PathBuf {
     node.into()
 }
 
-fn refuse_unsupported(request: &StorageRequest) -> Result<(), StorageError> {
-    for option in &request.driver_options {
-        let key = option.split_once('=').map_or(option.as_str(), |(key, _)| key);
-        match key {
-            "encryption_key" => return Err(request.unsupported("encryption (driver option encryption_key)")),
-            "create_filesystem" => {
-                return Err(request.unsupported("formatting (driver option create_filesystem)"));
-            }
-            _ => {}
-        }
+/// What the driver options ask for. Nobody's data may be lost by it: so it is for whole ext4 disks only, and what is asked
+/// for beside that is refused.
+fn preparation(request: &StorageRequest) -> Result<Preparation, StorageError> {
+    let refuse = |reason: &str| Err(request.refuse("driver_options", reason));
+    let has = |wanted: &str| request.driver_options.iter().any(|option| option == wanted);
+    let formats = has("create_filesystem");
+    let key = request.driver_options.iter().find_map(|option| option.strip_prefix("encryption_key="));
+    let wanted = match key {
+        None if !formats => return Ok(Preparation::Nothing),
+        None => Preparation::Format,
+        Some(key) if key != "ephemeral" => return refuse("encryption_key: there is ephemeral only"),
+        Some(_) if !formats => return refuse("encryption_key is without create_filesystem"),
+        Some(_) => Preparation::Encrypt,
+    };
+    if request.fstype != "ext4" {
+        return Err(request.refuse("fstype", format!("{:?} can't be made, only ext4", request.fstype)));
     }
-    Ok(())
+    if Verity::wanted(request)?.is_some() {
+        return refuse("create_filesystem is together with a hash");
+    }
+    Ok(wanted)
+}
+
+/// Takes over what the hub has mounted.
+fn attach_encrypted(work: &mut Work<'_>) -> Result<(), StorageError> {
+    if !work.adopt_mount()? {
+        let cause = Arc::new(std::io::Error::other("the confidential data hub has mounted nothing"));
+        return Err(StorageError::Encrypt { mount_point: work.request.target(), cause });
+    }
+    let options = work.request.options_without(|_| false);
+    if !options.is_empty() {
+        work.change_mount("ext4", options)?;
+    }
+    work.give_to_group()
 }
 
 fn check_device(work: &Work<'_>) -> Result<(), StorageError> {

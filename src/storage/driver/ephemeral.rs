@@ -61,12 +61,13 @@ fn pages(request: &StorageRequest) -> Result<Option<(u64, u64)>, StorageError> {
     Ok(number("size")?.map(|size| (page / 1024, size.div_ceil(page))))
 }
 
-/// A number of bytes as the kernel reads it (memparse): with K, M or G behind it, or plain.
+/// A number of bytes as the kernel reads it (memparse): with K, M, G or T behind it, or plain.
 pub(in super::super) fn bytes(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().split_last()? {
         (b'k' | b'K', digits) => (digits, 10),
         (b'm' | b'M', digits) => (digits, 20),
         (b'g' | b'G', digits) => (digits, 30),
+        (b't' | b'T', digits) => (digits, 40),
         _ => (text.as_bytes(), 0),
     };
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
@@ -82,10 +83,7 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_the_kernel_does() {
-        assert_eq!(
-            (bytes("2097152"), bytes("2M"), bytes("1g")),
-            (Some(2 << 20), Some(2 << 20), Some(1 << 30))
-        );
+        assert_eq!(["2097152", "2M", "1g", "3T"].map(bytes), [2 << 20, 2 << 20, 1 << 30, 3 << 40].map(Some));
         for bad in ["", "M", "50%", "-1", "+1", "2MB", "99999999999G"] {
             assert_eq!(bytes(bad), None, "{bad}");
         }

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use super::super::ops::BlockLookup;
-use super::{Driver, Places, StorageError, Work};
+use super::{Driver, Fill, Places, StorageError, Work};
 use crate::storage::StorageRequest;
 
 /// Driver option: what the host's snapshotter knows of the image, as JSON.
@@ -20,8 +20,9 @@ pub(super) struct GuestPull;
 
 #[async_trait::async_trait]
 impl Driver for GuestPull {
-    fn fills_mount_point(&self, request: &StorageRequest) -> bool {
-        matches!(is_for_sandbox(request), Ok(false)) && bundle_of(request).is_ok()
+    fn fills_mount_point(&self, request: &StorageRequest) -> Option<Fill> {
+        let pulls = matches!(is_for_sandbox(request), Ok(false)) && bundle_of(request).is_ok();
+        pulls.then_some(Fill::Tree)
     }
 
     async fn find_source(

@@ -17,6 +17,15 @@ use super::request::StorageRequest;
 pub(super) use ephemeral::bytes;
 pub(super) use overlay::{ADD_UPPER, KEEP_DIRECTORY};
 
+/// What fills the mount point while the source is found, if it is not the agent that does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// Somebody makes it, and what is in it.
+    Tree,
+    /// Somebody mounts on it.
+    Mount,
+}
+
 /// One kind of storage. It has two steps, because waiting for a device must not occupy a thread, and mounting
 /// must not occupy the runtime.
 #[async_trait::async_trait]
@@ -26,9 +35,9 @@ pub(super) trait Driver: Send + Sync {
         Ok(None)
     }
 
-    /// Whether finding the source fills the mount point.
-    fn fills_mount_point(&self, _request: &StorageRequest) -> bool {
-        false
+    /// Whether, and how, finding the source fills the mount point.
+    fn fills_mount_point(&self, _request: &StorageRequest) -> Option<Fill> {
+        None
     }
 
     /// What will be mounted; waits for a device if it has to. It is dropped when nobody wants the storage any more.

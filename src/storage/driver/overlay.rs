@@ -1,11 +1,13 @@
 //! `overlayfs`: layers that are there already, put on top of each other.
 //!
-//! The layers are named by the usual options. What is written goes to the sandbox's own places only, so
-//! `upperdir` and `workdir` must be beneath them; a lower layer must be named by an absolute path.
+//! The layers are named by the usual options. All of them must be where storages live, and no link may be on the way to
+//! one, as the kernel would follow it anywhere: the guest's own files are no container's.
 //! Directories may be asked for, which go with the storage: by a driver option, or, as `upperdir` and
 //! `workdir` of a container, by one word.
 
 use std::path::Path;
+
+use nix::errno::Errno;
 
 use super::super::request::split_unescaped;
 use super::{Driver, Places, StorageError, Work};
@@ -66,16 +68,39 @@ impl Driver for Overlay {
 /// Refuses layers in places that a storage has nothing to do with.
 fn check(option: &str, work: &Work<'_>, places: &Places) -> Result<(), StorageError> {
     let Some((key, value)) = option.split_once('=') else { return Ok(()) };
-    match key {
-        "upperdir" | "workdir" => places.locate(Path::new(value)).map(drop),
-        "lowerdir" | "lowerdir+" | "datadir+" => {
-            // Two colons in a row stand before layers that only hold data.
-            for layer in split_unescaped(value, ':').filter(|layer| !layer.is_empty()) {
-                GuestPath::try_from(layer)
-                    .map_err(|error| work.request.refuse("options", format!("{key}: {error}")))?;
-            }
-            Ok(())
+    let layers: Vec<String> = match key {
+        "upperdir" | "workdir" | "lowerdir+" | "datadir+" => vec![unescaped(value)],
+        // Two colons in a row stand before layers that only hold data.
+        "lowerdir" => split_unescaped(value, ':').filter(|layer| !layer.is_empty()).map(unescaped).collect(),
+        _ => return Ok(()),
+    };
+    for layer in layers {
+        let path = GuestPath::try_from(layer.as_str())
+            .map_err(|error| work.request.refuse("options", format!("{key}: {error}")))?;
+        // What else is wrong with it the kernel says.
+        if matches!(places.locate(path.as_path())?.handle(), Err(Errno::ELOOP)) {
+            return Err(work.request.refuse("options", format!("{key}: a link is on the way to {layer}")));
         }
-        _ => Ok(()),
+    }
+    Ok(())
+}
+
+/// A path without the backslashes before its commas and colons.
+fn unescaped(text: &str) -> String {
+    let mut escaped = false;
+    let plain = text.chars().filter(|c| {
+        escaped = *c == '\\' && !escaped;
+        !escaped
+    });
+    plain.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unescaped;
+
+    #[test]
+    fn backslashes_go() {
+        assert_eq!(["/a", r"/a\:b\,c", r"/a\\b"].map(unescaped), ["/a", "/a:b,c", r"/a\b"]);
     }
 }

@@ -7,7 +7,7 @@ use slog::{Logger, debug, info, warn};
 use tokio::sync::watch;
 
 use super::super::attachment::{Attachment, Work};
-use super::super::driver::Driver;
+use super::super::driver::{Driver, Fill};
 use super::super::ops::MountOps;
 use super::super::places::{Place, Places};
 use super::recover::OpenRecord;
@@ -190,9 +190,12 @@ impl Inner {
             job,
         };
         let cut_short = |reason: String| StorageError::CutShort { mount_point: mount_point.clone(), reason };
-        if fills {
+        if let Some(fill) = fills {
             let begin = self.bulkhead.run(&mount_point, move || {
-                let begun = task.work("").expect_tree();
+                let begun = match fill {
+                    Fill::Tree => task.work("").expect_tree(),
+                    Fill::Mount => task.work("").expect_mount(),
+                };
                 task.or_take_down(begun)
             });
             task = begin.await.map_err(|error| cut_short(error.to_string()))??;
@@ -203,7 +206,7 @@ impl Inner {
         };
         let touched = match &source {
             Ok(source) => touched(&task.job.request, source),
-            Err(error) if !fills => return Err(error.clone()),
+            Err(error) if fills.is_none() => return Err(error.clone()),
             Err(_) => mount_point.clone(),
         };
         let attach = self.bulkhead.run(&touched, move || {

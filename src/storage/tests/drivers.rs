@@ -139,13 +139,76 @@ fn only_block_devices_are_block_devices() {
 #[test]
 fn what_a_block_driver_cannot_do_is_refused_by_name() {
     run(async |guest, storages| {
-        for option in ["encryption_key=ephemeral", "create_filesystem"] {
+        let cases: [(&str, &[&str], &str); 5] = [
+            ("ext4", &["encryption_key=ephemeral"], "create_filesystem"),
+            ("ext4", &["encryption_key=mine", "create_filesystem"], "encryption_key"),
+            ("xfs", &["create_filesystem"], "xfs"),
+            ("xfs", &["create_filesystem", "encryption_key=ephemeral"], "xfs"),
+            (
+                "ext4",
+                &[
+                    "create_filesystem",
+                    "X-kata.dmverity-enabled=true",
+                    "X-kata.dmverity.roothash=ab",
+                    "X-kata.dmverity.hashoffset=4096",
+                ],
+                "hash",
+            ),
+        ];
+        for (fstype, driver_options, named) in cases {
             let mut wire = guest.request("blk", "/dev/vda", "v");
-            wire.driver_options = vec![option.to_owned()];
+            wire.fstype = fstype.to_owned();
+            wire.driver_options = driver_options.iter().map(|option| (*option).to_owned()).collect();
             let message = refused(&storages, &wire).await;
-            assert!(message.contains(option.split('=').next().unwrap()), "{message:?}");
+            assert!(message.contains(named), "{message:?}");
         }
         assert_eq!(guest.calls(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_disk_gets_its_file_system_before_it_is_mounted() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("blk", "/dev/vda", "v");
+        wire.driver_options = vec!["create_filesystem".to_owned()];
+        attach(&storages, &wire).await.unwrap().release().await.unwrap();
+        assert_eq!(guest.calls(), ["format /dev/vda", "load ext4", "mount /dev/vda v ext4 ", "unmount v"]);
+        guest.fail("format", "it is not blank");
+        let message = refused(&storages, &wire).await;
+        assert!(message.contains("it is not blank") && message.contains("/v"), "{message:?}");
+        guest.assert_clean();
+    });
+}
+
+/// Whatever goes wrong: nothing is mounted in the clear, and no directory is there that could be taken for the volume.
+#[test]
+fn an_encrypted_volume_is_the_hubs_or_none() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("blk", "/dev/vda", "deep/v");
+        wire.driver_options = ["create_filesystem", "encryption_key=ephemeral"].map(str::to_owned).to_vec();
+        options(&mut wire, &["nodev"]);
+        guest.fail("hub", "no luks");
+        assert!(refused(&storages, &wire).await.contains("no luks"));
+        guest.assert_clean();
+        guest.succeed("hub");
+        guest.fail("nothing", "is mounted");
+        assert!(refused(&storages, &wire).await.contains("has mounted nothing"));
+        guest.assert_clean();
+        guest.succeed("nothing");
+        guest.fail("mount", "no such option");
+        assert!(refused(&storages, &wire).await.contains("no such option"));
+        guest.assert_clean();
+        guest.succeed("mount");
+        let before = guest.calls().len();
+        attach(&storages, &wire).await.unwrap().release().await.unwrap();
+        let calls = [
+            "encrypt /dev/vda at deep/v",
+            "mounted",
+            "mount /dev/vda deep/v ext4 remount,nodev",
+            "unmount deep/v",
+        ];
+        assert_eq!(guest.calls()[before..], calls);
+        guest.assert_clean();
     });
 }
 
@@ -283,13 +346,14 @@ fn layers_are_stacked_in_directories_made_for_them() {
     run(async |guest, storages| {
         let mut wire = guest.request("overlayfs", "overlay", "shared/c1/rootfs");
         let upper = guest.path("shared/c1/up");
-        options(&mut wire, &["lowerdir=/a:/b", &format!("upperdir={}", upper.display())]);
+        let lower = ["a", "b"].map(|name| guest.path(name).display().to_string()).join(":");
+        options(&mut wire, &[&format!("lowerdir={lower}"), &format!("upperdir={}", upper.display())]);
         wire.driver_options =
             vec![format!("io.katacontainers.volume.overlayfs.create_directory={}", upper.display())];
         let handle = attach(&storages, &wire).await.unwrap();
         assert!(has(
             &guest.calls(),
-            "mount overlay shared/c1/rootfs overlay lowerdir=/a:/b,upperdir=shared/c1/up"
+            "mount overlay shared/c1/rootfs overlay lowerdir=a:b,upperdir=shared/c1/up"
         ));
         fs::write(upper.join("written"), "").unwrap();
         handle.release().await.unwrap();
@@ -301,11 +365,12 @@ fn layers_are_stacked_in_directories_made_for_them() {
 fn a_container_can_have_an_upper_layer_of_its_own() {
     run(async |guest, storages| {
         let mut wire = guest.request("overlayfs", "overlay", "c1/rootfs");
-        options(&mut wire, &["io.katacontainers.fs-opt.overlay-rw", "lowerdir=/a"]);
+        let lower = format!("lowerdir={}", guest.path("a").display());
+        options(&mut wire, &["io.katacontainers.fs-opt.overlay-rw", &lower]);
         let handle = attach(&storages, &wire).await.unwrap();
         assert!(has(
             &guest.calls(),
-            "mount overlay c1/rootfs overlay lowerdir=/a,upperdir=c1/upper,workdir=c1/work"
+            "mount overlay c1/rootfs overlay lowerdir=a,upperdir=c1/upper,workdir=c1/work"
         ));
         assert!(guest.path("c1/upper").is_dir());
         handle.release().await.unwrap();
@@ -319,11 +384,23 @@ fn a_container_can_have_an_upper_layer_of_its_own() {
 #[test]
 fn layers_elsewhere_are_refused() {
     run(async |guest, storages| {
-        for option in ["upperdir=/etc", "workdir=/", "lowerdir=/a:relative", "lowerdir=/a/../b"] {
+        let good = guest.path("a").display().to_string();
+        let elsewhere = ["upperdir=/etc", "workdir=/", "lowerdir=/", "lowerdir+=/etc"].map(str::to_owned);
+        let bad = ["relative", "/etc", "/a/../b"].map(|bad| format!("lowerdir={good}:{bad}"));
+        for option in elsewhere.iter().chain(&bad) {
             let mut wire = guest.request("overlayfs", "overlay", "o");
             options(&mut wire, &[option]);
             refused(&storages, &wire).await;
         }
+        // As a container may plant one in a share.
+        std::os::unix::fs::symlink("/etc", guest.path("link")).unwrap();
+        for key in ["lowerdir", "upperdir"] {
+            let mut wire = guest.request("overlayfs", "overlay", "o");
+            options(&mut wire, &[&format!("{key}={}/x", guest.path("link").display())]);
+            let message = refused(&storages, &wire).await;
+            assert!(message.contains("a link is on the way"), "{message:?}");
+        }
+        fs::remove_file(guest.path("link")).unwrap();
         let mut wire = guest.request("overlayfs", "overlay", "o");
         wire.driver_options = vec!["io.katacontainers.volume.overlayfs.create_directory=/etc/x".to_owned()];
         refused(&storages, &wire).await;

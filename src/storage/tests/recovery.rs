@@ -67,7 +67,7 @@ fn directories_go_with_what_was_put_in_them() {
         let option = |key: &str| format!("{key}{}", guest.path("c1/upper").display());
         agent::Storage {
             driver_options: vec![option("io.katacontainers.volume.overlayfs.create_directory=")],
-            options: vec![option("upperdir="), "lowerdir=/lower".to_owned()],
+            options: vec![option("upperdir="), option("lowerdir=")],
             ..guest.request("overlayfs", "overlay", "merged")
         }
     });

@@ -88,6 +88,28 @@ async fn packets_pass_over_cards_that_are_plugged_in(ctx: Ctx) -> Outcome {
     let metrics = client.metrics().await?;
     assert!(metrics.contains("kata_guest_netdev_stat{interface=\"eth0\",item=\"recv_packets\"}"));
 
+    // The two change their names, as on a host that counts its cards otherwise. Packets find their way, by the routes of
+    // before, and find it back.
+    let of_hot = ["10.9.0.2/24", "fd09::2/64"];
+    for (hot_name, cold_name) in [("eth1", "eth0"), ("eth0", "eth1")] {
+        let updated = client.update_interface(interface(hot_name, HOT_MAC, &of_hot)).await?;
+        assert_eq!(
+            (&*updated.name, addresses_of(&updated)),
+            (hot_name, vec!["v4 10.9.0.2/24".into(), "v6 fd09::2/64".into()])
+        );
+        let listed = client.list_interfaces().await?;
+        let named = listed.iter().find(|interface| interface.name == cold_name).ok_or(cold_name)?;
+        assert_eq!((&*named.hwAddr, addresses_of(named)), (COLD_MAC, vec!["v4 10.8.0.2/24".to_owned()]));
+        for target in ["192.0.2.7", "10.7.1.1"] {
+            let ping = format!("ping -c 1 -W 30 {target} | grep -o '1 packets received'");
+            assert_eq!(
+                container.sh(&ping).await?,
+                "1 packets received",
+                "{target} by {hot_name} and {cold_name}"
+            );
+        }
+    }
+
     // Pulled out, it is forgotten.
     qmp.unplug("hot0").await?;
     let listed = client.list_interfaces().await?;

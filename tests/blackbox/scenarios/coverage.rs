@@ -96,7 +96,11 @@ const METHODS: Lines = &[
 
 const DRIVERS: Lines = &[
     ("bind", "storages::a_directory_is_bound_and_laid_over"),
-    ("blk", "disks::disks_of_every_kind_are_mounted disks::disks_that_are_plugged_in_are_mounted"),
+    (
+        "blk",
+        "disks::disks_of_every_kind_are_mounted disks::disks_that_are_plugged_in_are_mounted \
+         formatting::blank_disks_get_a_file_system",
+    ),
     ("ephemeral", "mounts::an_ephemeral_mount_gets_another_size disks::disks_of_every_kind_are_mounted"),
     ("erofs.multi-layer", "disks::disks_of_every_kind_are_mounted"),
     ("image_guest_pull", "storages::a_directory_is_bound_and_laid_over"),
@@ -104,7 +108,11 @@ const DRIVERS: Lines = &[
     ("mmioblk", "disks::disks_of_every_kind_are_mounted"),
     ("nvdimm", "disks::disks_of_every_kind_are_mounted"),
     ("overlayfs", "storages::a_directory_is_bound_and_laid_over"),
-    ("scsi", "disks::disks_that_are_plugged_in_are_mounted"),
+    (
+        "scsi",
+        "disks::disks_that_are_plugged_in_are_mounted \
+         disks::disks_that_are_pulled_out_while_they_are_used_keep_nobody",
+    ),
     ("virtio-fs", "sandbox::a_sandbox_lives_from_create_to_destroy shims::a_pod_by_the_go_shim"),
     ("virtio-fs-nydus", "storages::a_directory_is_bound_and_laid_over"),
     ("watchable-bind", "watching::a_watched_volume_follows_the_host"),
@@ -135,7 +143,7 @@ fn page(scenarios: &BTreeMap<String, Scenario>, faults: &mut Vec<String>) -> Str
     for (title, lines) in [("Method", METHODS), ("Storage driver", DRIVERS), ("Device", DEVICES)] {
         let _ = writeln!(page, "\n| {title} | scenarios |\n|---|---|");
         for (what, names) in lines {
-            let names: Vec<&str> = names.split(' ').collect();
+            let names: Vec<&str> = names.split_whitespace().collect();
             let in_vm = |name: &&str| scenarios.get(*name).is_some_and(|scenario| scenario.in_vm);
             faults.extend(
                 names

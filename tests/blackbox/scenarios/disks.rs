@@ -20,13 +20,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(disks_of_every_kind_are_mounted).machine(with_disks),
         scenario!(disks_that_were_there_are_devices).machine(with_plain_disks),
-        scenario!(disks_that_are_plugged_in_are_mounted)
-            .machine(|config, _| {
-                config.scsi = true;
-                Ok(())
-            })
-            // A busy host's guest may take long to hear of a device.
-            .kernel_parameter("agent.hotplug_timeout=60"),
+        scenario!(disks_that_are_pulled_out_while_they_are_used_keep_nobody).machine(with_scsi),
+        scenario!(disks_that_are_plugged_in_are_mounted).machine(with_scsi),
     ]
 }
 
@@ -41,6 +36,7 @@ fn with_disks(config: &mut VmConfig, files: &Path) -> Outcome {
         layer(files, "bottom")?,
         disk(files, "upper", "16M")?,
         checked(files)?,
+        empty(files, "blank")?,
     ];
     config.pmem = Some(disk(files, "pmem", PMEM_SIZE)?);
     Ok(())
@@ -53,6 +49,13 @@ pub(crate) fn disk(files: &Path, name: &str, size: &str) -> Fallible<PathBuf> {
     std::fs::write(content.join("name"), name)?;
     let mut mkfs = Command::new(program("mkfs.ext4"));
     succeed(mkfs.args(["-q", "-F", "-d"]).args([&content, &image]).arg(size))?;
+    Ok(image)
+}
+
+/// An image with nothing in it.
+pub(super) fn empty(files: &Path, name: &str) -> Fallible<PathBuf> {
+    let image = files.join(format!("{name}.img"));
+    File::create(&image)?.set_len(64 << 20)?;
     Ok(image)
 }
 
@@ -123,7 +126,7 @@ fn place(name: &str) -> String {
     format!("/run/kata-containers/sandbox/storage/{name}")
 }
 
-fn ext4(driver: &str, source: &str, name: &str) -> Storage {
+pub(super) fn ext4(driver: &str, source: &str, name: &str) -> Storage {
     Storage {
         driver: driver.into(),
         source: source.into(),
@@ -134,7 +137,7 @@ fn ext4(driver: &str, source: &str, name: &str) -> Storage {
 }
 
 /// Creates and starts a container that sees each storage at `/<last part of its mount point>`.
-async fn with_storages(ctx: &Ctx, storages: &[Storage]) -> Fallible<Container> {
+pub(super) async fn with_storages(ctx: &Ctx, storages: &[Storage]) -> Fallible<Container> {
     let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
     let container = container.edit(|spec| {
         storages.iter().fold(spec, |spec, storage| {
@@ -174,17 +177,18 @@ async fn disks_of_every_kind_are_mounted(ctx: Ctx) -> Outcome {
     assert_eq!(again.sh("cat /first/kept").await?, "kept");
     again.remove().await?;
     assert_eq!(ctx.guest_sh("grep -c sandbox/storage $PROC/1/mountinfo; true").await?, "0");
-    // What an encrypted volume needs is not there: it is refused, never mounted in the clear.
-    // Nor is one formatted: it may hold what somebody needs.
-    for (option, name) in
-        [("encryption_key=ephemeral", "encryption_key"), ("create_filesystem", "create_filesystem")]
+    // What a volume needs that is to be made or encrypted is not in this guest: it is refused, never mounted in the clear.
+    let blank = ["create_filesystem", "encryption_key=ephemeral"].map(str::to_owned);
+    for (options, words) in
+        [(&blank[..1], "the guest has no mkfs.ext4"), (&blank[..], "no confidential data hub")]
     {
-        let storage = Storage { driver_options: vec![option.into()], ..storages[0].clone() };
+        let storage = Storage { driver_options: options.to_vec(), ..ext4("blk", "/dev/vdg", "blank") };
         let mut request = ctx.container(|spec| spec)?.request();
         request.storages = vec![storage];
         let asked = ctx.client().create_container_with(&request).await;
-        refused(asked, Code::INVALID_ARGUMENT, &[name, "not supported"]);
+        refused(asked, Code::FAILED_PRECONDITION, &["storage/blank", words]);
     }
+    assert_eq!(ctx.guest_sh("ls $PROC/$SERVER/root/run/kata-containers/sandbox/storage; true").await?, "");
     let mmio = with_storages(&ctx, &[ext4("mmioblk", "/dev/vda", "mmio")]).await?;
     assert_eq!(mmio.sh("cat /mmio/kept").await?, "kept");
     mmio.remove().await?;
@@ -346,7 +350,7 @@ async fn huge_pages_come_and_go(ctx: &Ctx) -> Outcome {
     container.remove().await?;
     // More than the guest has, and pages that no machine has: the pool keeps what it had.
     for (options, code, words) in [
-        ("pagesize=2M,size=1T", Code::RESOURCE_EXHAUSTED, ["only ", "of 524288 huge pages"]),
+        ("pagesize=2M,size=1024G", Code::RESOURCE_EXHAUSTED, ["only ", "of 524288 huge pages"]),
         ("pagesize=8M,size=8M", Code::INVALID_ARGUMENT, ["no huge pages of 8192 kB", "2048kB"]),
     ] {
         let mut request = ctx.container(|spec| spec)?.request();
@@ -354,6 +358,38 @@ async fn huge_pages_come_and_go(ctx: &Ctx) -> Outcome {
         request.storages = vec![volume];
         refused(ctx.client().create_container_with(&request).await, code, &words);
         assert_eq!(ctx.guest_sh(pages).await?, "4");
+    }
+    Ok(())
+}
+
+fn with_scsi(config: &mut VmConfig, _: &Path) -> Outcome {
+    config.scsi = true;
+    // A busy host's guest may take long to hear of a device.
+    config.cmdline.push("agent.hotplug_timeout=60".to_owned());
+    Ok(())
+}
+
+/// What is on them is lost. Their containers and mounts go all the same, others notice nothing, and their places can be
+/// used again.
+async fn disks_that_are_pulled_out_while_they_are_used_keep_nobody(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("pulled", "pulled", true)).await?;
+    let other = ctx.idle(|spec| spec).await?;
+    let mut qmp = ctx.qmp().await?;
+    let port = format!("{:02x}/00", qmp.pci_slot("rp0").await?);
+    for name in ["one", "two"] {
+        let (blk, scsi) = (format!("blk{name}"), format!("scsi{name}"));
+        let images = [disk(ctx.files()?, &blk, "4M")?, disk(ctx.files()?, &scsi, "4M")?];
+        qmp.plug_disk(&blk, &images[0], "virtio-blk-pci", json!({ "bus": "rp0" })).await?;
+        plug_unit(&mut qmp, &scsi, &images[1]).await?;
+        let storages = [ext4("blk", &port, "pci"), ext4("scsi", "1:2", "lun")];
+        let container = with_storages(&ctx, &storages).await?;
+        let seen = container.sh("cat /pci/name /lun/name; echo new > /pci/new; exec 9> /lun/new").await?;
+        assert_eq!(seen, format!("{blk}{scsi}"));
+        qmp.unplug_disk(&blk).await?;
+        qmp.unplug_disk(&scsi).await?;
+        assert_eq!(other.sh("echo alive").await?, "alive");
+        container.remove().await?;
+        assert_eq!(ctx.guest_sh("grep -c sandbox/storage $PROC/1/mountinfo; true").await?, "0");
     }
     Ok(())
 }

@@ -57,6 +57,7 @@ mod failures;
 mod faults;
 mod files;
 mod fire;
+mod formatting;
 mod guest;
 mod hooks;
 mod hotplug;
@@ -111,6 +112,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         files::scenarios(),
         guest::scenarios(),
         fire::scenarios(),
+        formatting::scenarios(),
         hooks::scenarios(),
         hotplug::scenarios(),
         inside::scenarios(),
