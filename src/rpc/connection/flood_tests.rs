@@ -2,8 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
+use nakai_protocols::agent::ReadStreamRequest;
 use protobuf::Message as _;
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
 use ttrpc::Code;
 
 use super::tests::{answer, connect, frame, read_request, run};
@@ -15,16 +17,34 @@ async fn settle() {
     }
 }
 
+const READS: u32 = 64;
+
+/// Requests for a mebibyte each.
+fn reads(exec: &str) -> Vec<u8> {
+    let read = ReadStreamRequest { exec_id: exec.to_owned(), ..read_request(1 << 20) };
+    let read = read.write_to_bytes().unwrap();
+    let frames =
+        (0..READS).map(|number| frame(2 * number + 1, 1, "grpc.AgentService", "ReadStdout", read.clone()));
+    frames.collect::<Vec<_>>().concat()
+}
+
+/// Takes all answers, which must be there.
+async fn all_are_answered(stream: &mut UnixStream) {
+    let mut seen = Vec::new();
+    for _ in 0..READS {
+        let (id, response) = answer(stream).await;
+        assert_eq!(response.status.code, Code::OK.into());
+        seen.push(id);
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..READS).map(|number| 2 * number + 1).collect::<Vec<_>>());
+}
+
 #[test]
 fn answers_that_are_not_taken_are_few_and_none_is_lost() {
-    const READS: u32 = 64;
     run(async {
         let (peer, mut stream) = connect();
-        let read = read_request(1 << 20).write_to_bytes().unwrap();
-        for number in 0..READS {
-            let request = frame(2 * number + 1, 1, "grpc.AgentService", "ReadStdout", read.clone());
-            stream.write_all(&request).await.unwrap();
-        }
+        stream.write_all(&reads("")).await.unwrap();
         settle().await;
         let begun = peer.fake.reads.load(Ordering::SeqCst);
         assert!((1..=12).contains(&begun), "{begun} answers of a mebibyte are there");
@@ -32,14 +52,22 @@ fn answers_that_are_not_taken_are_few_and_none_is_lost() {
         let (_other, mut calm) = connect();
         calm.write_all(&frame(1, 1, "grpc.Health", "Check", Vec::new())).await.unwrap();
         assert_eq!(answer(&mut calm).await.1.status.code, Code::OK.into());
-        let mut seen = Vec::new();
-        for _ in 0..READS {
-            let (id, response) = answer(&mut stream).await;
-            assert_eq!(response.status.code, Code::OK.into());
-            seen.push(id);
-        }
-        seen.sort_unstable();
-        assert_eq!(seen, (0..READS).map(|number| 2 * number + 1).collect::<Vec<_>>());
+        all_are_answered(&mut stream).await;
+    });
+}
+
+/// All of them have been read, and wait, before there is a first answer.
+#[test]
+fn reads_that_wait_already_take_no_more_than_the_peer_does() {
+    run(async {
+        let (peer, mut stream) = connect();
+        stream.write_all(&reads("late")).await.unwrap();
+        peer.fake.until_waiting(READS.try_into().unwrap()).await;
+        peer.fake.written.notify_waiters();
+        settle().await;
+        let taken = peer.fake.reads.load(Ordering::SeqCst);
+        assert!((1..=12).contains(&taken), "{taken} reads of a mebibyte have taken their data");
+        all_are_answered(&mut stream).await;
     });
 }
 

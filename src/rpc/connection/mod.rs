@@ -6,8 +6,9 @@
 //!   room in the socket, so no call holds up another;
 //! - the data of a stream is sent from the buffer that it was read into, and written from the one that it came in.
 //!
-//! A peer that does not take its answers is not read from any more when they come to some MiB: all that it asks for then
-//! waits in the kernel, and with its other connections nothing is the matter.
+//! A peer that does not take its answers is not read from any more when they come to some MiB, and reads of streams that
+//! wait take nothing (`room`): all that it asks for then waits in the kernel, and with its other connections nothing is the
+//! matter.
 //!
 //! A call is dropped when its time-out passes or the connection ends. Its answer is not: half a frame would be the end
 //! of the connection.
@@ -24,6 +25,7 @@ mod frame;
 mod fuzz;
 mod reply;
 mod resume;
+mod room;
 mod router;
 mod socket;
 #[cfg(test)]
@@ -35,7 +37,6 @@ use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use tokio::sync::{Mutex, watch};
@@ -46,6 +47,7 @@ use self::frame::{Frame, Frames};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::fuzz::{read_frames, read_request};
 pub(super) use self::resume::{Effect, Effects};
+use self::room::Room;
 pub(super) use self::router::Router;
 use self::socket::Socket;
 use crate::journal::{Answer, Call, Journal, LeftCall, LeftLine, Sender};
@@ -58,30 +60,8 @@ struct Connection {
     sender: Sender,
     /// Held while a frame is written.
     writing: Mutex<()>,
-    /// How much memory the answers have that wait for their turn.
-    unsent: AtomicUsize,
-}
-
-/// From when on no more requests are read: the peer does not take the answers to those that it has sent.
-const MOST_UNSENT: usize = 8 << 20;
-/// What an answer takes beside its bytes: its task, and a page of the journal.
-const PER_ANSWER: usize = 6 << 10;
-
-/// Counts an answer that waits, for as long as it does.
-struct Unsent<'a>(&'a AtomicUsize, usize);
-
-impl<'a> Unsent<'a> {
-    fn new(all: &'a AtomicUsize, answer: &Answer) -> Self {
-        let size = answer.len().saturating_add(PER_ANSWER);
-        all.fetch_add(size, Ordering::Relaxed);
-        Self(all, size)
-    }
-}
-
-impl Drop for Unsent<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(self.1, Ordering::Relaxed);
-    }
+    /// For the answers that wait for their turn.
+    room: Room,
 }
 
 /// Serves a connected socket until the peer has closed it, or until `stop` says true and the calls under way have been
@@ -90,8 +70,8 @@ pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut 
     let Ok(socket) = Socket::new(fd) else { return };
     let LeftLine { line, sending, calls: left } = left;
     let (journal, sender) = (line.journal().clone(), line.sender());
-    let (writing, unsent) = (Mutex::new(()), AtomicUsize::new(0));
-    let connection = Arc::new(Connection { socket, router, journal, sender, writing, unsent });
+    let (writing, room) = (Mutex::new(()), Room::default());
+    let connection = Arc::new(Connection { socket, router, journal, sender, writing, room });
     let mut frames = Frames::new(line);
     frames.pass_over(|stream| left.iter().any(|call| call.stream == stream));
     if let Some((call, answer)) = sending {
@@ -109,7 +89,8 @@ pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut 
             biased;
             _ = &mut stopped => break,
             Some(_) = calls.join_next(), if !calls.is_empty() => continue,
-            next = frames.next(&connection.socket), if connection.has_room() || calls.is_empty() => next,
+            // Without room calls wait for their turn, and the end of one tells.
+            next = frames.next(&connection.socket), if connection.room.is_left() || calls.is_empty() => next,
         };
         let Ok(Some((frame, call))) = next else {
             // Nobody waits for the calls any more: they are dropped with their set.
@@ -127,14 +108,9 @@ pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut 
 }
 
 impl Connection {
-    /// Whether further requests may be read. When not, calls wait for their turn, and the end of one tells.
-    fn has_room(&self) -> bool {
-        self.unsent.load(Ordering::Relaxed) < MOST_UNSENT
-    }
-
     async fn answer(self: Arc<Self>, frame: Frame, call: Call) {
         let stream = frame.header.stream_id;
-        let Some(reply) = call.run(self.router.serve(frame, &call)).await else { return };
+        let Some(reply) = call.run(self.router.serve(frame, &call, &self.room)).await else { return };
         self.send(&call, reply.into_answer(stream, &self.journal)).await;
     }
 
@@ -144,7 +120,7 @@ impl Connection {
         let answer = match left.answer.take() {
             Some(answer) => answer,
             None => {
-                let Some(reply) = call.run(self.router.go_on(left)).await else { return };
+                let Some(reply) = call.run(self.router.go_on(left, &self.room)).await else { return };
                 reply.into_answer(stream, &self.journal)
             }
         };
@@ -156,7 +132,7 @@ impl Connection {
         let _turn = match self.writing.try_lock() {
             Ok(turn) => turn,
             Err(_) => {
-                let _counted = Unsent::new(&self.unsent, &answer);
+                let _counted = self.room.count(&answer);
                 self.writing.lock().await
             }
         };

@@ -17,6 +17,7 @@ use ttrpc::proto::MessageHeader;
 use super::asked::Asked;
 use super::frame::{Body, Frame};
 use super::reply::Reply;
+use super::room::Room;
 use super::router::Router;
 use crate::journal::LeftCall;
 
@@ -83,7 +84,7 @@ impl Course {
 
 impl Router {
     /// The answer to a call that has none yet.
-    pub(super) async fn go_on(&self, mut left: LeftCall) -> Option<Reply> {
+    pub(super) async fn go_on(&self, mut left: LeftCall, room: &Room) -> Option<Reply> {
         if let Some(data) = left.data.take() {
             return Some(Reply::Kept(data));
         }
@@ -114,15 +115,15 @@ impl Router {
         let unknown = || format!("{died} at {what}: it may have been done, or in part");
         let done = || Some(Reply::Data(Vec::new()));
         match Course::of(&asked) {
-            Course::Again => self.again(left, unknown).await,
+            Course::Again => self.again(left, room, unknown).await,
             Course::Reached(effect) if self.effects.is_there(effect.clone()).await => done(),
-            Course::Reached(_) => self.again(left, unknown).await,
+            Course::Reached(_) => self.again(left, room, unknown).await,
             Course::Made(effect) if self.effects.is_there(effect.clone()).await => done(),
             Course::Made(_) => Some(Reply::refusal(
                 Code::UNAVAILABLE,
                 format!("{died} at {what}: what it had made was undone"),
             )),
-            Course::Removed => match self.again(left, unknown).await {
+            Course::Removed => match self.again(left, room, unknown).await {
                 Some(reply) if reply.code() == Code::NOT_FOUND => done(),
                 reply => reply,
             },
@@ -131,14 +132,14 @@ impl Router {
     }
 
     /// Begins a call again, if all of its request is there.
-    async fn again(&self, left: LeftCall, unknown: impl FnOnce() -> String) -> Option<Reply> {
+    async fn again(&self, left: LeftCall, room: &Room, unknown: impl FnOnce() -> String) -> Option<Reply> {
         let LeftCall { call, stream, kind, request, len, limit, .. } = left;
         if usize::try_from(len) != Ok(request.len()) {
             return Some(Reply::refusal(Code::UNAVAILABLE, unknown()));
         }
         call.begun_again();
         let header = MessageHeader { length: len, stream_id: stream, type_: kind, flags: 0 };
-        let served = self.serve(Frame { header, body: Body::Bytes(request) }, &call);
+        let served = self.serve(Frame { header, body: Body::Bytes(request) }, &call, room);
         match limit {
             None => served.await,
             Some(limit) => match tokio::time::timeout(limit, served).await {

@@ -23,6 +23,7 @@ use super::around::{
 use super::frame::{Body, Frame};
 use super::reply::Reply;
 use super::resume::Effects;
+use super::room::Room;
 use crate::journal::Call as Noted;
 
 /// What vsock lets a peer have under way with most hosts, the most that a packet of it carries, and what many a shim
@@ -56,8 +57,8 @@ impl Router {
     }
 
     /// Serves a frame. What is no request may have no answer.
-    pub(super) async fn serve(&self, frame: Frame, noted: &Noted) -> Option<Reply> {
-        let (limit, mut answering) = match self.begin(frame, noted) {
+    pub(super) async fn serve(&self, frame: Frame, noted: &Noted, room: &Room) -> Option<Reply> {
+        let (limit, mut answering) = match self.begin(frame, noted, room) {
             Begun::Call(limit, answering) => (limit, answering),
             Begun::Replied(reply) => return reply,
         };
@@ -73,7 +74,7 @@ impl Router {
 
     /// Finds out what a frame asks for, and who answers it. Not a future: one inside the other, each is moved with all that
     /// it may have to keep, which for a short call is half of the work.
-    fn begin<'a>(&'a self, frame: Frame, noted: &'a Noted) -> Begun<'a> {
+    fn begin<'a>(&'a self, frame: Frame, noted: &'a Noted, room: &'a Room) -> Begun<'a> {
         let body = match frame.body {
             Body::TooLong => {
                 let text =
@@ -87,7 +88,7 @@ impl Router {
         }
         match frame.header.type_ {
             MESSAGE_TYPE_REQUEST => match Call::of(body) {
-                Ok(call) => self.call(frame.header, call, noted),
+                Ok(call) => self.call(frame.header, call, noted, room),
                 Err(error) => Begun::refused(Code::INVALID_ARGUMENT, error.to_string()),
             },
             // The protocol has no streaming calls.
@@ -96,7 +97,7 @@ impl Router {
         }
     }
 
-    fn call<'a>(&'a self, header: MessageHeader, call: Call, noted: &'a Noted) -> Begun<'a> {
+    fn call<'a>(&'a self, header: MessageHeader, call: Call, noted: &'a Noted, room: &'a Room) -> Begun<'a> {
         let nanoseconds = u64::try_from(call.request.timeout_nano).ok().filter(|limit| *limit > 0);
         let limit = nanoseconds.map(Duration::from_nanos);
         let context = TtrpcContext {
@@ -108,7 +109,7 @@ impl Router {
         if call.request.service == AGENT_SERVICE {
             match call.request.method.as_str() {
                 "ReadStdout" | "ReadStderr" => {
-                    return Begun::Call(limit, Box::pin(self.read(context, call, noted)));
+                    return Begun::Call(limit, Box::pin(room.go_on_with(self.read(context, call, noted))));
                 }
                 WRITE => return Begun::Call(limit, Box::pin(self.write(context, call))),
                 _ => {}

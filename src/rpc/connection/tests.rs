@@ -23,15 +23,18 @@ use super::*;
 use crate::journal::Line;
 use crate::rpc::HealthService;
 
-/// Answers reads with as many bytes as were asked for, and waits until it is told to go on.
+/// Answers reads with as many bytes as were asked for, and waits until it is told to go on. Reads of the process "late"
+/// wait as those of a process that has not written yet.
 #[derive(Default)]
 pub(super) struct Fake {
     pub(super) go_on: Notify,
-    /// Calls of WaitProcess that have begun and not ended.
+    /// Calls that have begun to wait and have not gone on.
     waiting: AtomicUsize,
     changed: Notify,
-    /// How often ReadStdout has been asked.
+    /// How often ReadStdout has been answered.
     pub(super) reads: AtomicUsize,
+    /// Told when the process "late" writes.
+    pub(super) written: Notify,
 }
 
 /// Bytes of which each tells its place, as far as a prime goes.
@@ -41,6 +44,14 @@ pub(super) fn numbered(len: usize) -> Vec<u8> {
 
 struct Waiting<'a>(&'a Fake);
 
+impl<'a> Waiting<'a> {
+    fn new(fake: &'a Fake) -> Self {
+        fake.waiting.fetch_add(1, Ordering::SeqCst);
+        fake.changed.notify_waiters();
+        Self(fake)
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -49,7 +60,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Fake {
-    async fn until_waiting(&self, count: usize) {
+    pub(super) async fn until_waiting(&self, count: usize) {
         loop {
             let changed = self.changed.notified();
             if self.waiting.load(Ordering::SeqCst) == count {
@@ -65,6 +76,11 @@ struct Shared(Arc<Fake>);
 #[async_trait]
 impl AgentService for Shared {
     async fn read_stdout(&self, _: &TtrpcContext, r: ReadStreamRequest) -> ttrpc::Result<ReadStreamResponse> {
+        if r.exec_id == "late" {
+            let written = self.0.written.notified();
+            let _waiting = Waiting::new(&self.0);
+            written.await;
+        }
         self.0.reads.fetch_add(1, Ordering::SeqCst);
         let data = numbered(usize::try_from(r.len).unwrap());
         Ok(ReadStreamResponse { data, ..Default::default() })
@@ -88,9 +104,7 @@ impl AgentService for Shared {
         _: &TtrpcContext,
         _: WaitProcessRequest,
     ) -> ttrpc::Result<WaitProcessResponse> {
-        self.0.waiting.fetch_add(1, Ordering::SeqCst);
-        self.0.changed.notify_waiters();
-        let _waiting = Waiting(&self.0);
+        let _waiting = Waiting::new(&self.0);
         self.0.go_on.notified().await;
         Ok(WaitProcessResponse { status: 7, ..Default::default() })
     }
