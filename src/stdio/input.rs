@@ -12,7 +12,7 @@
 //! any  --abandon or drop--> Closed, the task ends at once
 //! ```
 
-use super::link::{Missing, Moved, missing};
+use super::link::{Missing, Moved, is_memory_short, missing};
 use super::source::Source;
 use super::sys::splice;
 use super::{StdioError, StreamName};
@@ -24,9 +24,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
-
-/// How much is moved at a time: what a pipe holds.
-const MOVE_MAX: usize = 64 << 10;
 
 /// A stream that the host writes and a process reads. See the module.
 #[derive(Debug)]
@@ -116,13 +113,13 @@ impl InputStream {
         Ok(len)
     }
 
-    /// Moves what is there from a connection to the process, when there is room.
+    /// Moves what is there from a connection to the process, when there is room, `most` bytes at a time.
     ///
     /// # Errors
     /// As [`InputStream::write`].
-    pub(super) async fn move_from(&self, from: BorrowedFd<'_>) -> Result<Moved, StdioError> {
+    pub(super) async fn move_from(&self, from: BorrowedFd<'_>, most: usize) -> Result<Moved, StdioError> {
         let source = self.source().ok_or(StdioError::Closed { stream: self.name })?;
-        let moved = source.perform(Interest::WRITABLE, |to| match splice(from, to, MOVE_MAX) {
+        let moved = source.perform(Interest::WRITABLE, |to| match splice(from, to, most) {
             Ok(0) => Ok(Moved::End),
             Ok(_) => Ok(Moved::Bytes),
             Err(Errno::EAGAIN) => match missing(from, to) {
@@ -130,6 +127,7 @@ impl InputStream {
                 Missing::Room => Err(Errno::EAGAIN.into()),
                 Missing::Nothing => Ok(Moved::Bytes),
             },
+            Err(errno) if is_memory_short(errno) => Ok(Moved::NoMemory),
             Err(errno) => Err(errno.into()),
         });
         moved.await.map_err(|error| outcome(self.name, error))

@@ -23,6 +23,41 @@ use super::{InputStream, OutputStream};
 /// How much of a terminal is moved at a time: what one read finds.
 const TERMINAL: u32 = 4 << 10;
 
+/// The most that is moved at a time: what a pipe holds.
+const MOST: usize = 64 << 10;
+/// What is moved at a time where memory is short or in pieces: with all that goes with it, it fits into a page.
+const LITTLE: usize = 2 << 10;
+/// How long to wait when there is no memory for that either: nobody tells when there is some again.
+const RECOVERY: Duration = Duration::from_millis(20);
+
+/// How much to move at a time.
+struct Piece(usize);
+
+impl Piece {
+    fn new() -> Self {
+        Self(MOST)
+    }
+
+    /// Some has been moved.
+    fn moved(&mut self) {
+        self.0 = self.0.saturating_mul(2).min(MOST);
+    }
+
+    /// There was no memory for so much.
+    async fn refused(&mut self) {
+        if self.0 > LITTLE {
+            self.0 = LITTLE;
+        } else {
+            tokio::time::sleep(RECOVERY).await;
+        }
+    }
+}
+
+/// Whether memory is short, which passes. The end of a stream would not.
+pub(super) fn is_memory_short(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOMEM | Errno::ENOBUFS)
+}
+
 /// What became of an attempt to move bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moved {
@@ -30,6 +65,8 @@ pub(super) enum Moved {
     Bytes,
     /// None, because of the connection: it has none, or takes none.
     NotNow,
+    /// None: the kernel had no memory for so much.
+    NoMemory,
     /// There are no more.
     End,
 }
@@ -65,6 +102,7 @@ impl Link {
         exited: &watch::Receiver<Option<T>>,
         quiet: Duration,
     ) {
+        let mut piece = Piece::new();
         while let Ok(mut room) = self.0.writable().await {
             if stream.is_terminal() {
                 match stream.read(TERMINAL, exited, quiet).await {
@@ -72,8 +110,9 @@ impl Link {
                     _ => break,
                 }
             } else {
-                match stream.move_to(self.fd(), exited, quiet).await {
-                    Ok(Moved::Bytes) => {}
+                match stream.move_to(self.fd(), piece.0, exited, quiet).await {
+                    Ok(Moved::Bytes) => piece.moved(),
+                    Ok(Moved::NoMemory) => piece.refused().await,
                     Ok(Moved::NotNow) => room.clear_ready(),
                     Ok(Moved::End) | Err(_) => break,
                 }
@@ -86,14 +125,16 @@ impl Link {
     /// Moves what the host writes, until its end or the process's. What the process does not read holds up nobody but
     /// the host.
     pub async fn carry_input(&self, stream: &InputStream) {
+        let mut piece = Piece::new();
         while let Ok(mut ready) = self.0.readable().await {
             let moved = if stream.is_terminal() {
                 self.move_by_memory(stream).await
             } else {
-                stream.move_from(self.fd()).await
+                stream.move_from(self.fd(), piece.0).await
             };
             match moved {
-                Ok(Moved::Bytes) => {}
+                Ok(Moved::Bytes) => piece.moved(),
+                Ok(Moved::NoMemory) => piece.refused().await,
                 Ok(Moved::NotNow) => ready.clear_ready(),
                 Ok(Moved::End) | Err(_) => break,
             }
@@ -111,15 +152,21 @@ impl Link {
             }
             Err(Errno::EAGAIN) => Ok(Moved::NotNow),
             Err(Errno::EINTR) => Ok(Moved::Bytes),
+            Err(errno) if is_memory_short(errno) => Ok(Moved::NoMemory),
             Err(_) => Ok(Moved::End),
         }
     }
 
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut piece = Piece::new();
         while !bytes.is_empty() {
             let mut room = self.0.writable().await?;
-            match nix::unistd::write(self.fd(), bytes) {
-                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            match nix::unistd::write(self.fd(), bytes.get(..piece.0).unwrap_or(bytes)) {
+                Ok(written) => {
+                    bytes = bytes.get(written..).unwrap_or_default();
+                    piece.moved();
+                }
+                Err(errno) if is_memory_short(errno) => piece.refused().await,
                 Err(Errno::EAGAIN) => room.clear_ready(),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -159,6 +206,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::thread;
+
+    use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 
     use super::super::{StreamName, Streams};
     use super::*;
@@ -271,5 +320,47 @@ mod tests {
         link.carry_output(&streams.stdout, &exited, Duration::ZERO).await;
         assert_eq!(read_all(peer).join().unwrap(), b"last words");
         drop(link);
+    }
+
+    /// Runs in a thread whose kernel has memory for a little at a time only, as one has whose memory is in pieces.
+    fn where_memory_is_in_pieces(body: impl Future<Output = ()> + Send + 'static) {
+        let run = move || {
+            let mut filter = ScmpFilterContext::new(ScmpAction::Allow).unwrap();
+            for (name, length) in [("splice", 4), ("write", 2)] {
+                let is_more = ScmpArgCompare::new(length, ScmpCompareOp::Greater, LITTLE as u64);
+                let call = ScmpSyscall::from_name(name).unwrap();
+                let refuse = ScmpAction::Errno(libc::ENOMEM);
+                filter.add_rule_conditional(refuse, call, &[is_more]).unwrap();
+            }
+            filter.load().unwrap();
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body);
+        };
+        thread::spawn(run).join().unwrap();
+    }
+
+    #[test]
+    fn no_stream_ends_where_memory_is_in_pieces() {
+        // Less than a pipe holds, with a page for each piece: nobody has to take it meanwhile.
+        let sent: Vec<u8> = bytes().into_iter().take(20_000).collect();
+        let (from, process_writes) = nix::unistd::pipe().unwrap();
+        let (process_reads, to) = nix::unistd::pipe().unwrap();
+        let [(output, host_reads), (input, mut host_writes), (terminal, host_sees)] =
+            [(); 3].map(|()| UnixStream::pair().unwrap());
+        File::from(process_writes).write_all(&sent).unwrap();
+        host_writes.write_all(&sent).unwrap();
+        drop(host_writes);
+        let shown = sent.clone();
+        where_memory_is_in_pieces(async move {
+            let fds = [(StreamName::Stdout, from), (StreamName::Stdin, to)];
+            let streams = Streams::from_fds(fds).unwrap();
+            let (_process, exited) = watch::channel(None::<()>);
+            let link = |connection: UnixStream| Link::new(connection.into()).unwrap();
+            link(output).carry_output(&streams.stdout, &exited, Duration::ZERO).await;
+            link(input).carry_input(&streams.stdin).await;
+            link(terminal).write_all(&shown).await.unwrap();
+        });
+        assert!(read_all(host_reads).join().unwrap() == sent, "output");
+        assert!(read_all(File::from(process_reads)).join().unwrap() == sent, "input");
+        assert!(read_all(host_sees).join().unwrap() == sent, "a terminal's output");
     }
 }

@@ -11,7 +11,7 @@
 //! - for both, that the process has exited and whoever else holds the stream open (a background
 //!   child) has been quiet for some time.
 
-use super::link::{Missing, Moved, missing};
+use super::link::{Missing, Moved, is_memory_short, missing};
 use super::source::{REOPEN_LOOK, Source};
 use super::sys::{bytes_waiting, splice};
 use super::{StdioError, StreamName};
@@ -153,15 +153,16 @@ impl OutputStream {
             .map_err(|error| StdioError::Read { stream: self.name, source: error })
     }
 
-    /// The same from a pipe to a connection that had room.
+    /// The same from a pipe to a connection that had room, `most` bytes at a time.
     pub(super) async fn move_to<T>(
         &self,
         to: BorrowedFd<'_>,
+        most: usize,
         exited: &watch::Receiver<Option<T>>,
         quiet: Duration,
     ) -> Result<Moved, StdioError> {
         let Some(source) = &self.source else { return Ok(Moved::End) };
-        let look = |from: BorrowedFd<'_>| match splice(from, to, DEFAULT_PIPE) {
+        let look = |from: BorrowedFd<'_>| match splice(from, to, most) {
             Ok(0) => Ok(Look::End),
             Ok(moved) => {
                 self.took(moved);
@@ -172,6 +173,7 @@ impl OutputStream {
                 Missing::Room => Ok(Look::Bytes(Moved::NotNow)),
                 Missing::Nothing => Ok(Look::Bytes(Moved::Bytes)),
             },
+            Err(errno) if is_memory_short(errno) => Ok(Look::Bytes(Moved::NoMemory)),
             Err(errno) => Err(errno.into()),
         };
         let moved = self.read_from(source, look, exited.clone(), quiet).await;
