@@ -68,6 +68,21 @@ impl Holds {
     /// # Errors
     /// When the server is gone.
     pub(super) fn tell(&self, channel: &Channel) -> Result<(), ChannelError> {
+        // Nothing tells when there is memory again; but that the server is gone is told.
+        let pause = || {
+            let _ = poll(&mut [PollFd::new(channel.as_fd(), PollFlags::empty())], PAUSE);
+        };
+        self.tell_by(|header, fds| channel.send(header, b"", fds, MsgFlags::empty()), pause)
+    }
+
+    /// The same by functions that send a message, and wait for memory. Until all has been told the supervisor does nothing
+    /// else, so all of it together has so much patience, and no message has its own.
+    fn tell_by(
+        &self,
+        send: impl Fn(Header, &[BorrowedFd<'_>]) -> Result<(), ChannelError>,
+        pause: impl Fn(),
+    ) -> Result<(), ChannelError> {
+        let mut patience = PATIENCE;
         for (key, hold) in &self.entries {
             let (kind, status) = match hold.ended {
                 None => (Kind::Held, 0),
@@ -75,33 +90,43 @@ impl Holds {
             };
             let fds: Vec<BorrowedFd<'_>> = hold.fds.iter().map(AsFd::as_fd).collect();
             let header = Header { kind, request: *key, pid: hold.pid, status };
-            send(channel, header, &fds, 4)?;
+            insist(|| send(header, &fds), &pause, &mut patience)?;
         }
-        send(channel, Header::new(Kind::Listed, 0), &[], u32::MAX)
+        let mut endless = u32::MAX;
+        insist(|| send(Header::new(Kind::Listed, 0), &[]), &pause, &mut endless)
     }
 }
 
+/// How long to wait for memory at a time, in milliseconds.
+const PAUSE: u8 = 50;
+/// How often: for a second.
+const PATIENCE: u32 = 20;
+
 /// Sends a message, or tries some times: memory may be short for a moment, just when a server has died of that. What
 /// could not be sent then never will be.
-fn send(channel: &Channel, header: Header, fds: &[BorrowedFd<'_>], times: u32) -> Result<(), ChannelError> {
-    const MILLISECONDS: u8 = 50;
-    for _ in 0..times {
-        match channel.send(header, b"", fds, MsgFlags::empty()) {
+fn insist(
+    send: impl Fn() -> Result<(), ChannelError>,
+    pause: impl Fn(),
+    patience: &mut u32,
+) -> Result<(), ChannelError> {
+    loop {
+        match send() {
             Err(ChannelError::Io {
                 source: Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS, ..
-            }) => {
-                // Nothing tells when there is some again; but that the server is gone is told.
-                let _ = poll(&mut [PollFd::new(channel.as_fd(), PollFlags::empty())], MILLISECONDS);
+            }) if *patience > 0 => {
+                *patience = patience.saturating_sub(1);
+                pause();
             }
             Err(ChannelError::Closed) => return Err(ChannelError::Closed),
-            Ok(()) | Err(_) => break,
+            Ok(()) | Err(_) => return Ok(()),
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+
     use super::*;
 
     fn pipe() -> OwnedFd {
@@ -149,6 +174,25 @@ mod tests {
         holds.keep(8, 101, vec![pipe()]);
         let told: Vec<_> = told(&holds).into_iter().map(|told| (told.0, told.1)).collect();
         assert_eq!(told, [(Kind::Held, 8), (Kind::Listed, 0)]);
+    }
+
+    /// The supervisor neither reaps nor forks meanwhile.
+    #[test]
+    fn memory_that_stays_short_is_waited_for_once_and_not_for_each() {
+        let mut holds = Holds::default();
+        (0..100).for_each(|key| holds.keep(key, 100, vec![pipe()]));
+        let (told, pauses) = (RefCell::new(Vec::new()), Cell::new(0));
+        let send = |header: Header, fds: &[BorrowedFd<'_>]| {
+            // Descriptors need more of it.
+            if !fds.is_empty() && header.request != 99 {
+                return Err(ChannelError::Io { step: "sendmsg", source: Errno::ENOMEM });
+            }
+            told.borrow_mut().push((header.kind, header.request));
+            Ok(())
+        };
+        holds.tell_by(send, || pauses.set(pauses.get() + 1)).unwrap();
+        assert_eq!(pauses.get(), PATIENCE);
+        assert_eq!(told.take(), [(Kind::Held, 99), (Kind::Listed, 0)], "what can be told is");
     }
 
     #[test]
