@@ -4,6 +4,8 @@
 //! for a volume that can't grow, and for methods that the protocol does not have: to a shim it says that an agent is older
 //! than itself.
 
+use std::error::Error;
+
 use nix::errno::Errno;
 use ttrpc::{Code, get_status};
 
@@ -108,6 +110,14 @@ impl From<StorageError> for RpcError {
 impl RpcError {
     /// The status code of this failure.
     pub fn code(&self) -> Code {
+        match self.code_of_step() {
+            Code::INTERNAL if is_exhausted(self) => Code::RESOURCE_EXHAUSTED,
+            code => code,
+        }
+    }
+
+    /// The code that the step that failed says.
+    fn code_of_step(&self) -> Code {
         match self {
             Self::NoPolicyEngine => Code::NOT_FOUND,
             Self::Missing { .. } | Self::LogType { .. } | Self::Id(_) | Self::WireSpec(_) => {
@@ -131,6 +141,24 @@ impl RpcError {
             | Self::Task(_) => Code::INTERNAL,
         }
     }
+}
+
+/// Whether the kernel had no memory or no descriptor for it, whatever was tried.
+fn is_exhausted(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let errno = match error.downcast_ref::<std::io::Error>() {
+            Some(error) => error.raw_os_error().map(Errno::from_raw),
+            None => error.downcast_ref::<Errno>().copied(),
+        };
+        if let Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::ETOOMANYREFS) =
+            errno
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn sandbox_code(error: &SandboxError) -> Code {
@@ -311,9 +339,7 @@ fn launch_code(error: &LaunchError) -> Code {
     let failure = match error {
         LaunchError::Failed(failure) => failure,
         // The guest has no room for another process.
-        LaunchError::Fork(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE) => {
-            return Code::RESOURCE_EXHAUSTED;
-        }
+        LaunchError::Fork(Errno::EAGAIN) | LaunchError::NoDescriptors => return Code::RESOURCE_EXHAUSTED,
         _ => return Code::INTERNAL,
     };
     match failure.kind {
@@ -329,5 +355,36 @@ fn launch_code(error: &LaunchError) -> Code {
 impl From<RpcError> for ttrpc::Error {
     fn from(error: RpcError) -> Self {
         Self::RpcStatus(get_status(error.code(), error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stdio::StreamName;
+
+    fn launch(source: LaunchError) -> SandboxError {
+        SandboxError::Launch { what: "exec".to_owned(), source }
+    }
+
+    /// In whatever step of a launch it is.
+    #[test]
+    fn no_memory_and_no_descriptors_are_told_as_such() {
+        let failed = |errno: Errno| {
+            let pipes = StdioError::Pipe { stream: StreamName::Stdout, source: errno };
+            [
+                SandboxError::Pipes { source: pipes },
+                SandboxError::Duplicate { source: errno.into() },
+                launch(LaunchError::HandOver { step: "memfd_create", source: errno.into() }),
+                launch(LaunchError::Fork(errno)),
+                SandboxError::File { step: "open", path: "/x".to_owned(), source: errno.into() },
+            ]
+        };
+        let code = |error: SandboxError| RpcError::from(error).code();
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            assert_eq!(failed(errno).map(code), [Code::RESOURCE_EXHAUSTED; 5], "{errno}");
+        }
+        assert_eq!(failed(Errno::EPERM).map(code), [Code::INTERNAL; 5]);
+        assert_eq!(code(launch(LaunchError::NoDescriptors)), Code::RESOURCE_EXHAUSTED);
     }
 }

@@ -50,6 +50,9 @@ pub enum LaunchError {
     /// The worker ended without an answer.
     #[error("the worker ended without an answer ({0:?})")]
     WorkerDied(ExitStatus),
+    /// The worker's answer came, but not its descriptors.
+    #[error("there is no room for the descriptors of the worker's answer")]
+    NoDescriptors,
     /// The worker's answer made no sense.
     #[error("the worker's answer can't be read: {0}")]
     Garbled(#[source] serde_json::Error),

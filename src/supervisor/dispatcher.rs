@@ -151,6 +151,11 @@ impl Dispatcher {
             Ok(message) => self.take(message),
             Err(ChannelError::WouldBlock) => ready.clear_ready(),
             Err(ChannelError::Closed) => return false,
+            Err(ChannelError::NoDescriptors { header }) if header.kind == Kind::Reply => {
+                // Nobody could do anything with what was started.
+                self.outbox.push_back((Header::new(Kind::Discard, header.request), Vec::new()));
+                self.answer(header.request, Err(LaunchError::NoDescriptors));
+            }
             Err(error) => warn!(self.logger, "message from the supervisor dropped"; "error" => %error),
         }
         true
