@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 use slog::{info, o, warn};
 
+use super::container::Container;
 use super::create::{attach_storage, blocking};
 use super::error::SandboxError;
 use super::records::{KINDS, SandboxRecord};
@@ -17,8 +18,15 @@ use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned}
 use crate::supervisor::client::StartedProcess;
 use crate::worker::job::{Job, ShareNamespacesJob};
 
-/// How long creations under way may take to be taken back when the sandbox goes.
-const CREATIONS_LIMIT: Duration = Duration::from_secs(60);
+/// How long each part of a sandbox's end may take. What hangs in the kernel keeps neither the rest from going nor the agent
+/// from ending: creations under way, which are taken back;
+const CREATIONS_LIMIT: Duration = Duration::from_secs(30);
+/// the removals of all containers, which may be hundreds;
+const REMOVALS_LIMIT: Duration = Duration::from_secs(60);
+/// all storages together;
+pub(super) const STORAGES_LIMIT: Duration = Duration::from_secs(30);
+/// and what else there is.
+const REST_LIMIT: Duration = Duration::from_secs(30);
 /// The names of the pinned namespaces.
 const NAMESPACES: [&str; 3] = ["uts", "ipc", "pid"];
 
@@ -87,37 +95,65 @@ impl Sandbox {
 
     async fn give_back(&self, running: &Running) -> Result<(), SandboxError> {
         let logger = self.environment().logger.clone();
-        let mut late = None;
-        // One that hangs in the kernel does not keep the rest from going.
-        if tokio::time::timeout(CREATIONS_LIMIT, self.end_creations()).await.is_err() {
-            late = Some(format!("creations under way have not ended within {CREATIONS_LIMIT:?}"));
-        }
-        let mut removals = tokio::task::JoinSet::new();
-        for container in self.containers() {
-            removals.spawn(async move {
-                container.remove(None).await.unwrap_or_else(|error| vec![error.to_string()])
-            });
-        }
-        let mut leftovers = removals.join_all().await.concat();
-        leftovers.extend(late);
+        let mut leftovers = Leftovers::default();
+        leftovers.part("creations under way", CREATIONS_LIMIT, self.end_creations()).await;
+        leftovers.extend(remove_all(self.containers(), REMOVALS_LIMIT).await);
         lock(&running.pid).take();
         let parents = std::mem::take(&mut *lock(&running.cgroup_parents));
-        let _ = tokio::task::spawn_blocking(move || crate::cgroup::remove_empty(&parents)).await;
-        let copies = self.environment().copies.clone();
-        let _ = tokio::task::spawn_blocking(move || copies.give_up()).await;
+        let (copies, records) = (self.environment().copies.clone(), self.environment().records.clone());
         let undo = lock(&running.undo).take();
-        if let Some(undo) = undo {
-            leftovers.extend(undo.run(Why::Removed, &logger).await);
-        }
-        leftovers
-            .extend(self.environment().storages.release_all().await.err().map(|error| error.to_string()));
-        let records = self.environment().records.clone();
-        leftovers.extend(blocking(move || Ok(records.clear()?)).await.err().map(|error| error.to_string()));
+        let rest = async {
+            let _ = tokio::task::spawn_blocking(move || crate::cgroup::remove_empty(&parents)).await;
+            let _ = tokio::task::spawn_blocking(move || copies.give_up()).await;
+            match undo {
+                Some(undo) => undo.run(Why::Removed, &logger).await,
+                None => Vec::new(),
+            }
+        };
+        let rest = leftovers.part("what containers shared", REST_LIMIT, rest).await;
+        leftovers.extend(rest.unwrap_or_default());
+        let released = self.environment().storages.release_all(STORAGES_LIMIT).await;
+        leftovers.extend(released.err().map(|error| error.to_string()));
+        let cleared = blocking(move || Ok(records.clear()?));
+        let cleared = leftovers.part("the records", REST_LIMIT, cleared).await;
+        leftovers.extend(cleared.and_then(Result::err).map(|error| error.to_string()));
         *lock(&self.inner.state) = State::None;
         self.inner.closing.send_replace(false);
+        let Leftovers(leftovers) = leftovers;
         info!(logger, "sandbox destroyed"; "leftovers" => leftovers.len());
         if leftovers.is_empty() { Ok(()) } else { Err(SandboxError::SandboxLeftovers(leftovers.join("; "))) }
     }
+}
+
+/// What could not be given back, in words.
+#[derive(Default)]
+struct Leftovers(Vec<String>);
+
+impl Leftovers {
+    fn extend(&mut self, more: impl IntoIterator<Item = String>) {
+        self.0.extend(more);
+    }
+
+    /// Waits for a part of the sandbox's end, but not for ever: one that hangs is left over.
+    async fn part<T>(&mut self, what: &str, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let done = tokio::time::timeout(limit, work).await.ok();
+        if done.is_none() {
+            self.0.push(format!("{what}: not gone after {limit:?}"));
+        }
+        done
+    }
+}
+
+/// Removes containers beside each other; returns what is left of them.
+async fn remove_all(containers: Vec<Arc<Container>>, limit: Duration) -> Vec<String> {
+    let mut removals = tokio::task::JoinSet::new();
+    for container in containers {
+        removals.spawn(async move {
+            let removed = container.remove(Some(limit)).await;
+            removed.unwrap_or_else(|error| vec![error.to_string()])
+        });
+    }
+    removals.join_all().await.concat()
 }
 
 async fn steps(

@@ -22,7 +22,7 @@ use super::create::{
     blocking, push_config_undo, push_forget, push_launch_undo, push_release, push_stand_in_undo,
 };
 use super::error::SandboxError;
-use super::lifecycle::{push_dns_undo, push_unpin, take_pause};
+use super::lifecycle::{STORAGES_LIMIT, push_dns_undo, push_unpin, take_pause};
 use super::oom::OomWatch;
 use super::process::Process;
 use super::pumps::{self, Links};
@@ -81,7 +81,7 @@ impl Sandbox {
         let running = self.take_shared(record, held, &mut undo).await?;
         if !is_made {
             undo.run(Why::Failed, &logger).await;
-            environment.storages.release_all().await?;
+            environment.storages.release_all(STORAGES_LIMIT).await?;
             let records = environment.records.clone();
             return blocking(move || Ok(records.clear()?)).await;
         }

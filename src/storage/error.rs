@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -207,6 +208,14 @@ pub enum StorageError {
     Released {
         /// Where it was.
         mount_point: PathBuf,
+    },
+    /// It could not be waited for any longer.
+    #[error("the storage at {mount_point} is not released after {after:?}")]
+    Late {
+        /// Where it is.
+        mount_point: PathBuf,
+        /// How long it was waited for.
+        after: Duration,
     },
     /// The task that did the work ended early.
     #[error("work on the storage at {mount_point} was cut short: {reason}")]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use nakai_protocols::agent;
 use nix::errno::Errno;
@@ -29,8 +29,20 @@ pub(super) struct FakeGuest {
     state: Mutex<State>,
     /// A device is found, or an image pulled, for each permit.
     pub(super) devices: Semaphore,
+    /// Where mounting and unmounting hang.
+    hanging: (Mutex<Vec<PathBuf>>, Condvar),
     /// Called before anything is mounted.
     pub(super) before_mount: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+/// Lets all go on that hang when it is dropped.
+pub(super) struct Hanging<'a>(&'a FakeGuest);
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        self.0.hanging.0.lock().unwrap().clear();
+        self.0.hanging.1.notify_all();
+    }
 }
 
 fn real(path: &Path) -> PathBuf {
@@ -44,8 +56,8 @@ fn real(path: &Path) -> PathBuf {
 impl FakeGuest {
     pub(super) fn new() -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let (state, before_mount) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { dir, state, devices: Semaphore::new(0), before_mount })
+        let (state, hanging, before_mount) = Default::default();
+        Arc::new(Self { dir, state, devices: Semaphore::new(0), hanging, before_mount })
     }
 
     pub(super) fn storages(self: &Arc<Self>) -> Storages {
@@ -83,6 +95,17 @@ impl FakeGuest {
 
     pub(super) fn succeed(&self, call: &'static str) {
         self.state.lock().unwrap().failing.remove(call);
+    }
+
+    /// Mounting and unmounting there hangs.
+    pub(super) fn hang<const N: usize>(&self, relative: [&str; N]) -> Hanging<'_> {
+        self.hanging.0.lock().unwrap().extend(relative.map(|relative| self.path(relative)));
+        Hanging(self)
+    }
+
+    fn wait_until_free(&self, at: &PathBuf) {
+        let (hanging, freed) = &self.hanging;
+        drop(freed.wait_while(hanging.lock().unwrap(), |hanging| hanging.contains(at)).unwrap());
     }
 
     pub(super) fn pretend_mounted(&self, relative: &str) {
@@ -130,6 +153,7 @@ impl MountOps for FakeGuest {
         assert_eq!(at, target.path);
         let call =
             format!("mount {} {} {} {}", from.display(), at.display(), order.fstype, order.options.join(","));
+        self.wait_until_free(&at);
         if let Some(before) = &*self.before_mount.lock().unwrap() {
             before();
         }
@@ -143,6 +167,7 @@ impl MountOps for FakeGuest {
     fn unmount(&self, target: &Target<'_>) -> Result<(), Cause> {
         let at = real(target.link);
         assert_eq!(at, target.path);
+        self.wait_until_free(&at);
         self.note("unmount", format!("unmount {}", at.display()))?;
         let mut state = self.state.lock().unwrap();
         if state.mounted.iter().any(|path| *path != at && path.starts_with(&at)) {

@@ -27,6 +27,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use slog::Logger;
 use tokio::sync::watch;
@@ -190,22 +191,25 @@ impl Storages {
     }
 
     /// Takes down all storages, the last one first, whoever still uses them: the sandbox goes. May be called
-    /// again to retry what could not be released.
+    /// again to retry what could not be released. It takes no longer than `limit`: one that hangs may have half of the
+    /// time that is left, so that there is some for those behind it, and is left to itself then.
     ///
     /// # Errors
     ///
     /// [`Leftovers`](StorageError::Leftovers) with what stays behind, after everything else was released.
-    pub async fn release_all(&self) -> Result<(), StorageError> {
+    pub async fn release_all(&self, limit: Duration) -> Result<(), StorageError> {
         let mut all: Vec<(u64, GuestPath)> = {
             let table = self.inner.table();
             table.entries.iter().map(|(point, entry)| (entry.serial, point.clone())).collect()
         };
         all.sort_unstable_by(|a, b| b.cmp(a));
-        let mut errors = Vec::new();
+        let (begun, mut errors) = (Instant::now(), Vec::new());
         for (serial, point) in all {
-            if let Err(error) = Arc::clone(&self.inner).evict(&point, serial).await {
-                errors.push(error);
-            }
+            let limit = limit.saturating_sub(begun.elapsed()).checked_div(2).unwrap_or_default();
+            let released = tokio::time::timeout(limit, Arc::clone(&self.inner).evict(&point, serial)).await;
+            let mount_point = point.as_path().to_owned();
+            let late = |_| Err(StorageError::Late { mount_point, after: limit });
+            errors.extend(released.unwrap_or_else(late).err());
         }
         if errors.is_empty() { Ok(()) } else { Err(StorageError::Leftovers { errors }) }
     }

@@ -79,7 +79,7 @@ fn a_local_directory_has_mode_and_group_and_goes_with_the_sandbox() {
         fs::write(guest.path("shared/local/v/data"), "x").unwrap();
         handle.release().await.unwrap();
         assert!(guest.path("shared/local/v/data").exists(), "its data did not survive its container");
-        storages.release_all().await.unwrap();
+        storages.release_all(LONG).await.unwrap();
         guest.assert_clean();
     });
 }
@@ -89,7 +89,7 @@ fn a_local_directory_that_was_there_stays() {
     run(async |guest, storages| {
         fs::create_dir_all(guest.path("v/inner")).unwrap();
         let _handle = attach(&storages, &guest.request("local", "", "v")).await.unwrap();
-        storages.release_all().await.unwrap();
+        storages.release_all(LONG).await.unwrap();
         assert!(guest.path("v/inner").exists());
     });
 }
@@ -332,7 +332,7 @@ fn what_the_host_changes_comes_into_the_copy() {
         handle.release().await.unwrap();
         assert_eq!(fs::read_dir(guest.path("c/watchable")).unwrap().count(), 0);
         fs::remove_dir_all(guest.path("share")).unwrap();
-        storages.release_all().await.unwrap();
+        storages.release_all(LONG).await.unwrap();
         guest.assert_clean();
         let message = refused(&storages, &guest.request("watchable-bind", "/etc", "c/watchable/v")).await;
         assert!(message.contains("/etc"), "{message:?}");

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use super::*;
@@ -197,7 +198,7 @@ fn what_is_shared_stays_for_the_sandbox() {
             assert_eq!(guest.mounted().len(), 1, "{} did not outlive its user", wire.driver);
             attach(&storages, &wire).await.unwrap().undo().await.unwrap();
             assert_eq!(guest.mounted().len(), 1, "a failed create took away data that another had used");
-            storages.release_all().await.unwrap();
+            storages.release_all(LONG).await.unwrap();
             guest.assert_clean();
         }
     });
@@ -208,7 +209,7 @@ fn everything_goes_in_reverse_order_whoever_holds_it() {
     run(async |guest, storages| {
         let outer = attach(&storages, &guest.request("virtio-fs", "x", "a")).await.unwrap();
         let _inner = attach(&storages, &guest.request("blk", "/dev/vda", "a/b/c")).await.unwrap();
-        storages.release_all().await.unwrap();
+        storages.release_all(LONG).await.unwrap();
         let calls = guest.calls();
         let unmounts: Vec<_> = calls.iter().filter(|call| call.starts_with("unmount")).collect();
         assert_eq!(unmounts, ["unmount a/b/c", "unmount a"]);
@@ -228,12 +229,36 @@ fn a_busy_mount_is_reported_and_tried_again() {
         guest.fail("unmount", "busy");
         let message = handle.release().await.unwrap_err().to_string();
         assert!(message.contains("busy"), "{message:?}");
-        let message = storages.release_all().await.unwrap_err().to_string();
+        let message = storages.release_all(LONG).await.unwrap_err().to_string();
         assert!(message.contains("1 storages") && message.contains("busy"), "{message:?}");
         let again = attach(&storages, &wire).await.unwrap();
         assert_eq!(guest.mounted().len(), 1, "it was mounted on top of itself");
         guest.succeed("unmount");
         again.release().await.unwrap();
+        guest.assert_clean();
+    });
+}
+
+/// Neither one that is being mounted nor one that is being unmounted, on a share that does not answer.
+#[test]
+fn those_that_hang_keep_no_other_from_being_released() {
+    run(async |guest, storages| {
+        let _last_to_go = attach(&storages, &guest.request("virtio-fs", "x", "last")).await.unwrap();
+        let _unmounting = attach(&storages, &guest.request("virtio-fs", "x", "unmounting")).await.unwrap();
+        let hanging = guest.hang(["mounting", "unmounting"]);
+        let mounting = tokio::spawn({
+            let (storages, wire) = (storages.clone(), guest.request("virtio-fs", "x", "mounting"));
+            async move { attach(&storages, &wire).await }
+        });
+        settle().await;
+        let message = storages.release_all(Duration::from_millis(400)).await.unwrap_err().to_string();
+        for what in ["/mounting is not released after ", "/unmounting is not released after "] {
+            assert!(message.contains(what), "{what:?}: {message:?}");
+        }
+        eventually("the end of the last", || guest.mounted() == [Path::new("unmounting")]).await;
+        drop(hanging);
+        mounting.abort();
+        eventually("an empty table", || storages.mount_points().is_empty()).await;
         guest.assert_clean();
     });
 }
@@ -251,7 +276,7 @@ fn what_a_container_left_mounted_in_a_volume_goes_with_it_but_no_storage_does() 
         assert_eq!(guest.mounted(), ["v", "v/inner", "v/inner/left"].map(std::path::PathBuf::from));
         inner.release().await.unwrap();
         assert_eq!(guest.mounted(), [std::path::PathBuf::from("v")]);
-        storages.release_all().await.unwrap();
+        storages.release_all(LONG).await.unwrap();
         guest.assert_clean();
     });
 }

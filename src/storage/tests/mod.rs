@@ -5,12 +5,16 @@ mod lifetime;
 mod recovery;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nakai_protocols::agent;
 
 use super::testing::FakeGuest;
 use super::*;
 use crate::ids::ContainerId;
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Runs a test on a runtime like the server's.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Arc<FakeGuest>, Storages) -> F) {

@@ -27,6 +27,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(connections_end_with_their_clients),
         scenario!(servers_killed_at_any_moment_leave_nothing).ends_its_agent().host_only(),
         scenario!(what_hangs_keeps_nobody_waiting).vm_only(),
+        scenario!(a_share_that_hangs_keeps_no_sandbox_from_ending).vm_only().ends_its_agent(),
         scenario!(a_removal_that_takes_too_long_says_so_and_goes_on),
         scenario!(a_soak_ends_where_it_began),
         scenario!(an_exec_that_cannot_be_is_refused_by_its_cause),
@@ -304,6 +305,22 @@ async fn what_hangs_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
     }
     hanging.remove().await?;
     ended.remove().await?;
+    Ok(())
+}
+
+/// Whoever works at a storage there never comes back.
+async fn a_share_that_hangs_keeps_no_sandbox_from_ending(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("hung", "pod", true)).await?;
+    let hanging =
+        ctx.container(|spec| spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", HANG], 0))?;
+    hanging.create().await?;
+    let container = ctx.container(|spec| spec.args(["true"]))?;
+    let mut create = container.request();
+    create.storages.push(Storage { source: "/run/kata-containers/hung/v".into(), ..volume(&container) });
+    let impatient = ctx.another_client().await?.within(Duration::from_secs(10));
+    refused(impatient.create_container_with(&create).await, Code::DEADLINE_EXCEEDED, &[]);
+    let patient = ctx.client().within(Duration::from_secs(150));
+    refused(patient.destroy_sandbox().await, Code::INTERNAL, &["-volume is not released after"]);
     Ok(())
 }
 
