@@ -268,8 +268,11 @@ impl Work<'_> {
         self.attachment.steps.push(Step::Parents(self.place.clone()));
         let around = self.place.make_around();
         around.map_err(StorageError::at("making the directory of", self.place.path()))?;
-        if self.place.handle().is_err() {
-            self.attachment.steps.push(Step::Tree(self.place.clone()));
+        match self.place.handle() {
+            Ok(_) => {}
+            Err(Errno::ENOENT) => self.attachment.steps.push(Step::Tree(self.place.clone())),
+            // There may be something, which is not ours to remove.
+            Err(errno) => return Err(StorageError::at("looking at", self.place.path())(errno)),
         }
         self.record.begun(self.attachment)
     }

@@ -273,6 +273,20 @@ fn an_image_is_pulled_into_the_bundle() {
     });
 }
 
+/// Whatever the reason is: what may have been there before is not removed with what has not come.
+#[test]
+fn where_it_cannot_be_looked_no_image_is_pulled() {
+    run(async |guest, storages| {
+        fs::create_dir_all(guest.path("c1/before")).unwrap();
+        std::os::unix::fs::symlink("before", guest.path("c1/rootfs")).unwrap();
+        let wire = guest.request("image_guest_pull", "registry/image:1", "c1/rootfs");
+        let message = refused(&storages, &wire).await;
+        assert!(message.contains("looking at") && message.contains("ELOOP"), "{message:?}");
+        assert_eq!(guest.calls(), [""; 0], "the hub is not asked");
+        assert!(guest.path("c1/rootfs").is_dir());
+    });
+}
+
 #[test]
 fn a_checked_disk_goes_with_its_mount() {
     run(async |guest, storages| {

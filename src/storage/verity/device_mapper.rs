@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::libc::c_int;
+use nix::libc::{self, c_int};
 
 use super::{Table, VerityError};
 
@@ -61,7 +61,7 @@ mod ioctls {
 
 /// Makes the device of a table, and returns its node.
 pub(in super::super) fn create(name: &str, table: &Table) -> Result<PathBuf, VerityError> {
-    let control = control()?;
+    let control = open(CONTROL)?;
     run(&control, "create", ioctls::create, &mut Command::of(name, READ_ONLY))?;
     let activate = || {
         let mut load = Command::of(name, READ_ONLY);
@@ -86,17 +86,28 @@ pub(in super::super) fn create(name: &str, table: &Table) -> Result<PathBuf, Ver
 
 /// Removes a device. One that is not there is as good.
 pub(in super::super) fn remove(name: &str) -> Result<(), VerityError> {
-    // Without a device mapper there is none.
-    let Ok(control) = control() else { return Ok(()) };
+    remove_by(CONTROL, name)
+}
+
+fn remove_by(control: &str, name: &str) -> Result<(), VerityError> {
+    let control = match open(control) {
+        // Without a device mapper there is none. Whatever else keeps it from being opened says nothing of that.
+        Err(VerityError::Absent { source, .. })
+            if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)) =>
+        {
+            return Ok(());
+        }
+        control => control?,
+    };
     match run(&control, "remove", ioctls::remove, &mut Command::of(name, DEFERRED_REMOVE)) {
         Err(VerityError::Mapper { source: Errno::ENXIO, .. }) => Ok(()),
         other => other,
     }
 }
 
-fn control() -> Result<File, VerityError> {
-    let opened = OpenOptions::new().read(true).write(true).open(CONTROL);
-    opened.map_err(|error| VerityError::Absent(format!("{CONTROL}: {error}")))
+fn open(control: &str) -> Result<File, VerityError> {
+    let opened = OpenOptions::new().read(true).write(true).open(control);
+    opened.map_err(|source| VerityError::Absent { control: control.to_owned(), source })
 }
 
 fn failed(step: &'static str, name: &str) -> impl FnOnce(Errno) -> VerityError {
@@ -164,5 +175,13 @@ mod tests {
         assert_eq!(size_of::<Header>(), 312);
         assert_eq!(std::mem::offset_of!(Command, parameters), 312 + 40);
         assert_eq!((minor(0xfd00), minor(0x0010_fd07)), (0, 0x107));
+    }
+
+    #[test]
+    fn a_device_is_gone_only_if_there_is_no_device_mapper() {
+        remove_by("/dev/no-such-directory/control", "name").unwrap();
+        // As without a descriptor: whether there is one can't be told.
+        let error = remove_by("/dev/null/control", "name").unwrap_err().to_string();
+        assert!(error.contains("/dev/null/control") && error.contains("Not a directory"), "{error}");
     }
 }

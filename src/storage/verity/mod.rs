@@ -60,9 +60,14 @@ pub(super) enum VerityError {
     /// The kernel makes no names up.
     #[error("a name for the device: {UUIDS}: {0}")]
     Name(#[source] io::Error),
-    /// The kernel has no device mapper.
-    #[error("no device mapper: {0}")]
-    Absent(String),
+    /// The kernel has no device mapper, or it can't be reached.
+    #[error("no device mapper: {control}: {source}")]
+    Absent {
+        /// Its node.
+        control: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
 }
 
 /// What the host says of the tree.
