@@ -1,11 +1,18 @@
 //! The last thing PID 1 does: switch the virtual machine off.
 
 use std::fmt;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::{getpid, sync};
 
 use crate::observe::console;
+
+/// How long that may take: with a share whose host does not answer it has no end. Storages that could be released have
+/// been written by then.
+const SYNC_LIMIT: Duration = Duration::from_secs(30);
 
 /// Writes what is not yet written to disks, and powers the virtual machine off.
 ///
@@ -24,10 +31,23 @@ pub fn boot_failed(reason: &dyn fmt::Display) -> ! {
 
 fn end(status: i32) -> ! {
     if getpid().as_raw() == 1 {
-        sync();
+        sync_within(SYNC_LIMIT);
         console::drain();
         // Returns only if it fails. Then PID 1 ends, and the kernel panics, which ends the machine too.
         let _ = reboot(RebootMode::RB_POWER_OFF);
     }
     std::process::exit(status)
+}
+
+fn sync_within(limit: Duration) {
+    let (syncing, synced) = mpsc::channel::<()>();
+    // One that hangs in the kernel keeps nobody from switching off.
+    let sync_and_tell = move || {
+        sync();
+        drop(syncing);
+    };
+    match thread::Builder::new().spawn(sync_and_tell) {
+        Ok(_) => drop(synced.recv_timeout(limit)),
+        Err(_) => sync(),
+    }
 }
