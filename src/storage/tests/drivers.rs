@@ -279,6 +279,7 @@ fn where_it_cannot_be_looked_no_image_is_pulled() {
     run(async |guest, storages| {
         fs::create_dir_all(guest.path("c1/before")).unwrap();
         std::os::unix::fs::symlink("before", guest.path("c1/rootfs")).unwrap();
+        guest.devices.add_permits(1);
         let wire = guest.request("image_guest_pull", "registry/image:1", "c1/rootfs");
         let message = refused(&storages, &wire).await;
         assert!(message.contains("looking at") && message.contains("ELOOP"), "{message:?}");
