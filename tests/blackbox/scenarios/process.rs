@@ -22,6 +22,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_user_can_open_its_standard_streams),
         scenario!(the_umask_is_022),
         scenario!(the_working_directory_is_made),
+        scenario!(a_working_directory_that_may_not_be_entered_is_named),
         scenario!(the_working_directory_is_made_in_what_is_mounted_there),
         scenario!(resource_limits_are_set),
         scenario!(the_oom_score_is_not_the_agents),
@@ -215,6 +216,22 @@ async fn the_working_directory_is_made(ctx: Ctx) -> Outcome {
     refused(blocked.create().await, Code::INVALID_ARGUMENT, &["/etc/passwd/x"]);
     let relative = ctx.container(|spec| spec.cwd("tmp").args(["pwd"]))?;
     refused(relative.create().await, Code::INVALID_ARGUMENT, &["cwd", "tmp"]);
+    Ok(())
+}
+
+/// It is another user's file system, which keeps root out, too. Of root's own directories none does.
+async fn a_working_directory_that_may_not_be_entered_is_named(ctx: Ctx) -> Outcome {
+    let capable = |spec: nakai_ctl::SpecBuilder| spec.capabilities(["CAP_SYS_ADMIN", "CAP_MKNOD"]);
+    let container = ctx.idle(|spec| capable(spec).add_device_rule(true, "c", 10, 229, "rwm")).await?;
+    let mount = "mkdir /tmp/theirs && mkdir -m 700 /tmp/roots && mknod /tmp/fuse c 10 229 && exec 9<>/tmp/fuse && \
+         mount -t fuse -o fd=9,rootmode=40000,user_id=1000,group_id=1000 theirs /tmp/theirs";
+    container.sh(mount).await?;
+    let outsider = container.spec().clone().args(["true"]).user(2000, 2000, []);
+    let exec =
+        |name, cwd| ctx.client().exec_process(&container.id, name, outsider.clone().cwd(cwd).process());
+    refused(exec("a", "/tmp/theirs").await, Code::INVALID_ARGUMENT, &["/tmp/theirs", "ermission denied"]);
+    exec("b", "/tmp/roots").await?;
+    assert_eq!(ctx.client().wait_process(&container.id, "b").await?, 0);
     Ok(())
 }
 
