@@ -41,7 +41,7 @@ pub use devices::{AttachError, ProgramError};
 pub(crate) use divided::place_beside;
 pub use hierarchy::Hierarchy;
 pub use notice::Notices;
-pub use oom::OomKills;
+pub use oom::{OomKills, SliceKills};
 pub use parents::remove_empty;
 pub use stats::KeptFiles;
 pub use tree::MAX_DEPTH;

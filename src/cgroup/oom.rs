@@ -19,6 +19,8 @@ use super::{Cgroup, CgroupError, Hierarchy};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::Interest;
 
@@ -39,7 +41,7 @@ pub struct OomKills {
 #[derive(Debug)]
 enum Counter {
     /// [`V2_EVENTS`]. Reading it also ends its notice.
-    Tree { events: Arc<OwnedFd> },
+    Tree { events: Arc<OwnedFd>, gone: AtomicBool },
     /// One [`V1_CONTROL`] in each cgroup, and an eventfd.
     Each { dir: Dir, notice: Arc<OwnedFd> },
 }
@@ -63,11 +65,20 @@ impl Cgroup {
     pub fn count_oom_kills(&self, seen: u64) -> Result<Option<OomKills>, CgroupError> {
         let Some(dir) = self.memory_dir()? else { return Ok(None) };
         let counter = if self.hierarchy.is_v2() {
-            dir.file(V2_EVENTS)?.map(|events| Counter::Tree { events: Arc::new(events) })
+            dir.file(V2_EVENTS)?.map(|events| Counter::Tree { events: Arc::new(events), gone: false.into() })
         } else {
             register(&dir)?.map(|notice| Counter::Each { dir, notice: Arc::new(notice) })
         };
         Ok(counter.map(|counter| OomKills { counter, seen: Mutex::new(seen) }))
+    }
+
+    /// The count of the slice that its unit of systemd is in. `None` for one that is no unit, or in the topmost slice,
+    /// where nothing counts.
+    pub fn slice_kills(&self) -> Option<SliceKills> {
+        let (Some(_), Hierarchy::V2 { mount_point }) = (&self.unit, &*self.hierarchy) else { return None };
+        let path = self.path.parent().filter(|path| !path.as_os_str().is_empty())?.to_owned();
+        let events = Dir::open(mount_point.join(&path)).ok()??.file(V2_EVENTS).ok()??;
+        Some(SliceKills { path, events })
     }
 
     fn memory_dir(&self) -> Result<Option<Dir>, CgroupError> {
@@ -75,6 +86,25 @@ impl Cgroup {
             Hierarchy::V2 { mount_point } => self.open_at(mount_point),
             Hierarchy::V1 { .. } => self.open_v1("memory"),
         }
+    }
+}
+
+/// Counts the OOM kills in a slice of systemd's: those of all units in it, also of those that are gone.
+#[derive(Debug)]
+pub struct SliceKills {
+    path: PathBuf,
+    events: OwnedFd,
+}
+
+impl SliceKills {
+    /// The slice, below the hierarchy's root.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many there have been. `None` if the slice is gone.
+    pub fn count(&self) -> Option<u64> {
+        flat(&read_from_start(self.events.as_fd()).ok()?).get(KEY).copied()
     }
 }
 
@@ -92,6 +122,11 @@ impl OomKills {
         Ok(news)
     }
 
+    /// Whether the last look found that the cgroup is gone, and what it had counted since the one before with it.
+    pub fn is_gone(&self) -> bool {
+        matches!(&self.counter, Counter::Tree { gone, .. } if gone.load(Ordering::Relaxed))
+    }
+
     /// Whether notice is given before the kill, so that a look right after it may find nothing yet.
     pub fn is_early(&self) -> bool {
         matches!(self.counter, Counter::Each { .. })
@@ -105,7 +140,7 @@ impl OomKills {
     /// What gives notice, and how it shows.
     pub(super) fn notice(&self) -> (&Arc<OwnedFd>, Interest) {
         match &self.counter {
-            Counter::Tree { events } => (events, Interest::PRIORITY),
+            Counter::Tree { events, .. } => (events, Interest::PRIORITY),
             Counter::Each { notice, .. } => (notice, Interest::READABLE),
         }
     }
@@ -115,9 +150,12 @@ impl Counter {
     /// `None` if nothing counts (any more).
     fn read(&self) -> Result<Option<u64>, CgroupError> {
         match self {
-            Self::Tree { events } => match read_from_start(events.as_fd()) {
+            Self::Tree { events, gone } => match read_from_start(events.as_fd()) {
                 Ok(text) => Ok(flat(&text).get(KEY).copied()),
-                Err(Errno::ENODEV) => Ok(None),
+                Err(Errno::ENODEV) => {
+                    gone.store(true, Ordering::Relaxed);
+                    Ok(None)
+                }
                 Err(source) => Err(CgroupError::OomEvents { source }),
             },
             Self::Each { dir, notice } => {

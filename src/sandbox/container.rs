@@ -322,7 +322,7 @@ impl Container {
     /// When this returns, every OOM kill so far has been added to the sandbox's events.
     pub(super) async fn look_for_oom_kills(&self) {
         if let Some(oom) = &self.oom {
-            oom.look().await;
+            oom.look_after(self.init.exit_status()).await;
         }
     }
 

@@ -34,6 +34,7 @@ mod hotplug;
 mod launch;
 mod lifecycle;
 mod oom;
+mod oom_slices;
 mod pause;
 mod pidfd;
 mod pins;

@@ -5,6 +5,8 @@
 //! whoever goes away, and taken in the same poll that completes the call. So a call that is given up takes nothing
 //! with it. What was added stays when its container is removed.
 //!
+//! systemd removes the cgroup of a unit whose processes have ended, with its counters: see [`Slices`].
+//!
 //! Bounded: one entry for each container, [`MAX_CONTAINERS`] of them. Only if nobody asks while more containers than
 //! that run out of memory is the oldest forgotten.
 
@@ -16,9 +18,11 @@ use slog::{Logger, warn};
 use tokio::sync::Notify;
 
 use super::lock;
+use super::oom_slices::{InSlice, Slices};
 use super::process::Process;
 use crate::cgroup::{Cgroup, CgroupError, Notices, OomKills};
 use crate::ids::ContainerId;
+use crate::supervisor::ExitStatus;
 
 /// How many containers can have kills that nobody has asked for.
 const MAX_CONTAINERS: usize = 1024;
@@ -33,6 +37,7 @@ pub struct OomEvents {
     /// Held for single operations only, never across an await.
     pending: Mutex<Pending>,
     changed: Notify,
+    slices: Slices,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +104,8 @@ impl OomEvents {
 pub(super) struct OomWatch {
     id: ContainerId,
     kills: OomKills,
+    /// For a unit of systemd's.
+    in_slice: Option<InSlice>,
     events: Arc<OomEvents>,
     logger: Logger,
 }
@@ -122,8 +129,13 @@ impl OomWatch {
             tokio::task::spawn_blocking(move || counted.count_oom_kills(before?)).await.ok()?
         };
         let (id, events, logger) = (id.clone(), events.clone(), logger.clone());
+        let in_slice = cgroup.slice_kills().map(InSlice::new);
         match kills {
-            Ok(kills) => kills.map(|kills| Arc::new(Self { id, kills, events, logger })),
+            Ok(kills) => {
+                let watch = Arc::new(Self { id, kills: kills?, in_slice, events, logger });
+                watch.events.slices.join(&watch);
+                Some(watch)
+            }
             Err(error) => {
                 warn!(logger, "OOM kills will not be reported"; "error" => %error);
                 None
@@ -141,24 +153,49 @@ impl OomWatch {
         }
     }
 
-    /// Looks as soon as `process` has ended: whoever else removes an empty cgroup, as systemd does that of a unit, has
-    /// the kernel forget what it has counted.
-    pub(super) async fn look_at_end_of(self: Arc<Self>, process: Arc<Process>) {
-        process.wait().await;
+    /// Looks, and knows how init has ended, if it has: with it the cgroup may have gone.
+    pub(super) async fn look_after(self: &Arc<Self>, end: Option<ExitStatus>) {
         self.look().await;
+        if let Some(end) = end
+            && self.kills.is_gone()
+        {
+            self.events.slices.settle(self, end.code() != 0);
+        }
     }
 
-    fn look_now(&self) {
+    /// Looks as soon as init has ended.
+    pub(super) async fn look_at_end_of(self: Arc<Self>, init: Arc<Process>) {
+        let end = init.wait().await;
+        self.look_after(end).await;
+    }
+
+    pub(super) fn look_now(&self) {
         match self.kills.news() {
             Ok(0) => {}
             Ok(kills) => {
-                warn!(self.logger, "processes killed: out of memory"; "kills" => kills);
-                if let Some(id) = self.events.add(&self.id, kills) {
-                    warn!(self.logger, "nobody asks for OOM kills, some are forgotten"; "of" => id.as_str());
+                if let Some(slice) = &self.in_slice {
+                    self.events.slices.known(slice, kills);
                 }
+                self.tell(kills);
             }
             Err(error) => warn!(self.logger, "OOM kills can't be counted"; "error" => %error),
         }
+    }
+
+    pub(super) fn tell(&self, kills: u64) {
+        warn!(self.logger, "processes killed: out of memory"; "kills" => kills);
+        if let Some(id) = self.events.add(&self.id, kills) {
+            warn!(self.logger, "nobody asks for OOM kills, some are forgotten"; "of" => id.as_str());
+        }
+    }
+
+    pub(super) fn in_slice(&self) -> Option<&InSlice> {
+        self.in_slice.as_ref()
+    }
+
+    /// Whether its cgroup is gone, and it is not known yet what that had counted.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.kills.is_gone() && self.in_slice.as_ref().is_some_and(|slice| !slice.is_settled())
     }
 
     /// Looks whenever there is notice. Ends only when it is dropped, or with the runtime.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use nakai_ctl::sandbox::request;
 use nakai_ctl::{Address, Client, SpecBuilder};
-use nakai_protocols::agent::UpdateContainerRequest;
+use nakai_protocols::agent::{GetOOMEventRequest, UpdateContainerRequest};
 use nakai_protocols::spec::CAPABILITIES;
 use nakai_rootfs::cache::Cache;
 use nakai_rootfs::systemd;
@@ -167,6 +167,19 @@ async fn containers_are_scopes_in_their_slices(ctx: Ctx) -> Outcome {
         assert_eq!(show(&system, &unit, &["ActiveState", "LoadState"]).await?, gone, "{unit}");
     }
     assert_eq!(shell(&system, "find /sys/fs/cgroup/pods.slice -name '*.scope'").await?, "");
+    // Whoever is faster: an OOM kill of a unit's last process is told.
+    for round in 0..8 {
+        let (name, cgroup) = (format!("eater{round}"), format!("pods-a.slice:nakai:eater{round}"));
+        let eater =
+            SpecBuilder::new(&name, "/two/rootfs").args(["sh", "-c", "x=a; while :; do x=$x$x; done"]);
+        let eater = eater.memory_limit(16 * MEGABYTE).memory_swap(16 * MEGABYTE).cgroups_path(&cgroup);
+        client.create_container(&name, eater.build()).await?;
+        client.start_container(&name).await?;
+        assert_eq!(client.wait_process(&name, "").await?, 137);
+        let asked = client.agent().get_oom_event(client.context(), &GetOOMEventRequest::new()).await?;
+        assert_eq!(asked.container_id, name);
+        client.remove_container(&name).await?;
+    }
     // The name is free again.
     client.create_container("one", inner("one", "pods-a.slice:nakai:one").build()).await?;
     client.remove_container("one").await?;

@@ -1,0 +1,135 @@
+//! OOM kills in units of systemd that were gone before anybody could look.
+//!
+//! systemd removes the cgroup of a unit whose last process has ended, and the kernel forgets what was counted there: as a
+//! rule within milliseconds of the kill, whose notice it may hold back for ten. But it has counted each kill in the slice
+//! above, too. What that has more than is known of the units in it was the unit's that is gone.
+//!
+//! Invariant: `known` of a slice is what its count was when all units in it had last been looked at, and what has been
+//! found in them since. Kills in units that are not ours are taken for known whenever one of ours comes.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use super::lock;
+use super::oom::OomWatch;
+use crate::cgroup::SliceKills;
+
+/// A watch's part in a slice.
+#[derive(Debug)]
+pub(super) struct InSlice {
+    kills: SliceKills,
+    /// Whether what its unit had counted when that went is known, or never will be.
+    settled: AtomicBool,
+}
+
+impl InSlice {
+    pub(super) fn new(kills: SliceKills) -> Self {
+        Self { kills, settled: AtomicBool::new(false) }
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slice {
+    known: u64,
+    watches: Vec<Weak<OomWatch>>,
+}
+
+impl Slice {
+    /// All units have been looked at after it had `counted` so many kills.
+    fn looked_at(&mut self, counted: u64) {
+        self.known = self.known.max(counted);
+    }
+
+    /// The share of a unit that is gone, of the kills that nobody has seen: all, unless others are gone as well.
+    fn share(&mut self, counted: u64, is_alone: bool) -> u64 {
+        let unseen = counted.saturating_sub(self.known);
+        let share = if is_alone { unseen } else { unseen.min(1) };
+        self.known = self.known.saturating_add(share);
+        share
+    }
+}
+
+/// The slices in which containers are units.
+#[derive(Debug, Default)]
+pub(super) struct Slices(Mutex<HashMap<PathBuf, Slice>>);
+
+impl Slices {
+    /// Takes a new unit in, which begins to be watched.
+    pub(super) fn join(&self, watch: &Arc<OomWatch>) {
+        let Some(in_slice) = watch.in_slice() else { return };
+        let path = in_slice.kills.path().to_owned();
+        {
+            let mut slices = lock(&self.0);
+            slices.retain(|_, slice| slice.watches.iter().any(|watch| watch.strong_count() > 0));
+            slices.entry(path).or_default().watches.push(Arc::downgrade(watch));
+        }
+        // Before the looks: what comes after it is not known.
+        let Some(counted) = in_slice.kills.count() else { return };
+        let all = self.look_at_all(in_slice);
+        // What one is gone with would be taken for known.
+        if !all.iter().any(|watch| watch.is_unsettled()) {
+            self.change(in_slice, |slice| slice.looked_at(counted));
+        }
+    }
+
+    /// Kills that have been found in a unit.
+    pub(super) fn known(&self, in_slice: &InSlice, kills: u64) {
+        self.change(in_slice, |slice| slice.known = slice.known.saturating_add(kills));
+    }
+
+    /// Tells of the kills that a unit is gone with, if its end was none of its own will.
+    pub(super) fn settle(&self, watch: &OomWatch, has_failed: bool) {
+        let Some(in_slice) = watch.in_slice() else { return };
+        if in_slice.settled.swap(true, Ordering::Relaxed) || !has_failed {
+            return;
+        }
+        let Some(counted) = in_slice.kills.count() else { return };
+        let is_alone = !self.look_at_all(in_slice).iter().any(|watch| watch.is_unsettled());
+        let share = self.change(in_slice, |slice| slice.share(counted, is_alone));
+        if share > 0 {
+            watch.tell(share);
+        }
+    }
+
+    /// Looks at all units of the slice, so that what is found in them is known.
+    fn look_at_all(&self, in_slice: &InSlice) -> Vec<Arc<OomWatch>> {
+        let all: Vec<_> = self.change(in_slice, |slice| {
+            slice.watches.retain(|watch| watch.strong_count() > 0);
+            slice.watches.iter().filter_map(Weak::upgrade).collect()
+        });
+        all.iter().for_each(|watch| watch.look_now());
+        all
+    }
+
+    fn change<R>(&self, in_slice: &InSlice, change: impl FnOnce(&mut Slice) -> R) -> R {
+        change(lock(&self.0).entry(in_slice.kills.path().to_owned()).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_that_is_gone_has_what_its_slice_counted_and_nobody_has_seen() {
+        let mut slice = Slice::default();
+        // There were some before ours came.
+        slice.looked_at(5);
+        assert_eq!(slice.share(5, true), 0);
+        assert_eq!((slice.share(8, true), slice.share(8, true)), (3, 0));
+        // Found in a unit that is still there.
+        slice.known += 1;
+        assert_eq!((slice.share(9, true), slice.share(10, true)), (0, 1));
+        // Two are gone.
+        assert_eq!((slice.share(12, false), slice.share(12, true)), (1, 1));
+        // A look that comes late takes nothing back.
+        slice.looked_at(7);
+        assert_eq!(slice.share(13, true), 1);
+    }
+}
