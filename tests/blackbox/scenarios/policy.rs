@@ -151,7 +151,7 @@ mod enforced {
     }
 
     fn code<E: Into<Box<dyn std::error::Error + Send + Sync>>>(result: Result<(), E>) -> Code {
-        let error = result.expect_err("it is allowed").into();
+        let error = result.unwrap_err().into();
         error.downcast_ref::<CallError>().map_or(Code::OK, |error| error.code)
     }
 }
