@@ -129,7 +129,9 @@ async fn follow(mut mirror: Mirror, turn: Arc<Turn>, bulkhead: Bulkhead, log: Lo
         });
         let Ok(Some((back, outcome, took))) = look.await else { return };
         mirror = back;
-        pause = PERIOD.max(took.saturating_mul(REST));
+        // What was copied is seldom: it says nothing of how long the next look takes.
+        let factor = if matches!(outcome, Ok(true)) { 1 } else { REST };
+        pause = PERIOD.max(took.saturating_mul(factor));
         report(&mirror, outcome, &mut trouble, &log);
     }
 }

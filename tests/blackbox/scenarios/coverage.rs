@@ -22,8 +22,7 @@ const HEAD: &str = "\
 Scenarios over the wire that show what each method, driver and type of device does; most of them are run with an agent
 on the test's host (`host::`), too. It is not all that meets them. A method and a driver are only refused by
 name there: SetPolicy (`make test` builds the agent with the feature `policy`, too, and tries that one on its host:
-`host::policy`), and `image_guest_pull` (a guest without a confidential data hub; `src/storage/hub.rs` has a stand-in for
-one).
+`host::policy`), and `image_guest_pull` (a guest without a confidential data hub; `host::hub` plays one).
 ";
 
 /// Scenarios by their names, parted by blanks.

@@ -61,6 +61,7 @@ mod formatting;
 mod guest;
 mod hooks;
 mod hotplug;
+mod hub;
 mod inside;
 mod labels;
 mod lifecycle;
@@ -115,6 +116,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         formatting::scenarios(),
         hooks::scenarios(),
         hotplug::scenarios(),
+        hub::scenarios(),
         inside::scenarios(),
         labels::scenarios(),
         lifecycle::scenarios(),
