@@ -4,8 +4,9 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::FileExt as _;
 use std::sync::{Mutex, PoisonError};
+
+use rustix::buffer::spare_capacity;
 
 /// Enough for the interfaces of most namespaces: about 120 bytes each.
 const ROOM: usize = 4 << 10;
@@ -66,22 +67,17 @@ impl OwnTraffic {
             None => File::open("/proc/self/net/dev")?,
         };
         let file = kept.insert(file);
-        let mut text = vec![0; ROOM];
-        let mut len = 0;
+        let mut text = Vec::new();
         loop {
-            let room = text.get_mut(len..).unwrap_or_default();
-            let asked = room.len();
-            let read = file.read_at(room, u64::try_from(len).unwrap_or(u64::MAX))?;
-            len = len.saturating_add(read);
+            text.reserve(ROOM);
+            let (len, asked) = (text.len(), text.capacity().saturating_sub(text.len()));
+            let offset = u64::try_from(len).unwrap_or(u64::MAX);
+            let read = rustix::io::pread(&*file, spare_capacity(&mut text), offset)?;
             // The kernel fills a page with whole lines: what leaves room for another was all.
             if read == 0 || read < asked.min(ROOM).saturating_sub(LINE) {
                 break;
             }
-            if len == text.len() {
-                text.resize(len.saturating_mul(2), 0);
-            }
         }
-        text.truncate(len);
         Ok(parse(&String::from_utf8_lossy(&text)))
     }
 
@@ -99,13 +95,16 @@ fn parse(text: &str) -> Vec<Traffic> {
 /// headings have no colon. A name may (`eth0:1` is an old alias), numbers don't.
 fn parse_line(line: &str) -> Option<Traffic> {
     let (name, numbers) = line.rsplit_once(':')?;
-    let numbers = numbers.split_ascii_whitespace().map(|number| number.parse().unwrap_or(0));
-    let numbers: Vec<u64> = numbers.collect();
-    let counters = |first: usize| match *numbers.get(first..)? {
-        [bytes, packets, errors, dropped, ..] => Some(Counters { bytes, packets, errors, dropped }),
-        _ => None,
-    };
-    Some(Traffic { name: name.trim().to_owned(), received: counters(0)?, sent: counters(8)? })
+    let mut numbers = numbers.split_ascii_whitespace();
+    let received = counters(&mut numbers)?;
+    // Kinds of frames and of errors that the protocol has no place for.
+    let sent = counters(&mut numbers.skip(4))?;
+    Some(Traffic { name: name.trim().to_owned(), received, sent })
+}
+
+fn counters<'a>(numbers: &mut impl Iterator<Item = &'a str>) -> Option<Counters> {
+    let mut next = || Some(numbers.next()?.parse().unwrap_or(0));
+    Some(Counters { bytes: next()?, packets: next()?, errors: next()?, dropped: next()? })
 }
 
 #[cfg(test)]
