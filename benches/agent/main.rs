@@ -19,6 +19,7 @@
 mod calls;
 mod figures;
 mod footprint;
+mod launcher;
 mod plot;
 mod promises;
 mod report;
@@ -63,6 +64,10 @@ impl Setting {
 }
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|arg| arg == launcher::ARGUMENT) {
+        return launcher::run(args);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match runtime.block_on(run()) {
         Ok(true) => ExitCode::SUCCESS,

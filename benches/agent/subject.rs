@@ -1,6 +1,7 @@
 //! An agent that runs, on this machine or in a virtual machine, and how to look at its processes.
 
-use std::fs::{self, File};
+use std::fs;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use nakai_ctl::vm::{Vm, VmConfig};
 use nakai_ctl::{Address, Client, SpecBuilder};
 use tempfile::TempDir;
 
-use super::{Fallible, upload};
+use super::{Fallible, launcher, upload};
 
 /// Where the agent runs, and the root filesystem of its containers.
 pub(crate) enum Place {
@@ -69,23 +70,25 @@ impl Subject {
         let directory = tempfile::Builder::new().prefix("nakai-bench-").tempdir()?;
         let socket = directory.path().join("agent.sock");
         let address = Address::Unix(socket.clone());
-        let setup =
-            "mount -t tmpfs -o mode=755 tmpfs /run; mount -t proc proc /proc; read go; \"$@\" & wait $!";
+        let setup = "mount -t tmpfs -o mode=755 tmpfs /run; mount -t proc proc /proc; exec \"$@\"";
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork"])
             .args(["--kill-child=KILL", "--propagation", "private", "sh", "-c", setup, "sh"])
+            .arg(std::env::current_exe()?)
+            .arg(launcher::ARGUMENT)
             .arg(agent)
+            .arg(directory.path().join("log"))
             // The environment and not an argument: agents have different arguments, and the same variables.
             .env("KATA_AGENT_SERVER_ADDR", format!("unix://{}", socket.display()))
             .env("KATA_AGENT_LOG_LEVEL", "error")
             .stdin(Stdio::piped())
-            .stdout(File::create(directory.path().join("log"))?)
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
-        // The shell has made its mounts and waits when it can be seen reading.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Then the mounts are made, and the launcher waits. What it costs to become that is not the agent's.
+        child.stdout.as_mut().ok_or("no stdout")?.read_exact(&mut [0])?;
         let begin = Instant::now();
-        std::io::Write::write_all(child.stdin.as_mut().ok_or("no stdin")?, b"go\n")?;
+        child.stdin.as_mut().ok_or("no stdin")?.write_all(b"go")?;
         let client = loop {
             if let Ok(client) = Client::connect(&address).await {
                 break client;
