@@ -2,20 +2,28 @@
 //! over ttrpc on a unix socket.
 
 use std::collections::HashMap;
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream as Connection;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nakai_protocols::confidential_data_hub::{ImagePullRequest, SecureMountRequest};
 use nakai_protocols::confidential_data_hub_ttrpc::{ImagePullServiceClient, SecureMountServiceClient};
 use nix::errno::Errno;
 use nix::sys::stat::{major, minor, stat};
+use tokio::net::UnixStream;
 use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
 use ttrpc::context;
 
 use super::format;
 
 /// Where it listens.
 const SOCKET: &str = "/run/confidential-containers/cdh.sock";
+/// How long it may take to end what was given up.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why there is no image, or no volume.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +34,7 @@ pub enum HubError {
         /// Its socket.
         socket: PathBuf,
         /// Why it could not be connected to.
-        source: Box<ttrpc::Error>,
+        source: io::Error,
     },
     /// It could not do it.
     #[error("the confidential data hub: {0}")]
@@ -57,6 +65,29 @@ pub struct Hub {
     limits: HubLimits,
     /// Whether encrypted volumes tell if their disk was changed behind their back.
     integrity: bool,
+    /// Connections on which something is done or was given up, by the mount point that it is done for.
+    connections: Arc<Mutex<HashMap<PathBuf, Connection>>>,
+}
+
+/// Work under way. The hub hears of it when that is given up.
+struct Work<'a> {
+    hub: &'a Hub,
+    mount_point: PathBuf,
+}
+
+impl Work<'_> {
+    fn done(self) {
+        self.hub.connections().remove(&self.mount_point);
+    }
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.hub.connections().get(&self.mount_point) {
+            // That way only: its own end will be told by the other one.
+            let _ = connection.shutdown(Shutdown::Write);
+        }
+    }
 }
 
 impl Hub {
@@ -66,7 +97,7 @@ impl Hub {
     }
 
     pub(super) fn at(socket: &Path, limits: HubLimits, integrity: bool) -> Self {
-        Self { socket: socket.to_owned(), limits, integrity }
+        Self { socket: socket.to_owned(), limits, integrity, connections: Arc::default() }
     }
 
     /// Has an image pulled and unpacked as `rootfs` in the directory `bundle`.
@@ -75,13 +106,15 @@ impl Hub {
     ///
     /// There is no hub, or it failed.
     pub async fn pull(&self, image: &str, bundle: &Path) -> Result<(), HubError> {
-        let service = ImagePullServiceClient::new(self.connect().await?);
+        let (client, work) = self.begin(bundle.join("rootfs")).await?;
+        let service = ImagePullServiceClient::new(client);
         let request = ImagePullRequest {
             image_url: image.to_owned(),
             bundle_path: bundle.display().to_string(),
             ..Default::default()
         };
         let pulled = service.pull_image(within(self.limits.pull), &request).await;
+        work.done();
         pulled.map(drop).map_err(|source| HubError::Refused(Box::new(source)))
     }
 
@@ -109,14 +142,42 @@ impl Hub {
             mount_point: mount_point.display().to_string(),
             ..Default::default()
         };
-        let service = SecureMountServiceClient::new(self.connect().await?);
+        let (client, work) = self.begin(mount_point.to_owned()).await?;
+        let service = SecureMountServiceClient::new(client);
         let mounted = service.secure_mount(within(self.limits.call), &request).await;
+        work.done();
         mounted.map(drop).map_err(|source| HubError::Refused(Box::new(source)))
     }
 
-    async fn connect(&self) -> Result<Client, HubError> {
-        let connected = Client::connect(&format!("unix://{}", self.socket.display())).await;
-        connected.map_err(|source| HubError::Absent { socket: self.socket.clone(), source: Box::new(source) })
+    /// Waits until the hub has closed the connection of what was given up: it does nothing more at `mount_point` then.
+    pub async fn ended(&self, mount_point: &Path) {
+        let connection = self.connections().remove(mount_point);
+        let Some(Ok(connection)) = connection.map(UnixStream::from_std) else { return };
+        let closed = async {
+            let mut answer = [0; 512];
+            while connection.readable().await.is_ok() {
+                match connection.try_read(&mut answer) {
+                    Ok(1..) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Ok(0) | Err(_) => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(END_LIMIT, closed).await;
+    }
+
+    async fn begin(&self, mount_point: PathBuf) -> Result<(Client, Work<'_>), HubError> {
+        let absent = |source| HubError::Absent { socket: self.socket.clone(), source };
+        let connection = UnixStream::connect(&self.socket).await.and_then(UnixStream::into_std);
+        let connection = connection.map_err(absent)?;
+        let kept = connection.try_clone().map_err(absent)?;
+        let client = Client::new(Socket::from(UnixStream::from_std(connection).map_err(absent)?));
+        self.connections().insert(mount_point.clone(), kept);
+        Ok((client, Work { hub: self, mount_point }))
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<PathBuf, Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,7 +187,9 @@ fn within(limit: Duration) -> context::Context {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::io::Read;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
 
     use nakai_protocols::confidential_data_hub::{ImagePullResponse, SecureMountResponse};
     use nakai_protocols::confidential_data_hub_ttrpc::{
@@ -219,5 +282,34 @@ mod tests {
         ];
         assert_eq!((&*asked[0].volume_type, options), ("block-device", all.map(str::to_owned).to_vec()));
         server.shutdown().await.unwrap();
+    }
+
+    /// What it was about to do is done, and can be taken back, when the wait is over.
+    #[tokio::test]
+    async fn what_is_given_up_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("cdh.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (asked, mut is_asked) = tokio::sync::mpsc::unbounded_channel();
+        let last = dir.path().join("last");
+        let act = last.clone();
+        let hub = thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            while connection.read(&mut [0; 4096]).unwrap() > 0 {
+                asked.send(()).unwrap();
+            }
+            std::fs::write(act, "").unwrap();
+        });
+        let limit = Duration::from_secs(60);
+        let agent = Hub::at(&socket, HubLimits { pull: limit, call: limit }, false);
+        tokio::select! {
+            pulled = agent.pull("registry/image:1", dir.path()) => panic!("{pulled:?}"),
+            _ = is_asked.recv() => {}
+        }
+        agent.ended(&dir.path().join("rootfs")).await;
+        assert!(last.exists());
+        hub.join().unwrap();
+        // Nothing has been given up.
+        agent.ended(Path::new("/another")).await;
     }
 }

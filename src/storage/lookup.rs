@@ -62,4 +62,8 @@ impl BlockLookup for Lookup {
         check_disk(disk)?;
         self.hub.mount_encrypted(disk, mount_point).await.map_err(cause)
     }
+
+    async fn ended(&self, mount_point: &Path) {
+        self.hub.ended(mount_point).await;
+    }
 }

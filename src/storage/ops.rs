@@ -94,6 +94,9 @@ pub trait BlockLookup: Send + Sync {
 
     /// Has an encrypted ext4 made on a disk, and mounted.
     async fn mount_encrypted(&self, disk: &Path, mount_point: &Path) -> Result<(), Cause>;
+
+    /// Waits until nothing more is done at `mount_point` by one of these that was given up by dropping it, or not for ever.
+    async fn ended(&self, mount_point: &Path);
 }
 
 /// The guest's own kernel.

@@ -240,6 +240,14 @@ impl BlockLookup for FakeGuest {
         Ok(())
     }
 
+    /// The hub's last act.
+    async fn ended(&self, mount_point: &Path) {
+        if mount_point.ends_with("rootfs") {
+            fs::write(mount_point.join("late"), "").unwrap();
+            self.state.lock().unwrap().mounted.push(mount_point.to_owned());
+        }
+    }
+
     async fn make_ext4(&self, disk: &Path) -> Result<(), Cause> {
         self.note("format", format!("format {}", disk.display()))
     }

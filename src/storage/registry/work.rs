@@ -204,6 +204,10 @@ impl Inner {
             source = task.job.driver.find_source(&task.job.request, &*self.lookup) => source,
             () = self.unwanted(&task.job) => Err(StorageError::Released { mount_point: mount_point.clone() }),
         };
+        if matches!(source, Err(StorageError::Released { .. })) {
+            // Whoever fills it has just heard of that, and may be about to mount something.
+            self.lookup.ended(&mount_point).await;
+        }
         let touched = match &source {
             Ok(source) => touched(&task.job.request, source),
             Err(error) if fills.is_none() => return Err(error.clone()),
