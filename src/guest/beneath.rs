@@ -81,6 +81,11 @@ impl Root {
         Ok(Self { fd, path: path.to_owned() })
     }
 
+    /// The root that `fd` stands on, which is called `path` in messages.
+    pub fn of(fd: OwnedFd, path: &Path) -> Self {
+        Self { fd, path: path.to_owned() }
+    }
+
     /// The path it was opened by, for messages.
     pub fn path(&self) -> &Path {
         &self.path

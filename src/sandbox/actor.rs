@@ -1,6 +1,8 @@
 //! The actor of a container: start, exec, pause, resume and removal, in the order in which they are asked for.
 
 use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -226,8 +228,13 @@ async fn start(environment: &Environment, container: &Container) -> Result<(), S
     Ok(())
 }
 
-/// Tells libcontainer's init, which listens in the state directory, to go on.
+/// Tells init to go on: one that waits at its gate, or libcontainer's, which listens in the state directory.
 pub(super) async fn release_init(state: &Path) -> Result<(), SandboxError> {
+    let gate = std::fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(state);
+    match gate.and_then(|mut gate| gate.write_all(b"s")) {
+        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {}
+        result => return result.map_err(SandboxError::file("release the init that waits at", state)),
+    }
     // A socket's path is limited to 107 bytes; through the directory's descriptor it is always short enough.
     let directory = std::fs::File::open(state).map_err(SandboxError::file("open", state))?;
     let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);

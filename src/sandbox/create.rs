@@ -24,7 +24,7 @@ use super::{
 use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
 use crate::device::FoundDevices;
 use crate::ids::ContainerId;
-use crate::spec::{self, NamespaceId, PidNamespace, Prepared};
+use crate::spec::{self, NamespaceId, OwnInit, PidNamespace, Prepared};
 use crate::stdio::ports;
 use crate::storage::StorageHandle;
 use crate::worker::console;
@@ -117,32 +117,22 @@ async fn steps(
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?
         .in_unit(prepared.unit.take());
-    let config = write_config(&bundle, &prepared.spec, undo)?;
-    clear(&mut prepared.spec);
-    let stand_in = prepared.own_cgroups.is_some().then(|| stand_in::path(&state_root, &id));
-    push_stand_in_undo(&id, &state_root, undo);
-    let (record, killed_before, parents) = take_cgroup(environment, &id, &cgroup, record, move || {
-        config()?;
-        stand_in.map_or(Ok(()), |path| stand_in::make(&path).map_err(SandboxError::file("make", &path)))
-    })
-    .await?;
+    let for_libcontainer = for_libcontainer(&id, &bundle, &state_root, &mut prepared, undo)?;
+    let (record, killed_before, parents) =
+        take_cgroup(environment, &id, &cgroup, record, for_libcontainer).await?;
     push_launch_undo(&id, &state_root, &cgroup, undo);
     running.note_parents(parents, &environment.records).await?;
     let end = push_wait_for_worker(undo);
-    let launch = launch_init(environment, &id, &bundle, rootfs, &prepared, &cgroup, end);
+    let launch = launch_init(environment, &id, &bundle, rootfs, &mut prepared, &cgroup, end);
     let init = gone.unless(launch).await?;
     let links = Links::hold(connections, &environment.launcher, init.key());
-    let is_own = prepared.own_cgroups.is_some();
-    let rules = (environment.hierarchy.is_v2() || is_own).then_some(prepared.device_rules);
-    let pins = confine(&id, &cgroup, rules, prepared.limits, init.pid())
-        .await
-        .map_err(|error| if is_own { as_of_the_launch(&id, error) } else { error })?;
+    let is_own = prepared.own_init || prepared.own_cgroups.is_some();
     gone.unless(shared_mounts::share(environment, &id, &init, shared)).await?;
-    running.publish_pid_namespace(&init);
-    let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
+    let rules = (environment.hierarchy.is_v2() || is_own).then_some(prepared.device_rules);
+    let confinement = Confinement { rules, limits: prepared.limits, is_own, init: init.pid() };
     let made = Box::new(MadeRecord {
         init: init.record(""),
-        exec: prepared.exec.within(pins),
+        exec: prepared.exec,
         poststart: prepared.poststart,
         poststop: prepared.poststop,
         annotations,
@@ -150,7 +140,10 @@ async fn steps(
         own_network,
         asked,
     });
-    let (description, asked) = note_made(environment, record, id, cgroup, made).await?;
+    let (description, asked) =
+        confine_and_note(environment, record, id.clone(), cgroup.clone(), made, confinement).await?;
+    running.publish_pid_namespace(&init);
+    let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
     Ok(Made { description, init, links, oom, asked })
 }
 
@@ -182,16 +175,19 @@ async fn take_cgroup(
     .await
 }
 
-/// The container is there: from here on the next server takes it over and does not undo it.
-async fn note_made(
+/// Puts limits and rules in force. Then the container is there: from here on the next server takes it over and does not
+/// undo it.
+async fn confine_and_note(
     environment: &Environment,
     mut record: ContainerRecord,
     id: ContainerId,
     cgroup: Cgroup,
-    made: Box<MadeRecord>,
+    mut made: Box<MadeRecord>,
+    confinement: Confinement,
 ) -> Result<(Description, Asked), SandboxError> {
     let records = environment.records.clone();
     blocking(move || {
+        made.exec = made.exec.within(confinement.apply(&id, &cgroup)?);
         record.made = Some(made);
         record.write(&records)?;
         let made = record.made.take().ok_or(SandboxError::TaskEnded("the record of a container"))?;
@@ -302,6 +298,28 @@ async fn prepare(
     prepared.await.unwrap_or(Err(SandboxError::TaskEnded("preparing the specification")))
 }
 
+/// What comes back writes what libcontainer needs, if it makes init; it blocks. Then the specification is of no use any
+/// more.
+fn for_libcontainer(
+    id: &ContainerId,
+    bundle: &Path,
+    state_root: &Path,
+    prepared: &mut Prepared,
+    undo: &mut Undo,
+) -> Result<impl FnOnce() -> Result<(), SandboxError> + use<>, SandboxError> {
+    let (mut config, mut stand_in) = (None, None);
+    if !prepared.own_init {
+        config = Some(write_config(bundle, &prepared.spec, undo)?);
+        clear(&mut prepared.spec);
+        stand_in = prepared.own_cgroups.is_some().then(|| stand_in::path(state_root, id));
+        push_stand_in_undo(id, state_root, undo);
+    }
+    Ok(move || {
+        config.map_or(Ok(()), |write| write())?;
+        stand_in.map_or(Ok(()), |path| stand_in::make(&path).map_err(SandboxError::file("make", &path)))
+    })
+}
+
 /// Encodes the bundle's configuration. What comes back writes it; it blocks.
 fn write_config(
     bundle: &Path,
@@ -338,14 +356,20 @@ pub(super) fn push_stand_in_undo(id: &ContainerId, state_root: &Path, undo: &mut
     });
 }
 
-/// What libcontainer leaves behind when it fails, or is killed, half-way; and what it leaves in any case.
+/// Init's gate, or what libcontainer leaves behind when it fails, or is killed, half-way; and what it leaves in any case.
 pub(super) fn push_launch_undo(id: &ContainerId, state_root: &Path, cgroup: &Cgroup, undo: &mut Undo) {
     let state = state_root.join(id.as_str());
-    undo.push_blocking("remove the runtime's state", move || match std::fs::remove_dir_all(&state) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("{}: {error}", state.display()))
+    undo.push_blocking("remove the runtime's state", move || {
+        let removed = match std::fs::remove_file(&state) {
+            Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => std::fs::remove_dir_all(&state),
+            removed => removed,
+        };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(format!("{}: {error}", state.display()))
+            }
+            _ => Ok(()),
         }
-        _ => Ok(()),
     });
     let cgroup = cgroup.clone();
     undo.push_blocking("remove the cgroup", move || {
@@ -372,18 +396,18 @@ async fn launch_init(
     id: &ContainerId,
     bundle: &Path,
     rootfs: PathBuf,
-    prepared: &Prepared,
+    prepared: &mut Prepared,
     cgroup: &Cgroup,
     end: oneshot::Sender<()>,
 ) -> Result<super::process::Process, SandboxError> {
     let what = || format!("create container {id}");
     let late = &prepared.late;
-    let own_cgroups = prepared.own_cgroups.as_ref();
     let state_root = environment.config.state_dir.join(CONTAINERS);
     // Before it has descriptors.
     let end = (environment.launcher.turn_to_create().await, end);
     let wiring = Wiring::prepare(prepared.terminal, prepared.console_size, late, environment, what).await?;
-    let cgroups = own_cgroups.map(|own| (trees(cgroup, &state_root, id), own.mount.clone()));
+    let cgroups =
+        prepared.own_cgroups.as_ref().map(|own| (trees(cgroup, &state_root, id), own.mount.clone()));
     let job = Job::Create(Box::new(CreateJob {
         id: id.to_string(),
         state_root,
@@ -397,7 +421,8 @@ async fn launch_init(
         filter_flags: wiring.filter_flags,
         cgroups,
         unified: unified(cgroup),
-        mounts: prepared.own_mounts.clone(),
+        mounts: prepared.own_mounts.take(),
+        own_init: prepared.own_init.then(|| OwnInit::take(&mut prepared.spec).map(Box::new)).flatten(),
         copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
     }));
@@ -423,30 +448,37 @@ fn unified(cgroup: &Cgroup) -> Option<UnifiedCgroup> {
     cgroup.unit().is_none().then(|| UnifiedCgroup { root: mount_point.clone(), path })
 }
 
-/// What the kernel refuses of the limits is told alike, whoever has written them.
-fn as_of_the_launch(id: &ContainerId, error: SandboxError) -> SandboxError {
-    let failure = Failure::internal(crate::worker::chain(&error));
-    SandboxError::Launch { what: format!("create container {id}"), source: failure.into() }
+/// What is written between create and start.
+struct Confinement {
+    /// The device rules, if libcontainer has not written them.
+    rules: Option<Vec<LinuxDeviceCgroup>>,
+    /// All limits, or those that libcontainer gets wrong.
+    limits: Option<LinuxResources>,
+    /// Whether these are all.
+    is_own: bool,
+    init: Pid,
 }
 
-/// The device rules, if libcontainer has not written them, and the limits that it gets wrong; then the namespaces of
-/// init. Only now: libcontainer makes the device nodes from inside the cgroup. systemd is told of it when all limits are
-/// in force. The init waits, so that nothing of the image has run yet.
-async fn confine(
-    id: &ContainerId,
-    cgroup: &Cgroup,
-    rules: Option<Vec<LinuxDeviceCgroup>>,
-    limits: Option<LinuxResources>,
-    init: Pid,
-) -> Result<Vec<NamespaceId>, SandboxError> {
-    let (id, cgroup) = (id.clone(), cgroup.clone());
-    blocking(move || {
-        let enforced = rules.map_or(Ok(()), |rules| cgroup.enforce_devices(&rules));
-        let limited = enforced.and_then(|()| limits.map_or(Ok(()), |limits| cgroup.write_limits(&limits)));
-        limited
-            .and_then(|()| cgroup.start_unit(&format!("Container {id}")))
-            .map_err(|source| SandboxError::Cgroup { id, source })?;
-        pins::of(init)
-    })
-    .await
+impl Confinement {
+    /// Only now: the device nodes are made from inside the cgroup. systemd is told of it when all limits are in force. The
+    /// init waits, so that nothing of the image has run yet. Blocks, and returns the namespaces of init.
+    fn apply(self, id: &ContainerId, cgroup: &Cgroup) -> Result<Vec<NamespaceId>, SandboxError> {
+        let enforced = self.rules.map_or(Ok(()), |rules| cgroup.enforce_devices(&rules));
+        let limited =
+            enforced.and_then(|()| self.limits.map_or(Ok(()), |limits| cgroup.write_limits(&limits)));
+        let confined = limited.and_then(|()| cgroup.start_unit(&format!("Container {id}")));
+        let pinned = confined
+            .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })
+            .and_then(|()| pins::of(self.init));
+        pinned.map_err(|error| if self.is_own { as_of_the_launch(id, error) } else { error })
+    }
+}
+
+/// What the kernel refuses of the limits is told alike, whoever has written them.
+fn as_of_the_launch(id: &ContainerId, error: SandboxError) -> SandboxError {
+    if matches!(&error, SandboxError::Cgroup { source: CgroupError::BadLimit { .. }, .. }) {
+        return error;
+    }
+    let failure = Failure::internal(crate::worker::chain(&error));
+    SandboxError::Launch { what: format!("create container {id}"), source: failure.into() }
 }

@@ -17,6 +17,7 @@ use super::undo::{Undo, Why};
 use super::{CreateSandbox, Environment, Sandbox, State, dns, hooks, lock, owned};
 use crate::supervisor::client::StartedProcess;
 use crate::worker::job::{Job, ShareNamespacesJob};
+use crate::worker::stand_in;
 
 /// How long each part of a sandbox's end may take. What hangs in the kernel keeps neither the rest from going nor the agent
 /// from ending: creations under way, which are taken back;
@@ -163,7 +164,8 @@ async fn steps(
 ) -> Result<Running, SandboxError> {
     let config = environment.config.clone();
     blocking(move || {
-        [&config.kata_dir, &config.state_dir].into_iter().try_for_each(|directory| {
+        let stand_ins = config.state_dir.join(stand_in::DIRECTORY);
+        [&config.kata_dir, &config.state_dir, &stand_ins].into_iter().try_for_each(|directory| {
             std::fs::create_dir_all(directory).map_err(SandboxError::file("make directory", directory))
         })
     })

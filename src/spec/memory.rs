@@ -12,7 +12,7 @@ use oci_spec::runtime::{Linux, LinuxMemory, LinuxResources};
 
 use super::{CgroupVersion, SpecError};
 
-const SWAP_MAX: &str = "memory.swap.max";
+pub(super) const SWAP_MAX: &str = "memory.swap.max";
 
 /// Rewrites `linux.resources.memory` and `.unified`.
 pub(super) fn apply(

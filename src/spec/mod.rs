@@ -31,6 +31,7 @@ mod memory;
 mod mounts;
 mod namespaces;
 mod own_cgroups;
+mod own_init;
 mod own_mounts;
 mod pci_env;
 mod prepared;
@@ -59,6 +60,7 @@ pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
 pub use hidden::{OutsideNode, WorkingDirectory};
 pub use own_cgroups::{CgroupMount, OwnCgroups};
+pub use own_init::OwnInit;
 pub use own_mounts::{MountAttributes, Mounted, OwnMount, OwnMounts};
 pub use prepared::{ConsoleSize, ExecFacts, LateProcess, NamespaceId, Prepared, PreparedExec};
 pub use process::set_home;
@@ -104,7 +106,18 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
 
     let own_cgroups = own_cgroups::take(&mut spec, &mut linux, facts.stand_in.as_deref(), &mut limits);
     let has_cgroup = facts.cgroup_version == CgroupVersion::V2 && unit.is_none();
-    let own_mounts = own_mounts::take(&mut spec, &linux, has_cgroup, !copy_up.is_empty());
+    let can_be_own = poststart.is_empty()
+        && poststop.is_empty()
+        && copy_up.is_empty()
+        && own_init::is_usual(&spec, &linux, &process)
+        && (own_cgroups.is_some() || has_cgroup && own_cgroups::can_write_limits(&linux));
+    let all_mounts = can_be_own.then(|| own_mounts::take_all(&mut spec, &linux, has_cgroup)).flatten();
+    let own_init = all_mounts.is_some();
+    if own_init {
+        own_cgroups::take_limits(&mut linux, &mut limits);
+    }
+    let own_mounts =
+        all_mounts.or_else(|| own_mounts::take(&mut spec, &linux, has_cgroup, !copy_up.is_empty()));
     let seccomp = seccomp::take(&mut linux)?;
     let inherited = ExecFacts::of_guest(facts, seccomp);
     let mut edited = process::prepare(process, &inherited, &mut warnings)?;
@@ -129,6 +142,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         limits,
         own_cgroups,
         own_mounts,
+        own_init,
         terminal: edited.terminal,
         console_size: edited.console_size,
         copy_up,

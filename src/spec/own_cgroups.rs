@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
+use super::memory;
+
 /// Where libcgroups looks for hierarchies.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
@@ -47,7 +49,7 @@ pub(super) fn take(
         .iter()
         .flatten()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Mount && namespace.path().is_none());
-    if spec.hooks().is_some() || !own_mounts || linux.resources().as_ref().is_some_and(needs_libcgroups) {
+    if spec.hooks().is_some() || !own_mounts || !can_write_limits(linux) {
         return None;
     }
     let covered = |paths: &Option<Vec<String>>, mount: &CgroupMount| {
@@ -59,21 +61,48 @@ pub(super) fn take(
         }
         spec.mounts_mut().iter_mut().flatten().filter(|mount| is_cgroup(mount)).for_each(become_tmpfs);
     }
-    if let Some(mut resources) = linux.resources_mut().take() {
-        let taken = late.take();
-        resources.set_devices(None);
-        if let Some(taken) = taken {
-            let (block_io, pages) = (taken.block_io().clone(), taken.hugepage_limits().clone());
-            resources.set_block_io(block_io).set_hugepage_limits(pages);
-        }
-        *late = Some(resources);
-    }
+    take_limits(linux, late);
     // Below libcgroups' root, and out of it again.
     let climb = Path::new("/../../..");
     linux
         .set_resources(None)
         .set_cgroups_path(Some(climb.join(stand_in.strip_prefix("/").unwrap_or(stand_in))));
     Some(OwnCgroups { mount })
+}
+
+/// Moves all limits of `linux` to `late`, which has those that libcontainer never gets.
+pub(super) fn take_limits(linux: &mut Linux, late: &mut Option<LinuxResources>) {
+    let Some(mut resources) = linux.resources_mut().take() else { return };
+    resources.set_devices(None);
+    if asks_for_no_swap(&resources)
+        && let Some(mut limits) = *resources.memory()
+    {
+        limits.set_swap(limits.limit());
+        resources.set_memory(Some(limits)).set_unified(None);
+    }
+    if let Some(taken) = late.take() {
+        let (block_io, pages) = (taken.block_io().clone(), taken.hugepage_limits().clone());
+        resources.set_block_io(block_io).set_hugepage_limits(pages);
+        if taken.pids().is_some() {
+            resources.set_pids(*taken.pids());
+        }
+    }
+    *late = Some(resources);
+}
+
+/// Whether the only unified key is that of `memory`, which the agent says without it.
+fn asks_for_no_swap(resources: &LinuxResources) -> bool {
+    let of_memory = resources.memory().is_some_and(|limits| limits.limit().is_some_and(|limit| limit > 0));
+    let unified = resources.unified().iter().flatten();
+    let is_no_swap = |(key, value): (&String, &String)| key == memory::SWAP_MAX && value == "0";
+    of_memory
+        && resources.unified().as_ref().is_some_and(|keys| keys.len() == 1)
+        && unified.into_iter().all(is_no_swap)
+}
+
+/// Whether the agent can write all limits of `linux` itself.
+pub(super) fn can_write_limits(linux: &Linux) -> bool {
+    !linux.resources().as_ref().is_some_and(needs_libcgroups)
 }
 
 /// The one mount of cgroups, or `Some(None)`; `None` if there are several, if another mount has to do with it, or shows
@@ -123,7 +152,7 @@ fn needs_libcgroups(resources: &LinuxResources) -> bool {
     let cpu = resources.cpu().as_ref();
     resources.network().is_some()
         || resources.rdma().is_some()
-        || resources.unified().is_some()
+        || resources.unified().is_some() && !asks_for_no_swap(resources)
         || cpu.is_some_and(|cpu| cpu.burst().is_some() || cpu.idle().is_some())
 }
 

@@ -1,4 +1,5 @@
-//! Mounts that the worker makes on the container's root before libcontainer, which brings them along.
+//! Mounts that the worker makes: all of them, where it makes init itself (`own_init`), or else on the container's root
+//! before libcontainer, which brings them along.
 //!
 //! libcontainer makes each mount in 65 to 80 system calls, most of them to look at the place again and again. What
 //! needs nothing of the container's init, which is all but procfs in the usual case, can be mounted beforehand by a
@@ -10,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType as Type, Mount, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Type, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
 /// What the worker mounts.
@@ -18,7 +19,8 @@ use serde::{Deserialize, Serialize};
 pub struct OwnMounts {
     /// In this order.
     pub mounts: Vec<OwnMount>,
-    /// Where libcontainer mounts something after them: nothing may get there by a link of the image's.
+    /// Where nothing may get by a link of the image's: what tells of the kernel is there, or libcontainer mounts something
+    /// after them.
     pub left: Vec<PathBuf>,
     /// Whether mounts that the guest makes later stay away from the container.
     pub private: bool,
@@ -89,29 +91,61 @@ struct Guest {
     joins_ipc: bool,
     /// The worker makes the container's cgroup, on v2.
     has_cgroup: bool,
+    /// The container's init makes the mounts: where it is, all of them can be made.
+    is_init: bool,
+}
+
+impl Guest {
+    fn of(linux: &Linux, has_cgroup: bool, is_init: bool) -> Self {
+        let cgroup = namespace(linux, Type::Cgroup);
+        Self {
+            shares_network: namespace(linux, Type::Network).is_none(),
+            joins_ipc: namespace(linux, Type::Ipc).is_some_and(|ipc| ipc.path().is_some()),
+            has_cgroup: has_cgroup && cgroup.is_some_and(|cgroup| cgroup.path().is_none()),
+            is_init,
+        }
+    }
+}
+
+fn namespace(linux: &Linux, kind: Type) -> Option<&LinuxNamespace> {
+    linux.namespaces().iter().flatten().find(|namespace| namespace.typ() == kind)
+}
+
+/// Whether the guest's later mounts stay away; nothing for a root that is to be shared.
+fn is_private(linux: &Linux) -> Option<bool> {
+    match linux.rootfs_propagation().as_deref() {
+        Some("private") => Some(true),
+        Some("slave") | None => Some(false),
+        Some(_) => None,
+    }
+}
+
+/// Takes all mounts out of the specification, for an init that is made without libcontainer; nothing if there is one
+/// that only libcontainer can make.
+pub(super) fn take_all(spec: &mut Spec, linux: &Linux, has_cgroup: bool) -> Option<OwnMounts> {
+    let private = is_private(linux)?;
+    if linux.mount_label().is_some() {
+        return None;
+    }
+    let guest = Guest::of(linux, has_cgroup, true);
+    let mounts = spec.mounts().iter().flatten().map(|mount| read(mount, &guest)).collect::<Option<_>>()?;
+    let of_the_kernel = |mount: &&Mount| matches!(mount.typ().as_deref(), Some("proc" | "sysfs"));
+    let all = spec.mounts_mut().take().unwrap_or_default();
+    let left = all.iter().filter(of_the_kernel).map(|mount| mount.destination().clone()).collect();
+    Some(OwnMounts { mounts, left, private, ipc: None })
 }
 
 /// Takes the mounts out of the specification that the worker can make; nothing if libcontainer has to make all.
 /// `has_cgroup` says that the worker makes the container's cgroup on v2; `copies_up` that memory filesystems are filled
 /// with what they hide.
 pub(super) fn take(spec: &mut Spec, linux: &Linux, has_cgroup: bool, copies_up: bool) -> Option<OwnMounts> {
-    let private = match linux.rootfs_propagation().as_deref() {
-        Some("private") => true,
-        Some("slave") | None => false,
-        Some(_) => return None,
-    };
+    let private = is_private(linux)?;
     if spec.hooks().is_some() || linux.mount_label().is_some() || copies_up {
         return None;
     }
-    let namespace =
-        |kind: Type| linux.namespaces().iter().flatten().find(|namespace| namespace.typ() == kind);
-    namespace(Type::Mount)?;
-    let ipc = namespace(Type::Ipc).and_then(|ipc| ipc.path().clone());
-    let guest = Guest {
-        shares_network: namespace(Type::Network).is_none(),
-        joins_ipc: ipc.is_some(),
-        has_cgroup: has_cgroup && namespace(Type::Cgroup).is_some_and(|cgroup| cgroup.path().is_none()),
-    };
+    namespace(linux, Type::Mount)?;
+    let ipc = namespace(linux, Type::Ipc).and_then(|ipc| ipc.path().clone());
+    let guest = Guest::of(linux, has_cgroup, false);
     let (mut own, mut left): (Vec<OwnMount>, Vec<Mount>) = (Vec::new(), Vec::new());
     for mount in spec.mounts_mut().take().unwrap_or_default() {
         let in_the_way = |other: &Mount| overlap(other.destination(), mount.destination());
@@ -142,15 +176,16 @@ fn read(mount: &Mount, guest: &Guest) -> Option<OwnMount> {
     let source = mount.source().clone().unwrap_or_default();
     let what = if kind == "bind" || has("bind") || has("rbind") {
         // Who looks into /proc may find another there than libcontainer does.
-        if source.starts_with("/proc") {
+        if source.starts_with("/proc") && !guest.is_init {
             return None;
         }
         Mounted::Bind { source, recursive: has("rbind") }
     } else {
         match kind.as_str() {
             "tmpfs" | "devpts" => {}
-            "sysfs" if guest.shares_network => {}
-            "mqueue" if guest.joins_ipc => {}
+            "proc" if guest.is_init => {}
+            "sysfs" if guest.shares_network || guest.is_init => {}
+            "mqueue" if guest.joins_ipc || guest.is_init => {}
             "cgroup" if guest.has_cgroup && options.is_empty() => {
                 return Some(OwnMount { destination, what: Mounted::Cgroup, attributes });
             }

@@ -42,6 +42,23 @@ fn usual() -> Value {
 }
 
 #[test]
+fn an_init_makes_all() {
+    let mut spec: Spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "mounts": usual()})).unwrap();
+    let linux: Linux =
+        serde_json::from_value(json!({"namespaces": [{"type": "network"}, {"type": "cgroup"}]})).unwrap();
+    let own = take_all(&mut spec, &linux, true).unwrap();
+    let places = ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/data"];
+    assert_eq!(destinations(&own), places);
+    assert_eq!(own.left, [Path::new("/proc"), Path::new("/sys")], "no link may lead there");
+    assert!(spec.mounts().is_none());
+    let mut odd = usual();
+    odd.as_array_mut().unwrap().push(mount("/b", "bpf", &[]));
+    let mut spec: Spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "mounts": odd})).unwrap();
+    assert_eq!(take_all(&mut spec, &linux, true), None);
+    assert_eq!(spec.mounts().as_ref().unwrap().len(), 8, "they are left as they are");
+}
+
+#[test]
 fn all_but_procfs_are_the_workers() {
     let (own, left) = run(usual(), linux(), json!({}));
     let own = own.unwrap();

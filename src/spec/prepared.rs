@@ -16,7 +16,7 @@ use crate::systemd::Unit;
 /// A container ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    /// To be written as the bundle's `config.json`.
+    /// To be written as the bundle's `config.json`, for libcontainer.
     pub spec: Spec,
     /// What the worker's executor does between libcontainer and execve(2).
     pub late: LateProcess,
@@ -36,6 +36,8 @@ pub struct Prepared {
     pub own_cgroups: Option<OwnCgroups>,
     /// The mounts that the worker and not libcontainer makes; `spec` has the others.
     pub own_mounts: Option<OwnMounts>,
+    /// Whether init is made without libcontainer: then `spec` is the worker's, who makes all mounts.
+    pub own_init: bool,
     /// Whether the process gets a terminal; libcontainer then wants a console socket.
     pub terminal: bool,
     /// The terminal's first size, which libcontainer ignores.

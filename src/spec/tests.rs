@@ -79,8 +79,10 @@ fn a_kubernetes_container_is_prepared() {
     assert!(spec.get("hostname").is_none(), "the sandbox's UTS namespace is joined");
     assert_eq!(spec["linux"]["cgroupsPath"], "/kubepods-burstable.slice/cri-containerd/c1");
     assert_eq!(out.cgroup_path, Path::new("/kubepods-burstable.slice/cri-containerd/c1"));
-    assert_eq!(spec["linux"]["resources"]["memory"], json!({"limit": 1048576}));
-    assert_eq!(spec["linux"]["resources"]["cpu"], json!({"shares": 102}));
+    let limits = serde_json::to_value(&out.limits).unwrap();
+    assert_eq!(limits, json!({"memory": {"limit": 1048576}, "cpu": {"shares": 102}}));
+    assert!(spec["linux"].get("resources").is_none() && spec.get("mounts").is_none());
+    assert!(out.own_init && out.own_mounts.is_some_and(|own| own.mounts.len() == 4));
     assert_eq!(spec["linux"]["maskedPaths"], json!(["/proc/kcore"]));
     assert!(spec["linux"].get("seccomp").is_none() && spec["linux"].get("sysctl").is_none());
     assert_eq!(out.sandbox_sysctls[0].path, Path::new("net/ipv4/ip_unprivileged_port_start"));
@@ -91,6 +93,31 @@ fn a_kubernetes_container_is_prepared() {
     assert!(out.late.seccomp.is_some() && out.late.find_home && !out.terminal);
     assert_eq!(out.late.rlimits[0].soft(), 512);
     assert!(out.warnings.is_empty() && out.propagation.is_empty(), "{:?}", out.warnings);
+}
+
+#[test]
+fn no_swap_is_not_libcontainers() {
+    let out = run(pod_container(), &Facts { swap_accounting: true, ..facts() }).unwrap();
+    let memory = json!({"limit": 1048576, "swap": 1048576});
+    let limits = serde_json::to_value(&out.limits).unwrap();
+    assert!(out.own_init && limits["memory"] == memory && limits.get("unified").is_none(), "{limits}");
+}
+
+#[test]
+fn what_only_libcontainer_can_do_is_left_to_it() {
+    let mut hooked = pod_container();
+    hooked["hooks"] = json!({"poststop": [{"path": "/bin/true"}]});
+    let mut odd = pod_container();
+    odd["mounts"].as_array_mut().unwrap().push(json!({"destination": "/b", "type": "bpf", "source": "bpf"}));
+    let mut limited = pod_container();
+    limited["linux"]["resources"]["unified"] = json!({"memory.high": "1"});
+    for spec in [hooked, odd, limited] {
+        let out = run(spec, &facts()).unwrap();
+        assert!(!out.own_init);
+        assert!(out.spec.mounts().is_some() && out.spec.linux().as_ref().unwrap().resources().is_some());
+    }
+    let out = run(pod_container(), &Facts { cgroup_version: CgroupVersion::V1, ..facts() }).unwrap();
+    assert!(!out.own_init, "the cgroups are libcontainer's");
 }
 
 #[test]

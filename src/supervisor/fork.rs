@@ -5,6 +5,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::sched::CloneFlags;
 use nix::unistd::{ForkResult, Pid};
 
 use super::fds::own;
@@ -46,11 +47,19 @@ pub(crate) struct Born {
 /// # Errors
 /// EAGAIN at a limit of processes, EBUSY for a cgroup that has been divided, and what fork(2) says.
 pub(crate) fn fork_into(cgroup: Option<BorrowedFd<'_>>) -> Result<Born, Errno> {
+    fork_apart(CloneFlags::empty(), cgroup)
+}
+
+/// The same for a child that is born in new namespaces of these kinds, too (clone(2), `CLONE_NEW*`).
+///
+/// # Errors
+/// ENOMEM in a PID namespace whose init has ended, and as above.
+pub(crate) fn fork_apart(namespaces: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> Result<Born, Errno> {
     /// As the kernel has it: libc's constant is too narrow.
     const CLONE_INTO_CGROUP: u64 = 1 << 33;
     let mut pidfd: libc::c_int = -1;
     let mut arguments = libc::clone_args {
-        flags: u64::from(libc::CLONE_PIDFD.unsigned_abs()),
+        flags: u64::from(libc::CLONE_PIDFD.unsigned_abs()) | u64::from(namespaces.bits().cast_unsigned()),
         pidfd: (&raw mut pidfd).addr() as u64,
         child_tid: 0,
         parent_tid: 0,

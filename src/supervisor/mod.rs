@@ -45,7 +45,7 @@ pub mod tool;
 pub use enter::Place;
 pub use error::SupervisorError;
 pub(crate) use fds::own;
-pub(crate) use fork::fork_into;
 pub use fork::{Forked, fork};
+pub(crate) use fork::{fork_apart, fork_into};
 pub use reaper::ExitStatus;
 pub use run::{Ended, Supervisor, WorkerChannels};

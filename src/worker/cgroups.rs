@@ -53,24 +53,14 @@ impl Drop for Stay {
 impl Stay {
     /// Makes the cgroups and enters them; if they are to be seen in the container (`mount`), gets hold of them for that.
     pub(super) fn begin(trees: &CgroupTrees, mount: Option<&CgroupMount>) -> Result<Self, Failure> {
+        make_trees(trees)?;
         let mut stay = Self { back: Vec::new(), parts: Vec::new() };
         for root in &trees.roots {
-            let directory = root.join(&trees.path);
-            let failed = |source: io::Error| {
-                Failure::internal(format!("make and enter the cgroup {}: {source}", directory.display()))
-            };
-            fs::create_dir_all(&directory).map_err(failed)?;
-            inherit_cpuset(root, &trees.path).map_err(failed)?;
-            stay.back.push(open_tasks(root).map_err(failed)?);
-            open_tasks(&directory).and_then(|tasks| enter(&tasks)).map_err(failed)?;
-            if let (Some(mount), Some(name)) = (mount, root.file_name()) {
-                let part = sys::open_tree(&directory).and_then(|part| {
-                    restrict(&part, mount.readonly)?;
-                    Ok(part)
-                });
-                let part = part.map_err(|errno| failed(errno.into()))?;
-                stay.parts.push((name.to_string_lossy().into_owned(), part));
-            }
+            stay.back.push(open_tasks(root).map_err(|error| not_entered(root, &error))?);
+        }
+        enter_trees(trees)?;
+        if let Some(mount) = mount {
+            stay.parts = parts(trees, mount)?;
         }
         Ok(stay)
     }
@@ -78,27 +68,84 @@ impl Stay {
     /// Mounts the container's part of each tree in the container of `init`, whose mount namespace the worker enters for
     /// good.
     pub(super) fn show(&mut self, init: Pid, pidfd: &OwnedFd, mount: &CgroupMount) -> Result<(), Failure> {
-        let failed = |cause: &dyn std::fmt::Display| {
-            Failure::internal(format!("mount the cgroups on {}: {cause}", mount.destination.display()))
-        };
-        let root = Root::open(Path::new(&format!("/proc/{init}/root"))).map_err(|error| failed(&error))?;
-        let directory = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
-        let place = root.open_path(&mount.destination, directory, nix::sys::stat::Mode::empty());
-        let place = place.map_err(|error| failed(&error))?;
-        setns(pidfd, CloneFlags::CLONE_NEWNS).map_err(|errno| failed(&errno))?;
-        nix::unistd::fchdir(&place).map_err(|errno| failed(&errno))?;
-        for (name, part) in self.parts.drain(..) {
-            fs::create_dir(&name).map_err(|error| failed(&error))?;
-            sys::move_mount(&part, Path::new(&name)).map_err(|errno| failed(&errno))?;
-            for alias in name.split(',').filter(|alias| *alias != name) {
-                std::os::unix::fs::symlink(&name, alias).map_err(|error| failed(&error))?;
-            }
-        }
-        if mount.readonly {
-            restrict(&place, true).map_err(|errno| failed(&errno))?;
-        }
-        nix::unistd::chdir("/").map_err(|errno| failed(&errno))
+        let root = Root::open(Path::new(&format!("/proc/{init}/root")));
+        let root = root.map_err(|error| not_shown(mount, &error))?;
+        let place = place(&root, mount)?;
+        setns(pidfd, CloneFlags::CLONE_NEWNS).map_err(|errno| not_shown(mount, &errno))?;
+        show_parts(std::mem::take(&mut self.parts), &place, mount)
     }
+}
+
+/// Makes the cgroup in each tree.
+pub(super) fn make_trees(trees: &CgroupTrees) -> Result<(), Failure> {
+    for root in &trees.roots {
+        let directory = root.join(&trees.path);
+        fs::create_dir_all(&directory).and_then(|()| inherit_cpuset(root, &trees.path)).map_err(|error| {
+            Failure::internal(format!("make the cgroup {}: {error}", directory.display()))
+        })?;
+    }
+    Ok(())
+}
+
+/// Puts this process into the cgroup of each tree.
+pub(super) fn enter_trees(trees: &CgroupTrees) -> Result<(), Failure> {
+    for root in &trees.roots {
+        let directory = root.join(&trees.path);
+        open_tasks(&directory)
+            .and_then(|tasks| enter(&tasks))
+            .map_err(|error| not_entered(&directory, &error))?;
+    }
+    Ok(())
+}
+
+fn not_entered(directory: &Path, error: &io::Error) -> Failure {
+    Failure::internal(format!("enter the cgroup {}: {error}", directory.display()))
+}
+
+/// Mounts the container's part of each tree on its `root`, by a process in its mount namespace.
+pub(super) fn show_trees(root: &Root, trees: &CgroupTrees, mount: &CgroupMount) -> Result<(), Failure> {
+    show_parts(parts(trees, mount)?, &place(root, mount)?, mount)
+}
+
+/// The container's part of each tree, by the name of the tree, not mounted anywhere yet.
+fn parts(trees: &CgroupTrees, mount: &CgroupMount) -> Result<Vec<(String, OwnedFd)>, Failure> {
+    let mut parts = Vec::new();
+    for root in &trees.roots {
+        let Some(name) = root.file_name() else { continue };
+        let part = sys::open_tree(&root.join(&trees.path)).and_then(|part| {
+            restrict(&part, mount.readonly)?;
+            Ok(part)
+        });
+        let part = part.map_err(|errno| not_shown(mount, &errno))?;
+        parts.push((name.to_string_lossy().into_owned(), part));
+    }
+    Ok(parts)
+}
+
+fn place(root: &Root, mount: &CgroupMount) -> Result<OwnedFd, Failure> {
+    let directory = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
+    let place = root.open_path(&mount.destination, directory, nix::sys::stat::Mode::empty());
+    place.map_err(|error| not_shown(mount, &error))
+}
+
+/// Leaves this process in the guest's `/`.
+fn show_parts(parts: Vec<(String, OwnedFd)>, place: &OwnedFd, mount: &CgroupMount) -> Result<(), Failure> {
+    nix::unistd::fchdir(place).map_err(|errno| not_shown(mount, &errno))?;
+    for (name, part) in parts {
+        fs::create_dir(&name).map_err(|error| not_shown(mount, &error))?;
+        sys::move_mount(&part, Path::new(&name)).map_err(|errno| not_shown(mount, &errno))?;
+        for alias in name.split(',').filter(|alias| *alias != name) {
+            std::os::unix::fs::symlink(&name, alias).map_err(|error| not_shown(mount, &error))?;
+        }
+    }
+    if mount.readonly {
+        restrict(place, true).map_err(|errno| not_shown(mount, &errno))?;
+    }
+    nix::unistd::chdir("/").map_err(|errno| not_shown(mount, &errno))
+}
+
+fn not_shown(mount: &CgroupMount, cause: &dyn std::fmt::Display) -> Failure {
+    Failure::internal(format!("mount the cgroups on {}: {cause}", mount.destination.display()))
 }
 
 /// Takes from a mount the rights to execute and to be a device, and if asked the one to be written.
@@ -149,6 +196,29 @@ fn enable_controllers(root: &Path, path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A cgroup on v2, for a process to be born in.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    open: File,
+}
+
+impl Directory {
+    pub(super) fn open(path: PathBuf) -> Result<Self, Failure> {
+        open_directory(&path).map(|open| Self { path, open })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.open.as_fd()
+    }
 }
 
 /// The way of a further process into its container's cgroups.

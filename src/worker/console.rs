@@ -101,8 +101,8 @@ fn dress(master: &OwnedFd, peer: Option<&OwnedFd>, io: &ProcessIo) {
 }
 
 /// Makes the terminal of this process, which is in the container and leads a session, and sends the master to `worker`.
-/// `proc` is the agent's `/proc`.
-pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<(), Failure> {
+/// `proc` is the agent's `/proc`. Returns the terminal.
+pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<OwnedFd, Failure> {
     let failed = |step: &'static str| {
         move |errno: nix::Error| Failure::internal(format!("make a terminal: {step}: {}", errno.desc()))
     };
@@ -122,7 +122,8 @@ pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<(
         .and_then(|()| dup2_stdin(&peer))
         .and_then(|()| dup2_stdout(&peer))
         .and_then(|()| dup2_stderr(&peer))
-        .map_err(failed("connect the process to it"))
+        .map_err(failed("connect the process to it"))?;
+    Ok(peer)
 }
 
 /// Whether that is the device which makes terminals, in a filesystem for them (pts(4)), and not what the image or

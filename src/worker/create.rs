@@ -1,4 +1,4 @@
-//! Creating a container, by libcontainer.
+//! Creating a container: by our own code (`init`), or by libcontainer, and what is done around both.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::executor::{ContainerExecutor, LastSteps};
 use super::filter::Filter;
 use super::job::{CreateJob, Failure, FailureKind};
 use super::report::Report;
-use super::{chain, copy_up, limits, mounts, nodes, propagation, sys};
+use super::{chain, copy_up, init, limits, mounts, nodes, propagation, sys};
 use crate::guest::beneath::{BeneathError, Root};
 use crate::spec::WorkingDirectory;
 
@@ -31,14 +31,27 @@ struct Wiring {
 }
 
 /// Makes the container and leaves its init waiting before exec.
-pub(super) fn create(
-    mut job: CreateJob,
-    mut stdio: Vec<OwnedFd>,
-    report: &Report,
-) -> Result<Started, Failure> {
+pub(super) fn create(mut job: CreateJob, mut stdio: Vec<OwnedFd>) -> Result<Started, Failure> {
     make_working_directory(&job)?;
     nodes::make(&job.rootfs, &job.outside_nodes, false)?;
     let filter = take_filter(&mut stdio, job.filter_flags)?;
+    let started = match job.own_init.take() {
+        Some(spec) => init::launch(&job, &spec, stdio, filter)?,
+        None => return by_libcontainer(job, stdio, filter, &super::report()?),
+    };
+    make_what_was_hidden(started.pid, &job).inspect_err(|_| {
+        // Not reaped: it is still this one.
+        let _ = nix::sys::signal::kill(started.pid, nix::sys::signal::Signal::SIGKILL);
+    })?;
+    Ok(started)
+}
+
+fn by_libcontainer(
+    mut job: CreateJob,
+    stdio: Vec<OwnedFd>,
+    filter: Option<Filter>,
+    report: &Report,
+) -> Result<Started, Failure> {
     let wiring = wire(&job, stdio, filter, report)?;
     let cgroups = job.cgroups.take();
     let mut stay = match &cgroups {

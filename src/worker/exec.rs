@@ -229,7 +229,7 @@ impl<'a> Entry<'a> {
         self.join(self.namespaces)?;
         self.check_namespaces()?;
         if self.io.terminal {
-            console::open(&self.proc, self.io, waiting)?;
+            let _terminal = console::open(&self.proc, self.io, waiting)?;
         }
         user::confine(self.process, &self.proc)
     }

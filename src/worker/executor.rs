@@ -1,7 +1,7 @@
 //! The last steps of a process before it becomes the container's program.
 //!
-//! libcontainer calls this in the container's init when namespaces, root, user and capabilities are in place; a further
-//! process comes here by itself (`exec`). libcontainer's own executor would refuse programs without `o+x`, and lose
+//! Namespaces, root and user are in place: an init comes here by itself (`init`), as a further process does (`exec`), or
+//! libcontainer calls this in one that it has made. libcontainer's own executor would refuse programs without `o+x`, and lose
 //! the order and the duplicates of the environment.
 //!
 //! Order: capabilities, the look for the program; when init is started, wait for the terminal, default signals, session
@@ -55,6 +55,35 @@ impl LastSteps {
     /// What the process may do until its filter is loaded.
     pub(super) fn early_capabilities(&self) -> &CapabilitySets {
         &self.late.early_capabilities
+    }
+
+    /// Whether the last of them need the guest's `/proc`.
+    pub(super) fn needs_descriptors(&self) -> bool {
+        self.proc.is_some()
+    }
+
+    /// What shall be found wrong with an init before it is started: its program, which is found here, and its label.
+    /// Nothing, for a program that is named from a directory which is not there yet.
+    pub(super) fn look(&self, process: &Process) -> Result<Option<CString>, Failure> {
+        let name = process.args().iter().flatten().next();
+        let is_relative = name.is_some_and(|name| name.contains('/') && !name.starts_with('/'));
+        let found = if self.late.cwd.is_some() && is_relative { None } else { Some(program(process)?) };
+        self.set_selinux_label()?;
+        Ok(found)
+    }
+
+    /// Everything from the start of an init on, for which `look` has `found` the program or nothing.
+    pub(super) fn run_started(&self, process: &Process, found: Option<CString>) -> ! {
+        let found = self.enter_directory().and_then(|()| found.map_or_else(|| program(process), Ok));
+        let failure = match found {
+            Ok(program) => self.become_program(process, &program),
+            Err(failure) => failure,
+        };
+        // Nobody waits for more than the end of an init that has been started.
+        let line = format!("nakai: {failure}\n");
+        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
+        let not_found = failure.kind == FailureKind::ProgramNotFound;
+        sys::exit_now(if not_found { 127 } else { 126 })
     }
 
     /// Everything up to execve; comes back only with the reason why not.
@@ -144,7 +173,7 @@ impl LastSteps {
     }
 }
 
-/// nakai's executor for a container's init.
+/// nakai's executor for a container's init that libcontainer makes.
 #[derive(Debug, Clone)]
 pub(super) struct ContainerExecutor {
     steps: LastSteps,
@@ -168,34 +197,14 @@ impl Executor for ContainerExecutor {
             // The end of the relay is the end of this pipe.
             let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
         }
-        let look = || self.found.get().cloned().map_or_else(|| program(process), Ok);
-        let found = self.steps.enter_directory().and_then(|()| look());
-        let failure = match found {
-            Ok(program) => self.steps.become_program(process, &program),
-            Err(failure) => failure,
-        };
-        // Nobody waits for more than the end of an init that has been started.
-        let line = format!("nakai: {failure}\n");
-        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
-        let not_found = failure.kind == FailureKind::ProgramNotFound;
-        sys::exit_now(if not_found { 127 } else { 126 })
+        self.steps.run_started(process, self.found.get().cloned())
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let process = spec.process().as_ref().ok_or_else(|| invalid("no process is given".to_owned()));
-        // One that is named from a directory which is not there yet is looked for when it is.
-        let is_relative = |process: &Process| {
-            let name = process.args().iter().flatten().next();
-            name.is_some_and(|name| name.contains('/') && !name.starts_with('/'))
-        };
-        let look = |process: &Process| match self.steps.late.cwd.is_some() && is_relative(process) {
-            true => Ok(None),
-            false => program(process).map(Some),
-        };
         let ready = capabilities::set(self.steps.early_capabilities());
-        let found = ready.and(process).and_then(look);
-        let labelled = found.and_then(|program| self.steps.set_selinux_label().map(|()| program));
-        let kept = labelled.map(|program| drop(program.map(|program| self.found.set(program))));
+        let found = ready.and(process).and_then(|process| self.steps.look(process));
+        let kept = found.map(|program| drop(program.map(|program| self.found.set(program))));
         kept.map_err(|failure| {
             report::leave(&self.report, &failure);
             ExecutorValidationError::ArgValidationError(failure.message)

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{CgroupMount, LateProcess, MountPropagation, OutsideNode, OwnMounts, WorkingDirectory};
+use crate::spec::{
+    CgroupMount, LateProcess, MountPropagation, OutsideNode, OwnInit, OwnMounts, WorkingDirectory,
+};
 
 /// One piece of work that needs a single-threaded process of its own.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,12 +47,12 @@ pub struct ProcessIo {
     pub held: usize,
 }
 
-/// Make a container from `bundle`, whose `config.json` has been prepared for libcontainer.
+/// Make a container, from `own_init` or by libcontainer from `bundle`, whose `config.json` has been prepared for it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CreateJob {
     /// The container's id, and the name of its state directory.
     pub id: String,
-    /// Where libcontainer keeps a directory a container.
+    /// Where libcontainer keeps a directory a container; without it, init's gate is there under the container's id.
     pub state_root: PathBuf,
     /// Holds `config.json`; the working directory of the hooks that the worker runs.
     pub bundle: PathBuf,
@@ -74,6 +76,8 @@ pub struct CreateJob {
     pub unified: Option<UnifiedCgroup>,
     /// The mounts that the worker makes; libcontainer makes those of `config.json`.
     pub mounts: Option<OwnMounts>,
+    /// The rest of the specification, if init is made without libcontainer: then there is no `config.json`.
+    pub own_init: Option<Box<OwnInit>>,
     /// Memory filesystems to fill with what they hide of the image.
     pub copy_up: Vec<PathBuf>,
     /// Propagation of mounts, set in the container before it starts.

@@ -18,6 +18,7 @@ mod exec;
 mod executor;
 mod filter;
 mod hooks;
+mod init;
 pub mod job;
 mod limits;
 mod mounts;
@@ -134,7 +135,7 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
     };
     let done = Done { outcome: Outcome::Done, pid: None, fds: Vec::new(), ours: Vec::new() };
     Ok(match job {
-        Job::Create(job) => Done::started(create::create(*job, fds, &report()?)?, ours),
+        Job::Create(job) => Done::started(create::create(*job, fds)?, ours),
         Job::Exec(job) => Done::started(exec::start(*job, fds)?, ours),
         Job::ShareNamespaces(job) => {
             let pause = namespaces::share(&job)?;

@@ -1,11 +1,12 @@
-//! The container's mounts that are made before libcontainer: see `spec::own_mounts` for which, and why.
+//! The container's mounts that libcontainer does not make: see `spec::own_mounts` for which, and why.
 //!
-//! They are made on the container's root in a mount namespace of the worker's own, from which init's is copied: nothing
-//! of them is seen in the guest, and nothing stays when both have ended.
+//! An init that is made without libcontainer (`init`) makes them itself. Else they are made on the container's root in a
+//! mount namespace of the worker's own, from which init's is copied: nothing of them is seen in the guest, and nothing
+//! stays when both have ended.
 //!
 //! The image is somebody else's: a place is looked for with the root as `/`, links included, and from then on it is a
-//! descriptor. Where a link leads to a place at which libcontainer mounts something later, the container is refused: the
-//! mount would be hidden, or lie where it does not belong.
+//! descriptor. Where a link leads to procfs or sysfs, or to a place at which libcontainer mounts something later, the
+//! container is refused: the mount would hide what is there, be hidden, or lie where it does not belong.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -30,10 +31,15 @@ use crate::spec::{MountAttributes, Mounted, OwnMount, OwnMounts};
 pub(super) fn leave_guest(mounts: Option<&OwnMounts>) -> Result<(), Failure> {
     let failed = |errno| Failure::internal(format!("begin a mount namespace: {errno}"));
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed)?;
-    let Some(mounts) = mounts else { return Ok(()) };
     // As libcontainer does in init, where it then changes nothing.
-    let kind = if mounts.private { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | kind, None::<&str>).map_err(failed)
+    mounts.map_or(Ok(()), |mounts| keep_from_guest(mounts.private))
+}
+
+/// In a mount namespace of its own: mounts do not reach the guest's, nor the guest's this one if it is `private`.
+pub(super) fn keep_from_guest(private: bool) -> Result<(), Failure> {
+    let kind = if private { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | kind, None::<&str>)
+        .map_err(|errno| Failure::internal(format!("begin a mount namespace: {errno}")))
 }
 
 /// Mounts all of `mounts` on the root at `rootfs`. `cgroup` is the container's on v2.
@@ -43,8 +49,13 @@ pub(super) fn make(rootfs: &Path, mounts: &OwnMounts, cgroup: Option<&Path>) -> 
         join_ipc(path).map_err(|error| Failure::internal(format!("join {}: {error}", path.display())))?;
     }
     let root = Root::open(rootfs).map_err(|error| Failure::internal(error.to_string()))?;
+    make_in(&root, mounts, cgroup)
+}
+
+/// The same on a root that is open, by a process that is in the IPC namespace.
+pub(super) fn make_in(root: &Root, mounts: &OwnMounts, cgroup: Option<&Path>) -> Result<(), Failure> {
     for mount in &mounts.mounts {
-        let made = make_one(&root, mount, &mounts.left, cgroup);
+        let made = make_one(root, mount, &mounts.left, cgroup);
         made.map_err(|Cause { kind, text }| {
             let message = format!("mount {} on {}: {text}", name(&mount.what), mount.destination.display());
             Failure { kind, message }
@@ -104,6 +115,9 @@ fn make_one(root: &Root, mount: &OwnMount, left: &[PathBuf], cgroup: Option<&Pat
             .map_err(|errno| Cause::new(format!("set its attributes: {errno}")))?;
     }
     let place = place(root, &mount.destination, is_directory, left)?;
+    if matches!(&mount.what, Mounted::Filesystem { kind, .. } if kind == "proc" || kind == "sysfs") {
+        must_be_plain(root, &mount.destination)?;
+    }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(&tree, "", &place, "", flags).map_err(Cause::step("put it there"))
 }
@@ -187,6 +201,15 @@ fn place(root: &Root, destination: &Path, is_directory: bool, left: &[PathBuf]) 
         return Err(Cause { kind: FailureKind::InvalidSpec, text });
     }
     Ok(made)
+}
+
+/// What tells of the kernel lies where it is looked for: an image that had a link there could have another mount moved in
+/// its way, and what is to be covered in it would not be (CVE-2019-19921).
+fn must_be_plain(root: &Root, destination: &Path) -> Result<(), Cause> {
+    plain(root, destination.strip_prefix("/").unwrap_or(destination)).map(drop).map_err(|_| Cause {
+        kind: FailureKind::InvalidSpec,
+        text: "there is a link of the image's on the way".to_owned(),
+    })
 }
 
 /// Opens what is beneath the root on a path without links: that path says already where it is.

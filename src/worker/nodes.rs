@@ -1,8 +1,10 @@
-//! Device nodes outside of `/dev`, which libcontainer does not make: raw block volumes may be anywhere.
+//! Device nodes: outside of `/dev`, where libcontainer makes none and raw block volumes may be, and those in the `/dev` of
+//! an init that is made without it.
 //!
 //! The image is somebody else's: nothing here follows a link out of the root, and what is there already stays as it is.
 
-use std::os::fd::AsFd;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -34,6 +36,31 @@ fn make_one(root: &Path, node: &LinuxDevice) -> std::io::Result<()> {
     };
     let root = Root::open(root).map_err(std::io::Error::other)?;
     let parent = root.create_dir(parent, 0o755).map_err(std::io::Error::other)?;
+    if !make_named(parent.as_fd(), name, node)? {
+        return Ok(());
+    }
+    // The umask took a part of it.
+    Ok(fchmodat(parent.as_fd(), name, mode(node), FchmodatFlags::NoFollowSymlink)?)
+}
+
+/// Makes a node of the container's own `/dev`; for a process without umask.
+pub(super) fn make_in_dev(dev: &Root, node: &LinuxDevice) -> std::io::Result<()> {
+    let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
+    let path = node.path().strip_prefix("/dev").map_err(|_| invalid())?;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(invalid()) };
+    if parent.as_os_str().is_empty() {
+        return make_named(dev.as_fd(), name, node).map(drop);
+    }
+    let parent = dev.create_dir(parent, 0o755).map_err(std::io::Error::other)?;
+    make_named(parent.as_fd(), name, node).map(drop)
+}
+
+fn mode(node: &LinuxDevice) -> Mode {
+    Mode::from_bits_truncate(node.file_mode().unwrap_or(0o666) & 0o7777)
+}
+
+/// Makes it, unless it is there already; tells whether it was not.
+fn make_named(parent: BorrowedFd<'_>, name: &OsStr, node: &LinuxDevice) -> std::io::Result<bool> {
     let kind = match node.typ() {
         Type::B => SFlag::S_IFBLK,
         Type::P => SFlag::S_IFIFO,
@@ -44,27 +71,22 @@ fn make_one(root: &Path, node: &LinuxDevice) -> std::io::Result<()> {
         Type::P => 0,
         _ => makedev(number(node.major()), number(node.minor())),
     };
-    let mode = Mode::from_bits_truncate(node.file_mode().unwrap_or(0o666) & 0o7777);
-    match mknodat(parent.as_fd(), name, kind, mode, device) {
+    match mknodat(parent, name, kind, mode(node), device) {
         Ok(()) => {}
         // Of an earlier container with the same root, perhaps.
         Err(Errno::EEXIST) => {
-            let there = fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            let there = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
             let is_it = SFlag::from_bits_truncate(there.st_mode & libc::S_IFMT) == kind
                 && (node.typ() == Type::P || there.st_rdev == device);
-            return if is_it { Ok(()) } else { Err(Errno::EEXIST.into()) };
+            return if is_it { Ok(false) } else { Err(Errno::EEXIST.into()) };
         }
         Err(errno) => return Err(errno.into()),
     }
-    fchownat(
-        parent.as_fd(),
-        name,
-        Some(node.uid().unwrap_or(0).into()),
-        Some(node.gid().unwrap_or(0).into()),
-        AtFlags::AT_SYMLINK_NOFOLLOW,
-    )?;
-    // The umask took a part of it.
-    Ok(fchmodat(parent.as_fd(), name, mode, FchmodatFlags::NoFollowSymlink)?)
+    let (uid, gid) = (node.uid().unwrap_or(0), node.gid().unwrap_or(0));
+    if (uid, gid) != (0, 0) {
+        fchownat(parent, name, Some(uid.into()), Some(gid.into()), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

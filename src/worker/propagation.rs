@@ -16,6 +16,11 @@ pub(super) fn apply(init: &OwnedFd, wanted: &[MountPropagation]) -> Result<(), F
     }
     setns(init, CloneFlags::CLONE_NEWNS)
         .map_err(|errno| Failure::internal(format!("enter the container's mount namespace: {errno}")))?;
+    set(wanted)
+}
+
+/// The same in a process whose mount namespace and root are the container's.
+pub(super) fn set(wanted: &[MountPropagation]) -> Result<(), Failure> {
     for mount_point in wanted {
         let kind = match mount_point.propagation {
             Propagation::Shared => MsFlags::MS_SHARED,

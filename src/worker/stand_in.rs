@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 
 use crate::ids::ContainerId;
 
+/// Where all of them are, in the agent's directory.
+pub const DIRECTORY: &str = "stand-ins";
+
 const PROCS: &str = "cgroup.procs";
 
 /// Where it is; `state_root` is where libcontainer keeps its state.
 pub fn path(state_root: &Path, container: &ContainerId) -> PathBuf {
-    state_root.with_file_name("stand-ins").join(container.as_str())
+    state_root.with_file_name(DIRECTORY).join(container.as_str())
 }
 
 /// Makes it.

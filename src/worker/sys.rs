@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "raw system calls and one glibc function without a safe wrapper")]
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -137,7 +137,7 @@ pub(super) fn open_tree(path: &Path) -> Result<OwnedFd, Errno> {
 
 /// Sets and clears attributes of a mount, and of all beneath it if asked (mount_setattr(2)).
 pub(super) fn set_mount_attributes(
-    mount: &OwnedFd,
+    mount: &impl AsFd,
     set: u64,
     clear: u64,
     recursive: bool,
@@ -153,9 +153,9 @@ pub(super) fn make_mount_private(mount: &OwnedFd) -> Result<(), Errno> {
     change_mount(mount, attributes, false)
 }
 
-fn change_mount(mount: &OwnedFd, attributes: libc::mount_attr, recursive: bool) -> Result<(), Errno> {
+fn change_mount(mount: &impl AsFd, attributes: libc::mount_attr, recursive: bool) -> Result<(), Errno> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    let (fd, empty) = (mount.as_raw_fd(), c"".as_ptr());
+    let (fd, empty) = (mount.as_fd().as_raw_fd(), c"".as_ptr());
     let size = size_of::<libc::mount_attr>();
     let pointer = &raw const attributes;
     // SAFETY: the path is a NUL-terminated string, and the structure of that size outlives the call.
@@ -215,6 +215,26 @@ pub(super) fn close_later(first: u32) -> Result<(), Errno> {
     // SAFETY: plain integers.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Errno::result(result).map(drop)
+}
+
+/// Closes every descriptor but the standard streams and `kept`, which gets another number. Only for a process that uses
+/// none of the others any more.
+pub(super) fn keep_alone(kept: OwnedFd) -> OwnedFd {
+    const FIRST: libc::c_int = libc::STDERR_FILENO + 1;
+    const NEXT: libc::c_uint = FIRST.unsigned_abs() + 1;
+    let kept = kept.into_raw_fd();
+    // SAFETY: plain integers; the caller answers for who owns the descriptors. Where both have one number already, it
+    // refuses and nothing has to be done.
+    let _ = unsafe { libc::dup3(kept, FIRST, libc::O_CLOEXEC) };
+    // SAFETY: likewise.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, NEXT, u32::MAX, 0) };
+    own(FIRST)
+}
+
+/// Sets the domain name of this UTS namespace (setdomainname(2)).
+pub(super) fn set_domain_name(name: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the pointer and the length are those of one slice, which outlives the call.
+    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
 /// Closes every descriptor, whatever its number. Only for a process that uses none any more.

@@ -18,6 +18,9 @@ use super::guest_view::GuestView;
 use super::inventory::{Inventory, SCRIPT};
 use super::{Fallible, Images, Outcome, STREAM_PORT};
 
+/// For an exec in an idle container: its init is its program by then, and an inventory calls it so.
+pub(crate) const WARM: &str = "until ps | grep -q '[s]leep 1000000'; do :; done; echo warm";
+
 /// How long a program may take that is only asked for something.
 pub(crate) const SHELL_LIMIT: Duration = Duration::from_secs(180);
 

@@ -18,6 +18,7 @@ use protobuf::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use ttrpc::Code;
 
+use crate::harness::context::WARM;
 use crate::harness::expect::{refused, succeeded};
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
@@ -77,7 +78,7 @@ fn volume(container: &Container) -> Storage {
 
 async fn calls_that_are_cut_off_leave_nothing(ctx: Ctx) -> Outcome {
     let idle = ctx.idle(|spec| spec).await?;
-    assert_eq!(idle.sh("echo warm").await?, "warm");
+    assert_eq!(idle.sh(WARM).await?, "warm");
     let victim = ctx.container(|spec| spec.args(["echo", "works"]))?;
     let before = ctx.inventory().await?;
     let (mut dice, mut execs) = (Dice(1), Vec::new());
@@ -164,7 +165,7 @@ async fn servers_killed_at_any_moment_leave_nothing(ctx: Ctx) -> Outcome {
     ctx.client().create_sandbox(&request("fire", "pod", false)).await?;
     ctx.run(|spec| spec.args(["true"])).await?;
     let idle = ctx.idle(|spec| spec).await?;
-    assert_eq!(idle.sh("echo warm").await?, "warm");
+    assert_eq!(idle.sh(WARM).await?, "warm");
     let victim = ctx.container(|spec| spec.args(["echo", "works"]))?;
     let before = ctx.inventory().await?;
     let (mut ctx, mut idle, mut victim) = (ctx, idle, victim);
@@ -367,7 +368,7 @@ async fn a_soak_ends_where_it_began(ctx: Ctx) -> Outcome {
     let factor = times("NAKAI_SOAK", 1)?;
     let (execs, lives, at_once) = if ctx.is_host() { (100, 20, 20) } else { (30, 8, 8) };
     let idle = ctx.idle(|spec| spec).await?;
-    assert_eq!(idle.sh("echo warm").await?, "warm");
+    assert_eq!(idle.sh(WARM).await?, "warm");
     let before = ctx.inventory().await?;
     let memory = server_memory(&ctx).await?;
     for number in 0..factor * execs {

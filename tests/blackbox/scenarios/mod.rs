@@ -62,6 +62,7 @@ mod guest;
 mod hooks;
 mod hotplug;
 mod hub;
+mod init;
 mod inside;
 mod labels;
 mod lifecycle;
@@ -117,6 +118,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         hooks::scenarios(),
         hotplug::scenarios(),
         hub::scenarios(),
+        init::scenarios(),
         inside::scenarios(),
         labels::scenarios(),
         lifecycle::scenarios(),

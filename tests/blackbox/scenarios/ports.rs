@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use ttrpc::Code;
 
 use super::continuity::killed_within_a_creation;
+use crate::harness::context::WARM;
 use crate::harness::expect::{noise, refused, same_bytes};
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
@@ -134,7 +135,7 @@ async fn streams_outlive_servers(ctx: Ctx) -> Outcome {
     const NUMBERS: usize = 200_000;
     ctx.client().create_sandbox(&sandbox::request("ports", "pod", !ctx.is_host())).await?;
     let container = ctx.idle(|spec| spec).await?;
-    assert_eq!(container.sh("echo warm").await?, "warm");
+    assert_eq!(container.sh(WARM).await?, "warm");
     let inventory = ctx.inventory().await?;
     let ((mut input, stdin_port), (mut output, stdout_port)) = (ctx.stream().await?, ctx.stream().await?);
     let cat = exec(&container, &ctx, ["sh", "-c", "exec cat"], false, [stdin_port, stdout_port, 0]).await?;

@@ -100,9 +100,9 @@ async fn cri_a_pod(ctx: Ctx) -> Outcome {
         assert_eq!(other.attempt, attempt);
         bench.engine.remove(&other.id).await?;
     }
-    let config = ctx.guest_sh("cat $RUN/kata-containers/web-box-0/config.json").await?;
-    let config: serde_json::Value = serde_json::from_str(&config)?;
-    let annotations = &config["annotations"];
+    let record = ctx.guest_sh("cat $RUN/nakai/records/containers/web-box-0").await?;
+    let record: serde_json::Value = serde_json::from_str(&record)?;
+    let annotations = &record["made"]["annotations"];
     for (name, value) in [
         ("app", "shop"),
         ("example.com/note", "seen"),
@@ -115,7 +115,7 @@ async fn cri_a_pod(ctx: Ctx) -> Outcome {
         assert_eq!(annotations[name], value, "{annotations}");
     }
     let parent = format!("/nakai-{}/web-box-0", ctx.prefix());
-    assert_eq!(config["linux"]["cgroupsPath"], parent.as_str());
+    assert_eq!(record["cgroup"], parent.trim_start_matches('/'));
     let places =
         ctx.guest_sh(&format!("cat $PROC/[0-9]*/cgroup 2>/dev/null | grep -c '{parent}$' || :")).await?;
     assert_ne!(places.trim(), "0");
