@@ -31,7 +31,7 @@ pub fn boot_failed(reason: &dyn fmt::Display) -> ! {
 
 fn end(status: i32) -> ! {
     if getpid().as_raw() == 1 {
-        sync_within(SYNC_LIMIT);
+        within(SYNC_LIMIT, sync);
         console::drain();
         // Returns only if it fails. Then PID 1 ends, and the kernel panics, which ends the machine too.
         let _ = reboot(RebootMode::RB_POWER_OFF);
@@ -39,15 +39,39 @@ fn end(status: i32) -> ! {
     std::process::exit(status)
 }
 
-fn sync_within(limit: Duration) {
-    let (syncing, synced) = mpsc::channel::<()>();
-    // One that hangs in the kernel keeps nobody from switching off.
-    let sync_and_tell = move || {
-        sync();
-        drop(syncing);
+/// Waits for what may hang in the kernel, but not for ever.
+fn within(limit: Duration, work: impl FnOnce() + Send + 'static) {
+    let (working, worked) = mpsc::channel::<()>();
+    let work_and_tell = move || {
+        work();
+        drop(working);
     };
-    match thread::Builder::new().spawn(sync_and_tell) {
-        Ok(_) => drop(synced.recv_timeout(limit)),
-        Err(_) => sync(),
+    // Without a thread it is left: what could be written has been, as its storage was released.
+    if thread::Builder::new().spawn(work_and_tell).is_ok() {
+        let _ = worked.recv_timeout(limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn what_hangs_is_left_and_what_ends_is_waited_for() {
+        let (hanging, hung) = mpsc::channel::<()>();
+        within(Duration::from_millis(1), move || {
+            let _ = hung.recv();
+        });
+        drop(hanging);
+        let is_done = Arc::new(AtomicBool::new(false));
+        let done = is_done.clone();
+        within(Duration::from_secs(60), move || {
+            thread::yield_now();
+            done.store(true, Ordering::SeqCst);
+        });
+        assert!(is_done.load(Ordering::SeqCst));
     }
 }
