@@ -7,6 +7,10 @@ use ttrpc::Code;
 /// What the transport says when a call's time is up; it has no variant of its own for that.
 const DEADLINE: &str = "Request deadline elapsed";
 
+/// How the transport ends what it says of a call on a connection that has ended before it: there is no variant for that
+/// either.
+const CLOSED: &str = "channel closed";
+
 /// A call that the agent refused, or that got no answer.
 ///
 /// Printed as `CreateContainer web: ALREADY_EXISTS: container web exists`; the object is left out
@@ -38,6 +42,9 @@ impl CallError {
             }
             // The transport's own clock may run out before the agent's answer that its did.
             ttrpc::Error::Others(message) if message == DEADLINE => (Code::DEADLINE_EXCEEDED, message, false),
+            ttrpc::Error::Others(message) if message.ends_with(CLOSED) => {
+                (Code::UNAVAILABLE, "connection lost".to_owned(), true)
+            }
             ttrpc::Error::Others(message) => (Code::UNKNOWN, message, false),
         };
         Self { call, object: object.into(), code, message, connection_lost }
@@ -67,8 +74,11 @@ mod tests {
         assert_eq!(error.to_string(), "CreateContainer web: ALREADY_EXISTS: container web exists");
         assert!(!error.connection_lost);
 
-        let error = CallError::new("Check", "", ttrpc::Error::RemoteClosed);
-        assert_eq!(error.to_string(), "Check: UNAVAILABLE: connection lost");
-        assert!(error.connection_lost);
+        let late = ttrpc::Error::Others("reserve channel capacity failed: channel closed".to_owned());
+        for error in [ttrpc::Error::RemoteClosed, late] {
+            let error = CallError::new("Check", "", error);
+            assert_eq!(error.to_string(), "Check: UNAVAILABLE: connection lost");
+            assert!(error.connection_lost);
+        }
     }
 }

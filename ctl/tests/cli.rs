@@ -79,13 +79,17 @@ fn wire(dir: &Path, cut: Arc<tokio::sync::Notify>) {
     });
 }
 
-#[tokio::test]
-async fn a_run_goes_on_by_another_connection() {
+/// What `line` runs prints all that its program does, though its connection is cut on the way; `last` is the last call.
+async fn goes_on_by_another_connection(line: &str, last: &str) {
     let (agent, dir, _server) = setup().await;
     let cut = Arc::new(tokio::sync::Notify::new());
     wire(dir.path(), cut.clone());
-    let line = "--address unix://@/wire.sock run -i --id box --rootfs @ cat";
-    let mut child = command(dir.path(), line).spawn().unwrap();
+    let at = "--address unix://@/wire.sock";
+    if line.starts_with("exec") {
+        let made = ctl(dir.path(), &format!("{at} run -d -i --id idle --rootfs @ sleep 9"), "").await;
+        assert_eq!(made.0, 0, "{made:?}");
+    }
+    let mut child = command(dir.path(), &format!("{at} {line}")).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -100,7 +104,19 @@ async fn a_run_goes_on_by_another_connection() {
     assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("two"));
     assert_eq!((lines.next_line().await.unwrap(), said.next_line().await.unwrap()), (None, None));
     assert_eq!(child.wait().await.unwrap().code(), Some(4));
-    assert_eq!(agent.calls.lock().unwrap().last().unwrap(), "remove box");
+    let calls = agent.calls.lock().unwrap();
+    assert!(calls.last().unwrap().starts_with(last), "{calls:?}");
+}
+
+#[tokio::test]
+async fn a_run_goes_on_by_another_connection() {
+    goes_on_by_another_connection("run -i --id box --rootfs @ cat", "remove box").await;
+}
+
+#[tokio::test]
+async fn an_exec_goes_on_by_another_connection() {
+    // It is not begun again.
+    goes_on_by_another_connection("exec -i idle cat", "exec idle/").await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! An agent that is a table of answers. Its container `web` exists; any other can be created, but `broken`
-//! can't be started, and `slow` is never ready. Every
+//! can't be started, and `slow` is never ready; of further processes there is only `cat`. `idle` says
+//! nothing and never ends. Every other
 //! process echoes its input and exits with the input's length.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
@@ -99,6 +100,9 @@ impl agent_ttrpc::AgentService for Service {
 
     async fn exec_process(&self, _: &TtrpcContext, r: agent::ExecProcessRequest) -> ttrpc::Result<Empty> {
         self.0.called(format!("exec {}/{} {:?}", r.container_id, r.exec_id, r.process.Args));
+        if r.process.Args.first().is_some_and(|program| program == "cat") {
+            return Ok(Empty::new());
+        }
         Err(refused(Code::NOT_FOUND, "no container web"))
     }
 
@@ -125,6 +129,9 @@ impl agent_ttrpc::AgentService for Service {
         _: &TtrpcContext,
         r: agent::ReadStreamRequest,
     ) -> ttrpc::Result<agent::ReadStreamResponse> {
+        if r.exec_id == "idle" {
+            std::future::pending::<()>().await;
+        }
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
@@ -154,7 +161,7 @@ impl agent_ttrpc::AgentService for Service {
         _: &TtrpcContext,
         r: agent::WaitProcessRequest,
     ) -> ttrpc::Result<agent::WaitProcessResponse> {
-        if r.exec_id == "forever" {
+        if matches!(&*r.exec_id, "forever" | "idle") {
             std::future::pending::<()>().await;
         }
         loop {
