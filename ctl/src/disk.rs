@@ -1,34 +1,35 @@
-//! A container's root filesystem as a disk of the machine: plugged in behind a PCI root port, named to the agent as a
-//! storage, and pulled out again.
+//! A container's disk of the machine: plugged in behind a PCI root port, named to the agent as a storage, and pulled out
+//! again.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nakai_protocols::agent::Storage;
+use nakai_protocols::agent::{Device, Storage};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::plug::{Machine, PlugError, Pluggable, Plugged, Port};
 use crate::qmp::{Qmp, QmpError};
 
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// QEMU does not take or give it.
+    /// It can't be plugged in.
+    #[error("disk {file}: {source}", file = .file.display())]
+    Plug {
+        /// The image.
+        file: PathBuf,
+        /// Why.
+        source: PlugError,
+    },
+    /// QEMU does not give it back.
     #[error("disk {file}: {source}", file = .file.display())]
     Qmp {
         /// The image.
         file: PathBuf,
         /// What QEMU says.
         source: QmpError,
-    },
-    /// Every root port has a device.
-    #[error("disk {file}: all {ports} ports of the machine are taken", file = .file.display())]
-    NoPort {
-        /// The image.
-        file: PathBuf,
-        /// The ports of the machine.
-        ports: u8,
     },
     /// The image of a disk that is pulled can't be removed.
     #[error("disk {file}: {source}", file = .file.display())]
@@ -51,6 +52,19 @@ pub enum Access {
     OwnReadOnly,
     /// Another may have it plugged in too: it is only read, and stays.
     Shared,
+    /// It is a device of this host's, to write to, and stays.
+    Device,
+}
+
+impl Access {
+    /// It is not this client's to remove.
+    fn stays(self) -> bool {
+        matches!(self, Self::Shared | Self::Device)
+    }
+
+    fn is_read_only(self) -> bool {
+        matches!(self, Self::Shared | Self::OwnReadOnly)
+    }
 }
 
 /// A plugged disk. It is not a guard: who has plugged it may end before it is pulled, and writes this down.
@@ -65,6 +79,9 @@ pub struct RootDisk {
     access: Access,
     #[serde(default)]
     mount_point: String,
+    /// Where the container has it as a device; none if it is a filesystem.
+    #[serde(default)]
+    container_path: Option<String>,
     #[serde(default)]
     fstype: String,
     #[serde(default)]
@@ -72,19 +89,19 @@ pub struct RootDisk {
 }
 
 impl RootDisk {
-    /// Plugs the image `file` into the machine with the control socket `qmp`, at the first port that is free.
+    /// Plugs the image `file` into the machine for container `id`, at the first port that is free.
     ///
     /// # Errors
     ///
     /// See [`DiskError`]. An image of the container's own is removed then.
-    pub async fn plug(qmp: &Path, file: PathBuf, access: Access) -> Result<Self, DiskError> {
-        let plugged = find_port(qmp, &file, access != Access::Own).await;
-        if plugged.is_err() && access != Access::Shared {
+    pub async fn plug(machine: &Machine, id: &str, file: PathBuf, access: Access) -> Result<Self, DiskError> {
+        let plugged = machine.plug("root", id, Image { file: &file, read_only: access.is_read_only() });
+        let plugged = plugged.await.map_err(|source| DiskError::Plug { file: file.clone(), source });
+        if plugged.is_err() && !access.stays() {
             let _ = fs::remove_file(&file);
         }
-        let (device, pci_path) = plugged?;
-        let qmp = qmp.to_owned();
-        Ok(Self { file, qmp, device, pci_path, access, ..Self::default() })
+        let Plugged { device, pci_path } = plugged?;
+        Ok(Self { file, qmp: machine.qmp.clone(), device, pci_path, access, ..Self::default() })
     }
 
     /// With what the agent is to do with it: mount it there, or make it a part of what is mounted there.
@@ -94,16 +111,35 @@ impl RootDisk {
         Self { mount_point: mount_point.to_owned(), fstype: fstype.to_owned(), options, ..self }
     }
 
-    /// The storage for the agent.
-    pub fn storage(&self) -> Storage {
-        Storage {
+    /// As a device that the container has there.
+    #[must_use]
+    pub fn at(self, container_path: &str) -> Self {
+        Self { container_path: Some(container_path.to_owned()), ..self }
+    }
+
+    /// The device for the agent, if it is one.
+    pub fn wire_device(&self) -> Option<Device> {
+        Some(Device {
+            type_: "blk".to_owned(),
+            id: self.pci_path.clone(),
+            container_path: self.container_path.clone()?,
+            ..Default::default()
+        })
+    }
+
+    /// The storage for the agent, unless it is a device.
+    pub fn storage(&self) -> Option<Storage> {
+        if self.container_path.is_some() {
+            return None;
+        }
+        Some(Storage {
             driver: "blk".to_owned(),
             source: self.pci_path.clone(),
             fstype: self.fstype.clone(),
             options: self.options.clone(),
             mount_point: self.mount_point.clone(),
             ..Default::default()
-        }
+        })
     }
 
     /// Pulls it, when the guest has unmounted it, and removes the image if nobody else has it.
@@ -115,7 +151,7 @@ impl RootDisk {
         let failed = |source| DiskError::Qmp { file: self.file.clone(), source };
         let mut qmp = Qmp::connect(&self.qmp).await.map_err(failed)?;
         qmp.unplug_disk(&self.device).await.map_err(failed)?;
-        if self.access == Access::Shared {
+        if self.access.stays() {
             return Ok(());
         }
         match fs::remove_file(&self.file) {
@@ -127,31 +163,20 @@ impl RootDisk {
     }
 }
 
-/// The device's name and its PCI path: the slot of the port, and the only one behind it.
-async fn find_port(qmp: &Path, file: &Path, read_only: bool) -> Result<(String, String), DiskError> {
-    let failed = |source| DiskError::Qmp { file: file.to_owned(), source };
-    let mut qmp = Qmp::connect(qmp).await.map_err(failed)?;
-    for port in 0..u8::MAX {
-        let bus = format!("rp{port}");
-        let Ok(slot) = qmp.pci_slot(&bus).await else {
-            return Err(DiskError::NoPort { file: file.to_owned(), ports: port });
-        };
-        let device = format!("root{port}");
-        match qmp.plug_image(&device, file, read_only, "virtio-blk-pci", json!({ "bus": bus })).await {
-            Ok(()) => return Ok((device, format!("{slot:02x}/00"))),
-            // Another client's disk has the port, and the name of its image.
-            Err(QmpError::Refused { description, .. }) if description.contains("Duplicate") => {}
-            Err(error) => {
-                let node = json!({ "node-name": format!("node-{device}") });
-                // If there was none, that is what was wanted.
-                let _ = qmp.execute("blockdev-del", node).await;
-                // QEMU tells by words alone that another device is there.
-                if !matches!(&error, QmpError::Refused { description, .. } if description.contains("occupied"))
-                {
-                    return Err(failed(error));
-                }
-            }
+/// An image that is to be a disk.
+struct Image<'a> {
+    file: &'a Path,
+    read_only: bool,
+}
+
+impl Pluggable for Image<'_> {
+    async fn plug_at(&mut self, qmp: &mut Qmp, port: &Port) -> Result<(), QmpError> {
+        let (device, place) = (&*port.device, port.place.clone());
+        let plugged = qmp.plug_image(device, self.file, self.read_only, "virtio-blk-pci", place).await;
+        if plugged.is_err() {
+            // If there was none, that is what was wanted.
+            let _ = qmp.execute("blockdev-del", json!({ "node-name": format!("node-{device}") })).await;
         }
+        plugged
     }
-    Err(DiskError::NoPort { file: file.to_owned(), ports: u8::MAX })
 }

@@ -84,7 +84,12 @@ fn made(bytes: &[u8]) -> io::Result<Vec<u8>> {
 /// The body of a request to OpenStack's Zun.
 pub fn zun_request(bytes: &[u8]) {
     let Ok(request) = Request::read("request", &String::from_utf8_lossy(bytes)) else { return };
-    let host = Host { images: None, volumes: Some("/volumes".into()), volume_seconds: VOLUME_SECONDS };
+    let host = Host {
+        images: None,
+        volumes: Some("/volumes".into()),
+        volume_seconds: VOLUME_SECONDS,
+        ..Host::default()
+    };
     let _ = request.order("made-up", &host);
 }
 

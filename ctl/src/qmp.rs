@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -132,7 +133,10 @@ impl Qmp {
         place: Value,
     ) -> Result<(), QmpError> {
         let node = format!("node-{id}");
-        let file = json!({ "driver": "file", "filename": image, "read-only": read_only });
+        // QEMU takes each of them for itself only.
+        let is_device = std::fs::metadata(image).is_ok_and(|image| image.file_type().is_block_device());
+        let driver_of_file = if is_device { "host_device" } else { "file" };
+        let file = json!({ "driver": driver_of_file, "filename": image, "read-only": read_only });
         let raw = json!({ "driver": "raw", "node-name": node, "file": file, "read-only": read_only });
         self.execute("blockdev-add", raw).await?;
         self.plug(id, driver, with(place, "drive", json!(node))).await

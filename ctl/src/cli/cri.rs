@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use nakai_ctl::Address;
-use nakai_ctl::cri::{ContainerConfig, ImageConfig, Order, PodSandboxConfig, json};
+use nakai_ctl::cri::{ContainerConfig, CriError, ImageConfig, Order, PodSandboxConfig, json};
+use nakai_ctl::nets::HostNetworks;
+use nakai_ctl::nets::file::Asked;
 
 use super::args::{ExecOptions, LogsOptions, OwnVm};
 use super::containers;
@@ -61,6 +63,18 @@ pub(crate) struct CreateOptions {
     /// What the image says of its containers: an OCI image configuration as JSON
     #[arg(long, value_name = "FILE")]
     image_config: Option<PathBuf>,
+    /// A network that the pod gets a card in, with its first container; `user` leads out through this host
+    #[arg(long, value_name = "NAME")]
+    network: Vec<String>,
+    /// What networks this host has, as JSON: docs/ctl.md says how
+    #[arg(long, value_name = "FILE")]
+    networks: Option<PathBuf>,
+    /// How large a file of its log may get [default: 10Mi]
+    #[arg(long, value_name = "BYTES")]
+    container_log_max_size: Option<String>,
+    /// How many files its log may have
+    #[arg(long, value_name = "COUNT")]
+    container_log_max_files: Option<u32>,
     /// The container's name [default: made of the pod's, its own and the attempt]
     #[arg(long)]
     id: Option<String>,
@@ -88,12 +102,7 @@ pub(crate) async fn dispatch(address: Option<&Address>, command: CriCommand) -> 
     match command {
         CriCommand::Run(options) => {
             let order = order(&options.create)?;
-            let how = How {
-                detach: options.detach,
-                keep: options.keep,
-                interactive: order.config.stdin,
-                named: false,
-            };
+            let how = How { detach: options.detach, keep: options.keep, interactive: order.config.stdin };
             run::run_order(address, options.create.share, &options.vm, order, how).await
         }
         CriCommand::Create(options) => {
@@ -122,7 +131,27 @@ fn order(options: &CreateOptions) -> Result<Order, CliError> {
         Some(path) => ImageConfig::read(&path.display().to_string(), &text(path)?)?,
         None => ImageConfig::default(),
     };
-    Ok(Order { pod, config, image, id: options.id.clone(), ..Order::default() })
+    let mut order = Order { pod, config, image, id: options.id.clone(), ..Order::default() };
+    for (flag, option) in [
+        (
+            "--container-log-max-size",
+            options.container_log_max_size.as_ref().map(|size| format!("max-size={size}")),
+        ),
+        (
+            "--container-log-max-files",
+            options.container_log_max_files.map(|count| format!("max-file={count}")),
+        ),
+    ] {
+        let set = option.map_or(Ok(()), |option| order.extras.log_limits.set(&option));
+        set.map_err(|reason| CriError::field(flag, reason))?;
+    }
+    order.extras.needs_hostname = !order.pod.hostname.is_empty();
+    let host = HostNetworks::of(options.networks.as_deref())?;
+    for name in &options.network {
+        let asked = Asked { field: "--network", network: Some(name), ..Asked::default() };
+        order.extras.pod_cards.push(host.card(&asked)?);
+    }
+    Ok(order)
 }
 
 fn read<T>(path: &Path) -> Result<(T, Vec<String>), CliError>

@@ -2,12 +2,10 @@
 //!
 //! No call is made for it, so nothing breaks when the agent is away, and a second look finds all that the first has.
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use nakai_ctl::Address;
+use nakai_ctl::cri::log_file::LogReader;
 use nakai_ctl::cri::{CriError, log};
 use nakai_ctl::docker::parse;
 use nakai_ctl::stdio::Output;
@@ -26,51 +24,19 @@ pub(crate) async fn logs(address: Option<&Address>, options: &LogsOptions) -> Re
     let engine = target::engine(address).await?;
     let id = options.id.as_str();
     let none = || CriError::field("log_path", "the container has no log: its output was this client's");
-    let mut log = Log::at(engine.record(id)?.log.ok_or_else(none)?);
+    let path = engine.record(id)?.log.ok_or_else(none)?;
+    let mut log = LogReader::new(&path);
     let since = options.since.as_deref().unwrap_or_default();
     let mut last = options.tail;
     loop {
         // Looked at first: what is written before the end is then printed.
         let ended = !engine.record(id).is_ok_and(|record| record.lives());
-        let text = log.more().map_err(CliError::io(log.path.display().to_string()))?;
+        let text = log.more().map_err(CliError::io(path.display().to_string()))?;
         print(&log::select(&text, last.take(), since)).await?;
         if !options.follow || ended {
             return Ok(0);
         }
         tokio::time::sleep(FOLLOW_POLL).await;
-    }
-}
-
-/// A log as far as it has been read.
-struct Log {
-    path: PathBuf,
-    /// None: nothing has been written yet.
-    file: Option<File>,
-    /// The begin of a line.
-    pending: Vec<u8>,
-}
-
-impl Log {
-    fn at(path: PathBuf) -> Self {
-        Self { path, file: None, pending: Vec::new() }
-    }
-
-    /// The whole lines that have been written since.
-    fn more(&mut self) -> io::Result<Vec<u8>> {
-        if self.file.is_none() {
-            match File::open(&self.path) {
-                Ok(file) => self.file = Some(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if let Some(file) = &mut self.file {
-            file.read_to_end(&mut self.pending)?;
-        }
-        let whole =
-            self.pending.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end.saturating_add(1));
-        let rest = self.pending.split_off(whole);
-        Ok(std::mem::replace(&mut self.pending, rest))
     }
 }
 
@@ -107,8 +73,6 @@ pub(super) fn since(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
 
     #[test]
@@ -128,19 +92,6 @@ mod tests {
             "2026-01-31T12:00:00x1Z",
         ] {
             assert!(since(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn whole_lines_come_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut log = Log::at(dir.path().join("log"));
-        assert_eq!(log.more().unwrap(), b"");
-        let mut file = File::create(&log.path).unwrap();
-        for (written, seen) in [("one\ntw", "one\n"), ("o", ""), ("\n\nthree\n", "two\n\nthree\n"), ("", "")]
-        {
-            file.write_all(written.as_bytes()).unwrap();
-            assert_eq!(String::from_utf8(log.more().unwrap()).unwrap(), seen);
         }
     }
 }

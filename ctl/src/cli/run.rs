@@ -7,6 +7,7 @@ use nakai_ctl::Address;
 use nakai_ctl::cri::extras::RootKind;
 use nakai_ctl::cri::supervise::{Console, supervise};
 use nakai_ctl::cri::{Engine, Order};
+use nakai_ctl::docker::by_flag;
 use nakai_ctl::state::ContainerRecord;
 use nakai_ctl::vm::VmConfig;
 
@@ -22,8 +23,6 @@ pub(crate) struct How {
     pub(crate) detach: bool,
     pub(crate) keep: bool,
     pub(crate) interactive: bool,
-    /// Its host name was asked for.
-    pub(crate) named: bool,
 }
 
 impl How {
@@ -40,9 +39,12 @@ pub(crate) async fn run(address: Option<&Address>, options: &RunOptions) -> Resu
         check_terminal(interactive, tty)?;
     }
     let order = order(options, &made_up("c"))?;
-    let named = options.flags.hostname.is_some();
-    let how = How { detach: options.detach, keep: options.keep, interactive, named };
-    run_order(address, options.share.clone(), &options.vm, order, how).await
+    let how = How { detach: options.detach, keep: options.keep, interactive };
+    let ended = run_order(address, options.share.clone(), &options.vm, order, how).await;
+    ended.map_err(|error| match error {
+        CliError::Cri(error) => CliError::Cri(by_flag(error)),
+        other => other,
+    })
 }
 
 /// What the options ask for: a container that is called `id` where they don't name it.
@@ -110,7 +112,6 @@ pub(crate) fn keep_log(engine: &Engine, order: &mut Order) {
 
 /// Creates a container, in a sandbox that is made if there is none.
 pub(crate) async fn create(engine: &Engine, order: &Order, stays: bool) -> Result<ContainerRecord, CliError> {
-    engine.need_sandbox(&order.pod).await?;
     let created = if stays { engine.create_on_record(order).await } else { engine.create(order).await };
     let (record, warnings) = created?;
     for warning in warnings {
@@ -122,9 +123,6 @@ pub(crate) async fn create(engine: &Engine, order: &Order, stays: bool) -> Resul
 async fn run_at(target: &Target, order: &Order, how: How) -> Result<u8, CliError> {
     let mut engine = target.engine.clone();
     target.need_share(order)?;
-    if how.named {
-        engine.need_hostname(&order.pod).await?;
-    }
     let record = unless_interrupted(create(&engine, order, how.stays())).await?;
     let id = record.id.as_str();
     let result = live(target, &mut engine, &record, how).await;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use nakai_ctl::Address;
+use nakai_ctl::nets::HostNetworks;
 use nakai_ctl::zun::{Host, Request, VOLUME_SECONDS};
 
 use super::attend;
@@ -27,6 +28,9 @@ pub(crate) struct CreateOptions {
     /// The directory in which volumes appear, by their id
     #[arg(long, value_name = "DIR")]
     volumes: Option<PathBuf>,
+    /// What networks, ports and PCI functions this host has, as JSON: docs/ctl.md says how
+    #[arg(long, value_name = "FILE")]
+    networks: Option<PathBuf>,
     /// How long a volume is waited for, in seconds
     #[arg(long, default_value_t = VOLUME_SECONDS)]
     volume_timeout: u64,
@@ -42,16 +46,17 @@ pub(crate) async fn dispatch(address: Option<&Address>, command: ZunCommand) -> 
     let what = options.request.display().to_string();
     let text = std::fs::read_to_string(&options.request).map_err(CliError::io(what.clone()))?;
     let request = Request::read(&what, &text)?;
-    let host =
-        Host { images: options.images, volumes: options.volumes, volume_seconds: options.volume_timeout };
+    let host = Host {
+        images: options.images,
+        volumes: options.volumes,
+        volume_seconds: options.volume_timeout,
+        networks: HostNetworks::of(options.networks.as_deref())?,
+    };
     let mut order = request.order(&made_up("zun"), &host)?;
     let target = Target::at(address, options.share).await?;
     let engine = &target.engine;
     run::keep_log(engine, &mut order);
     target.need_share(&order)?;
-    if request.has_hostname() {
-        engine.need_hostname(&order.pod).await?;
-    }
     let record = run::create(engine, &order, true).await?;
     if request.runs() {
         engine.start(&record.id).await?;

@@ -1,7 +1,8 @@
 //! A container's making, from the order to a program that waits for its start.
 //!
 //! ```text
-//! name taken -> volumes waited for -> image unpacked -> root and mounts lent -> created by the agent -> noted
+//! name taken -> PCI functions claimed -> sandbox -> volumes waited for -> image unpacked -> root and mounts lent
+//!            -> functions and network cards plugged in -> created by the agent -> noted
 //! ```
 //!
 //! Each step takes back what the earlier ones have done when it fails: files by guards, disks by hand.
@@ -17,8 +18,10 @@ use super::extras::{HealthCheck, RootKind};
 use super::root::{self, Opened};
 use super::spec::{Request, file_name, plan, sandbox_id};
 use super::volumes::{Lent, wait_for};
-use super::{CriError, Holdings, ImageConfig, Order};
+use super::{CriError, ImageConfig, Order, devices};
+use crate::disk::{Access, RootDisk};
 use crate::image::Image;
+use crate::nets::Function;
 use crate::state::{Action, ContainerRecord, ContainerState, Health, Lock, State};
 
 /// A name that is taken while its container is made; dropped, it is free again.
@@ -31,10 +34,10 @@ struct Reserved<'a> {
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         let Some(lock) = self.lock.take() else { return };
-        if self.record.holdings.disks.is_empty() {
+        if !self.record.holdings.is_plugged() {
             self.state.forget_container(&self.record.id);
         } else {
-            // Given up half-way: the disks are pulled by whoever removes it.
+            // Given up half-way: what is plugged in is pulled by whoever removes it.
             self.record.fail("its making was interrupted");
             let _ = self.state.note_container(&self.record);
         }
@@ -63,6 +66,8 @@ impl Engine {
 
     async fn make(&self, order: &Order, keeps: bool) -> Result<(ContainerRecord, Vec<String>), CriError> {
         self.check_target(order)?;
+        self.check_network(order)?;
+        self.check_hostname(order)?;
         let mut reserved = self.reserve(order).await?;
         let record = &mut reserved.record;
         match self.steps(record).await {
@@ -72,11 +77,12 @@ impl Engine {
                 Ok((record, warnings))
             }
             Err(error) => {
+                let id = record.id.clone();
                 // Why it is not made tells more than why something stays.
-                let _ = record.holdings.unplug().await;
-                record.holdings = Holdings::default();
+                let unplugged = record.holdings.unplug(&id).await.is_ok();
+                record.holdings.forget_files();
                 let another = matches!(&error, CriError::Call(call) if call.code == Code::ALREADY_EXISTS);
-                if keeps && !another {
+                if keeps && !another || !unplugged {
                     record.fail(&error);
                     self.put(record)?;
                     drop(reserved.lock.take());
@@ -101,7 +107,7 @@ impl Engine {
         let lock = self.lock(&id).await?;
         match self.state().container(&id) {
             Some(mut failed) if matches!(failed.state, ContainerState::Error { .. }) => {
-                let pulled = failed.holdings.unplug().await;
+                let pulled = failed.holdings.unplug(&id).await;
                 self.put(&failed)?;
                 pulled?;
             }
@@ -121,6 +127,10 @@ impl Engine {
 
     async fn steps(&self, record: &mut ContainerRecord) -> Result<Vec<String>, CriError> {
         let (id, journal) = (record.id.clone(), self.state().journal());
+        self.claim(record).await?;
+        self.take_name_servers(&mut record.order);
+        self.need_named_sandbox(&record.order).await?;
+        self.need_pod_network(&record.order).await?;
         let volumes = &record.order.extras.volumes;
         if !volumes.is_empty() {
             journal.step(&id, Action::Volume, wait_for(volumes)).await?;
@@ -148,8 +158,17 @@ impl Engine {
         record.holdings.share = Some(self.places().host().to_owned());
         record.holdings.root = order.extras.root == RootKind::Image || order.extras.root == RootKind::Itself;
         record.holdings.limit = order.extras.disk.map(|_| self.state().place("disks", &id));
+        let on_disks = matches!(order.extras.root, RootKind::Disk(_) | RootKind::Layers);
+        let root = on_disks.then_some("root");
+        let block = devices::block_field(&order.config.devices);
+        let fields = root.into_iter().chain(order.extras.plugged_fields()).chain(block.as_deref());
+        for field in fields {
+            record.holdings.plugging = Some(self.machine(field)?.clone());
+        }
         self.put(record)?;
         let root = root::make(self, &order, &id, opened, &mut lent, &mut record.holdings).await?;
+        self.plug(record, &mut order).await?;
+        self.tell_name_servers(&mut order, &record.holdings.cards);
         let plan = plan(&Request {
             id: &id,
             pod: &order.pod,
@@ -160,6 +179,11 @@ impl Engine {
             root: &root.guest,
             places: self.places(),
         })?;
+        for block in &plan.blocks {
+            let access = if block.readonly { Access::Shared } else { Access::Device };
+            let disk = RootDisk::plug(self.machine(&block.field)?, &id, block.path.clone(), access).await?;
+            record.holdings.disks.push(disk.at(&block.container_path));
+        }
         make_sources(&order)?;
         lent.write(&plan.files)?;
         lent.bind(&plan.binds)?;
@@ -176,6 +200,7 @@ impl Engine {
         record.holdings.share = Some(self.places().host().to_owned());
         record.holdings.root = root.shared.is_some();
         record.holdings.limit = lent.disk().map(Path::to_owned);
+        record.holdings.plugging = None;
         if let Err(error) = self.put(record) {
             let _ = self.client().remove_container(&id).await;
             return Err(error);
@@ -191,28 +216,47 @@ impl Engine {
         let spec = record.spec.as_ref().ok_or_else(|| CriError::Unknown(record.id.clone()))?;
         let wire = nakai_protocols::spec::to_wire(spec)
             .map_err(|error| CriError::field("specification", error.to_string()))?;
+        let disks = &record.holdings.disks;
+        let functions = record.holdings.functions.iter().map(Function::wire);
         let request = CreateContainerRequest {
             container_id: record.id.clone(),
             exec_id: record.id.clone(),
             OCI: Some(wire).into(),
             sandbox_pidns: record.shared_pid,
-            storages: record.holdings.disks.iter().map(crate::disk::RootDisk::storage).collect(),
+            storages: disks.iter().filter_map(RootDisk::storage).collect(),
+            devices: functions.chain(disks.iter().filter_map(RootDisk::wire_device)).collect(),
             ..Default::default()
         };
         Ok(self.client().create_container_with(&request).await?)
     }
 
-    /// Another container whose PID namespace is to be shared must be in the pod's own.
+    /// Another container whose namespaces are to be shared must be there, with the pod's: the agent lets nobody join
+    /// others.
     fn check_target(&self, order: &Order) -> Result<(), CriError> {
         let options = &order.config.linux.security_context.namespace_options;
-        if options.pid != NamespaceMode::Target || self.record(&options.target_id)?.shared_pid {
-            return Ok(());
+        let wanted = [("pid", options.pid), ("network", options.network), ("ipc", options.ipc)];
+        for (name, _) in wanted.into_iter().filter(|(_, mode)| *mode == NamespaceMode::Target) {
+            let refuse = |reason: String| CriError::field(format!("namespace_options.{name}"), reason);
+            if options.target_id.is_empty() {
+                return Err(refuse("TARGET without target_id".to_owned()));
+            }
+            let target =
+                self.record(&options.target_id).map_err(|error| refuse(format!("TARGET: {error}")))?;
+            let its = &target.order.config.linux.security_context.namespace_options;
+            let (is_own, what) = match name {
+                "pid" => (!target.shared_pid, "a PID"),
+                "network" => (its.network == NamespaceMode::Container, "a network"),
+                // All containers have the sandbox's.
+                _ => (false, "an IPC"),
+            };
+            if is_own {
+                return Err(refuse(format!(
+                    "TARGET: container {} has {what} namespace of its own, which the agent lets nobody join",
+                    options.target_id
+                )));
+            }
         }
-        let reason = format!(
-            "TARGET: container {} has a PID namespace of its own, which the agent lets nobody join",
-            options.target_id
-        );
-        Err(CriError::field("namespace_options.pid", reason))
+        Ok(())
     }
 }
 

@@ -1,9 +1,11 @@
 //! Device nodes that a container asks for, and the cgroup rules for them.
 //!
 //! Character devices of the kernel's fixed numbers (null, fuse, tun, …) are the same in every guest. A block device
-//! of the host would have to be plugged into the VM first, which this client does not do.
+//! of the host is plugged into the machine first; the agent is told where it is, and puts the guest's numbers into the
+//! node and the rule.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::PathBuf;
 
 use nakai_protocols::oci;
 
@@ -16,12 +18,42 @@ const FIXED_MAJORS: [u64; 3] = [1, 4, 5];
 const MISC: u64 = 10;
 const MISC_FIXED: u64 = 240;
 
-/// Adds nodes and rules.
+/// A block device of this host that is to be plugged into the machine.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct BlockDevice {
+    /// The field that asks for it, for messages.
+    pub field: String,
+    /// On this host.
+    pub path: PathBuf,
+    /// In the container.
+    pub container_path: String,
+    /// The container may not write to it.
+    pub readonly: bool,
+}
+
+/// The first field that asks for a block device.
+pub(super) fn block_field(devices: &[Device]) -> Option<String> {
+    let is_block = |device: &Device| {
+        std::fs::metadata(&device.host_path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+    };
+    devices.iter().position(is_block).map(field)
+}
+
+fn field(number: usize) -> String {
+    format!("devices[{number}].host_path")
+}
+
+/// Adds nodes and rules; returns the block devices.
 ///
 /// # Errors
 ///
 /// A device that is not there, or that the guest can't have, by its index.
-pub(super) fn apply(spec: &mut oci::Spec, devices: &[Device], privileged: bool) -> Result<(), CriError> {
+pub(super) fn apply(
+    spec: &mut oci::Spec,
+    devices: &[Device],
+    privileged: bool,
+) -> Result<Vec<BlockDevice>, CriError> {
+    let mut blocks = Vec::new();
     let linux = spec.Linux.mut_or_insert_default();
     let mut rules = Vec::new();
     if privileged {
@@ -38,21 +70,26 @@ pub(super) fn apply(spec: &mut oci::Spec, devices: &[Device], privileged: bool) 
             .map_err(CriError::io(format!("devices[{number}].host_path {}", device.host_path)))?;
         let kind = metadata.file_type();
         let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
-        if kind.is_block_device() {
-            let reason = "a block device has to be plugged into the VM, which this client does not do";
-            return Err(refuse(format!("host_path {}: {reason}", device.host_path)));
-        }
-        if !kind.is_char_device() {
+        if !kind.is_char_device() && !kind.is_block_device() {
             return Err(refuse(format!("host_path {} is no device", device.host_path)));
         }
-        if !(FIXED_MAJORS.contains(&major) || major == MISC && minor < MISC_FIXED) {
+        if kind.is_char_device() && !(FIXED_MAJORS.contains(&major) || major == MISC && minor < MISC_FIXED) {
             let reason = "the guest has no such device, or under another number";
             return Err(refuse(format!("host_path {} ({major}:{minor}): {reason}", device.host_path)));
         }
+        if kind.is_block_device() {
+            blocks.push(BlockDevice {
+                field: field(number),
+                path: PathBuf::from(&device.host_path),
+                container_path: path.clone(),
+                readonly: !access.contains('w'),
+            });
+        }
+        let word = if kind.is_block_device() { "b" } else { "c" };
         let signed = |n: u64| i64::try_from(n).unwrap_or(-1);
         linux.Devices.push(oci::LinuxDevice {
             Path: path.clone(),
-            Type: "c".to_owned(),
+            Type: word.to_owned(),
             Major: signed(major),
             Minor: signed(minor),
             FileMode: metadata.mode() & 0o777,
@@ -60,10 +97,10 @@ pub(super) fn apply(spec: &mut oci::Spec, devices: &[Device], privileged: bool) 
             GID: metadata.gid(),
             ..Default::default()
         });
-        rules.push(rule("c", signed(major), signed(minor), access));
+        rules.push(rule(word, signed(major), signed(minor), access));
     }
     linux.Resources.mut_or_insert_default().Devices.extend(rules);
-    Ok(())
+    Ok(blocks)
 }
 
 fn rule(kind: &str, major: i64, minor: i64, access: &str) -> oci::LinuxDeviceCgroup {

@@ -4,7 +4,7 @@
 //! lock, so its steps come one after the other while other containers go on; each step is in the journal with its begin
 //! and its end. Signals and questions don't wait.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use nakai_protocols::agent::CreateSandboxRequest;
@@ -16,6 +16,7 @@ use super::config::{NamespaceMode, PodSandboxConfig};
 use super::image::signal;
 use super::mounts::Places;
 use super::spec::{resolv_conf, sandbox_id};
+use crate::plug::Machine;
 use crate::state::{Action, ContainerRecord, ContainerState, Event, Health, Lock, State};
 use crate::{CallError, Client, SpecBuilder, sandbox};
 
@@ -26,15 +27,6 @@ pub struct Engine {
     places: Places,
     state: State,
     machine: Option<Machine>,
-}
-
-/// The machine that the agent is in.
-#[derive(Clone, Debug)]
-pub struct Machine {
-    /// QEMU's control socket.
-    pub qmp: PathBuf,
-    /// For the images of its disks.
-    pub run: PathBuf,
 }
 
 impl Engine {
@@ -64,9 +56,10 @@ impl Engine {
         &self.state
     }
 
-    pub(super) fn machine(&self) -> Result<&Machine, CriError> {
+    /// The machine, to plug in what `field` asks for.
+    pub(super) fn machine(&self, field: &str) -> Result<&Machine, CriError> {
         self.machine.as_ref().ok_or_else(|| {
-            CriError::field("root", "a disk needs a machine to plug it into, and the agent's is not known")
+            CriError::field(field, "it needs a machine to plug it into, and the agent's is not known")
         })
     }
 
@@ -133,22 +126,6 @@ impl Engine {
         };
         self.state.note_sandbox(hostname).map_err(CriError::io("note of the sandbox"))?;
         Ok(hostname.is_some())
-    }
-
-    /// The same, and it has the pod's host name: all containers of a sandbox have the sandbox's.
-    ///
-    /// # Errors
-    ///
-    /// It has another, or the agent refuses it.
-    pub async fn need_hostname(&self, pod: &PodSandboxConfig) -> Result<(), CriError> {
-        self.need_sandbox(pod).await?;
-        match self.state.hostname() {
-            Some(hostname) if hostname == pod.hostname => Ok(()),
-            _ => {
-                let reason = "the sandbox is there already, and all its containers have its host name";
-                Err(CriError::field("hostname", reason))
-            }
-        }
     }
 
     /// Lets a container's program run: for the first time, or again when it has ended, with the root filesystem that it
@@ -222,7 +199,7 @@ impl Engine {
     async fn take_down(&self, record: &mut ContainerRecord) {
         let _ = self.client.remove_container(&record.id).await;
         record.holdings.take_back(&record.id);
-        let _ = record.holdings.unplug().await;
+        let _ = record.holdings.unplug(&record.id).await;
         record.holdings = super::Holdings::default();
     }
 
@@ -364,7 +341,7 @@ impl Engine {
         // What could not be made is only on record.
         gone(self.client.remove_container(id).await)?;
         record.holdings.take_back(id);
-        if let Err(error) = record.holdings.unplug().await {
+        if let Err(error) = record.holdings.unplug(id).await {
             // The next try is not to pull what another has got meanwhile.
             self.put(&record)?;
             return Err(error);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::CallError;
 use crate::disk::DiskError;
 use crate::image::ImageError;
+use crate::plug::PlugError;
 use crate::rootfs::RootfsError;
 use crate::stdio::StdioError;
 
@@ -77,6 +78,14 @@ pub enum CriError {
     /// The root filesystem.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// A device that does not leave the machine.
+    #[error("{what}: {source}")]
+    Unplug {
+        /// The device.
+        what: String,
+        /// Why.
+        source: PlugError,
+    },
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::log_file::LogLimits;
 use crate::image::Healthcheck;
+use crate::nets::{CardOrder, FunctionOrder};
 
 /// All of it; the default asks for nothing.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -39,6 +41,24 @@ pub struct Extras {
     pub image_health: bool,
     /// Ports for the description.
     pub exposed_ports: Vec<String>,
+    /// How large its log may get.
+    pub log_limits: LogLimits,
+    /// Its host name was asked for: the sandbox has to have it.
+    pub needs_hostname: bool,
+    /// Network cards that come and go with it.
+    pub cards: Vec<CardOrder>,
+    /// Network cards of its pod, which come with the pod's first container and stay.
+    pub pod_cards: Vec<CardOrder>,
+    /// PCI functions of this host's.
+    pub functions: Vec<FunctionOrder>,
+}
+
+impl Extras {
+    /// The fields that ask for what is plugged into the machine.
+    pub fn plugged_fields(&self) -> impl Iterator<Item = &str> {
+        let functions = self.functions.iter().map(|function| &*function.field);
+        functions.chain(self.cards.iter().map(|card| &*card.field))
+    }
 }
 
 /// How a root filesystem comes to the agent.

@@ -24,10 +24,45 @@ where
 {
     let json = |source| CriError::Json { what: what.to_owned(), source };
     let given = snake_case(serde_json::from_str(text).map_err(json)?).map_err(json)?;
-    let message = T::deserialize(&given).map_err(json)?;
+    if !given.is_object() {
+        return Err(CriError::field(what, "not a JSON object"));
+    }
+    let message = T::deserialize(&given).map_err(|source| wrong::<T>(what, &given, &source))?;
     let mut unknown = Vec::new();
     compare(&given, &serde_json::to_value(&message).map_err(json)?, String::new(), &mut unknown);
     Ok((message, unknown))
+}
+
+/// Why an object is no message of this kind, with the path of the field that makes it so: the one that does it alone.
+/// All fields of such a message may be left out.
+pub(crate) fn wrong<T: DeserializeOwned>(what: &str, given: &Value, source: &serde_json::Error) -> CriError {
+    let (mut path, mut value, mut reason) = (Vec::<Option<&str>>::new(), given, source.to_string());
+    let mut name = String::new();
+    loop {
+        let children: Vec<(Option<&str>, String, &Value)> = match value {
+            Value::Object(fields) => {
+                let dot = if name.is_empty() { "" } else { "." };
+                fields.iter().map(|(key, value)| (Some(&**key), format!("{dot}{key}"), value)).collect()
+            }
+            Value::Array(items) => {
+                items.iter().enumerate().map(|(n, value)| (None, format!("[{n}]"), value)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let culprit = children.into_iter().find_map(|(key, part, child)| {
+            let alone = path.iter().chain([&key]).rev().fold(child.clone(), |inner, key| match key {
+                Some(key) => Value::Object(Map::from_iter([((*key).to_owned(), inner)])),
+                None => Value::Array(vec![inner]),
+            });
+            T::deserialize(&alone).err().map(|error| (key, part, child, error))
+        });
+        let Some((key, part, child, error)) = culprit else { break };
+        path.push(key);
+        name.push_str(&part);
+        (value, reason) = (child, error.to_string());
+    }
+    let name = if name.is_empty() { what.to_owned() } else { format!("{what}: {name}") };
+    CriError::field(name, reason)
 }
 
 /// Renames the fields of all objects; those that are `null` go.
@@ -180,10 +215,17 @@ mod tests {
         assert_eq!(pod.dns_config.servers, ["1.1.1.1"]);
         assert_eq!(unknown, ["metadata.nmae", "port_mappings[1].color", "windows"]);
         for (text, words) in [
-            (r#"{"envs": [{"key": 1}]}"#, "expected a string"),
+            (
+                r#"{"envs": [{"value": "x"}, {"key": 1}]}"#,
+                ": envs[1].key: invalid type: integer `1`, expected a string",
+            ),
             (r#"{"log_path": "a", "logPath": "b"}"#, "is there twice"),
             (r#"{"mounts": [{"propagation": "SIDEWAYS"}]}"#, "PROPAGATION_BIDIRECTIONAL"),
-            (r#"{"linux": {"security_context": {"run_as_user": "root"}}}"#, "not a number"),
+            (
+                r#"{"linux": {"security_context": {"run_as_user": "root"}}}"#,
+                ": linux.security_context.run_as_user: \"root\" is not a number",
+            ),
+            ("[]", "not a JSON object"),
             ("{", "EOF"),
         ] {
             let error = read::<ContainerConfig>("container.json", text).unwrap_err().to_string();

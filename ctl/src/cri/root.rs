@@ -9,7 +9,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::engine::{Engine, Machine};
+use super::engine::Engine;
 use super::extras::RootKind;
 use super::mounts::Places;
 use super::users::Accounts;
@@ -17,6 +17,7 @@ use super::volumes::Lent;
 use super::{CriError, Holdings, Order};
 use crate::disk::{Access, RootDisk};
 use crate::image::{self, Image};
+use crate::plug::Machine;
 use crate::rootfs::SharedRootfs;
 use crate::sandbox;
 use crate::state::Lock;
@@ -85,8 +86,10 @@ pub(super) async fn make(
     };
     holdings.layers.clone_from(&image.layers);
     match (order.extras.root, engine.places(), limit) {
-        (RootKind::Disk(size), ..) => one_disk(engine.machine()?, image, id, limit.or(size), holdings).await,
-        (RootKind::Layers, ..) => layer_disks(engine.machine()?, image, id, limit, holdings).await,
+        (RootKind::Disk(size), ..) => {
+            one_disk(engine.machine("root")?, image, id, limit.or(size), holdings).await
+        }
+        (RootKind::Layers, ..) => layer_disks(engine.machine("root")?, image, id, limit, holdings).await,
         (_, Places::Shared(_), Some(bytes)) => {
             let root = lent.limited_root(&image.layers, engine.state().place("disks", id), bytes)?;
             let accounts = Accounts::read(&by_descriptor(&root))?;
@@ -135,11 +138,11 @@ async fn one_disk(
     size: Option<u64>,
     holdings: &mut Holdings,
 ) -> Result<Root, CriError> {
-    let file = machine.run.join(format!("root-{id}.ext4"));
+    let file = machine.image("root", id, "ext4");
     let accounts = Accounts::of_layers(&image.layers)?;
     let (layers, path) = (image.layers, file.clone());
     blocking(move || image::make_disk(&layers, size, &path)).await?;
-    let disk = RootDisk::plug(&machine.qmp, file, Access::Own).await?;
+    let disk = RootDisk::plug(machine, id, file, Access::Own).await?;
     holdings.disks.push(disk.mounted(&place(id), "ext4", &[]));
     Ok(Root { guest: place(id), accounts, shared: None })
 }
@@ -152,10 +155,10 @@ async fn layer_disks(
     holdings: &mut Holdings,
 ) -> Result<Root, CriError> {
     let accounts = Accounts::of_layers(&image.layers)?;
-    let upper = machine.run.join(format!("upper-{id}.ext4"));
+    let upper = machine.image("upper", id, "ext4");
     let own: Vec<_> =
-        (0..image.layers.len()).map(|n| machine.run.join(format!("layer-{id}-{n}.erofs"))).collect();
-    let plugged = plug_layers(machine, image.layers, &place(id), limit, (&upper, &own), holdings).await;
+        (0..image.layers.len()).map(|n| machine.image(&format!("layer{n}"), id, "erofs")).collect();
+    let plugged = plug_layers(machine, image.layers, id, limit, (&upper, &own), holdings).await;
     if plugged.is_err() {
         // Those of disks that are plugged go with them.
         for path in own.iter().chain([&upper]) {
@@ -171,7 +174,7 @@ async fn layer_disks(
 async fn plug_layers(
     machine: &Machine,
     layers: Vec<PathBuf>,
-    place: &str,
+    id: &str,
     limit: Option<u64>,
     files: (&Path, &[PathBuf]),
     holdings: &mut Holdings,
@@ -180,8 +183,8 @@ async fn plug_layers(
     if let Some(bytes) = limit {
         let (upper, path) = (files.0.to_owned(), files.0.to_owned());
         blocking(move || image::make_empty_disk(bytes, &path)).await?;
-        let disk = RootDisk::plug(&machine.qmp, upper, Access::Own).await?;
-        holdings.disks.push(disk.mounted(place, "ext4", &[MEMBER, "X-kata.overlay-upper"]));
+        let disk = RootDisk::plug(machine, id, upper, Access::Own).await?;
+        holdings.disks.push(disk.mounted(&place(id), "ext4", &[MEMBER, "X-kata.overlay-upper"]));
     }
     let own = files.1.to_owned();
     let images = blocking(move || {
@@ -192,8 +195,8 @@ async fn plug_layers(
     // The agent wants the topmost first.
     for (path, is_own) in images.await?.into_iter().rev() {
         let access = if is_own { Access::OwnReadOnly } else { Access::Shared };
-        let disk = RootDisk::plug(&machine.qmp, path, access).await?;
-        holdings.disks.push(disk.mounted(place, "erofs", &[MEMBER, "X-kata.overlay-lower"]));
+        let disk = RootDisk::plug(machine, id, path, access).await?;
+        holdings.disks.push(disk.mounted(&place(id), "erofs", &[MEMBER, "X-kata.overlay-lower"]));
     }
     Ok(())
 }

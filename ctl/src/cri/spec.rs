@@ -12,6 +12,7 @@ use nakai_protocols::oci;
 use super::config::{
     ContainerConfig, LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig,
 };
+use super::devices::BlockDevice;
 use super::extras::{Extras, RootKind};
 use super::image::ImageConfig;
 use super::mounts::{Bind, Places};
@@ -43,9 +44,6 @@ pub struct Request<'a> {
 /// By this annotation the agent makes nodes of all of the guest's devices, which this host does not know.
 const GUEST_DEVICES: &str = "io.nakai.guest-devices";
 
-/// Why no port of the host is a container's.
-pub(crate) const NO_PORTS: &str = "ports are forwarded by a network of the host's, not by the VM";
-
 /// What has to be done to make it.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -55,6 +53,8 @@ pub struct Plan {
     pub shared_pid: bool,
     /// Paths to be seen in the shared directory.
     pub binds: Vec<Bind>,
+    /// Block devices to be plugged into the machine.
+    pub blocks: Vec<BlockDevice>,
     /// Files to be written first.
     pub files: Vec<(PathBuf, String)>,
     /// What is left out, for the user.
@@ -75,9 +75,6 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
     }
     if !config.cdi_devices.is_empty() {
         return Err(CriError::field("CDI_devices", "devices by CDI name are not supported"));
-    }
-    if let Some(number) = pod.port_mappings.iter().position(|port| port.host_port != 0) {
-        return Err(CriError::field(format!("port_mappings[{number}].host_port"), NO_PORTS));
     }
     let user = user(request)?;
     let (namespaces, shared_pid, mut warnings) = namespaces(&security.namespace_options)?;
@@ -117,13 +114,13 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
     memory_filesystems(&mut spec, extras);
     let (binds, more) = mounts::apply(&mut spec, config, request.places, id)?;
     warnings.extend(more);
-    devices::apply(&mut spec, &config.devices, security.privileged)?;
+    let blocks = devices::apply(&mut spec, &config.devices, security.privileged)?;
     resources::apply(&mut spec, &config.linux.resources, extras)?;
     annotate(request, &mut spec);
     if security.privileged {
         spec.Annotations.insert(GUEST_DEVICES.to_owned(), "true".to_owned());
     }
-    Ok(Plan { spec, shared_pid, binds, files, warnings })
+    Ok(Plan { spec, shared_pid, binds, blocks, files, warnings })
 }
 
 fn user(request: &Request<'_>) -> Result<users::User, CriError> {
@@ -194,10 +191,9 @@ fn namespaces(
     let mut list = vec![("ipc", ""), ("uts", ""), ("mount", "")];
     let mut warnings = Vec::new();
     match options.network {
-        // The VM is the node, and its network the pod's.
-        NamespaceMode::Pod | NamespaceMode::Node => {}
+        // The VM is the node, and its network the pod's. The caller has looked whether the target's is the pod's.
+        NamespaceMode::Pod | NamespaceMode::Node | NamespaceMode::Target => {}
         NamespaceMode::Container => list.push(("network", "")),
-        NamespaceMode::Target => return refuse("network", "TARGET: no container's network is another's"),
     }
     let shared_pid = match options.pid {
         NamespaceMode::Pod => true,
@@ -210,12 +206,11 @@ fn namespaces(
         NamespaceMode::Target => return refuse("pid", "TARGET without target_id"),
     };
     match options.ipc {
-        NamespaceMode::Pod => {}
+        NamespaceMode::Pod | NamespaceMode::Target => {}
         NamespaceMode::Node => {
             warnings.push("namespace_options.ipc: NODE is the pod's: the VM runs no other".to_owned());
         }
         NamespaceMode::Container => return refuse("ipc", "CONTAINER: all containers share the pod's"),
-        NamespaceMode::Target => return refuse("ipc", "TARGET: all containers share the pod's"),
     }
     if options.userns_options.as_ref().is_some_and(|options| options.mode != NamespaceMode::Node) {
         return refuse("userns_options", "the agent makes no user namespaces");

@@ -1,6 +1,5 @@
 //! Staying with a running container: its output into the log, its health checks, its restarts, its removal.
 
-use std::fs::OpenOptions;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use super::CriError;
 use super::engine::Engine;
 use super::extras::{HealthCheck, pause};
 use super::log::LogStream;
+use super::log_file::LogFile;
 use crate::state::{Action, ContainerRecord, ContainerState, Event, Health};
 use crate::stdio::{Output, StdioError, finish, pump_input};
 
@@ -79,7 +79,7 @@ async fn once(engine: &Engine, record: &ContainerRecord, console: &mut Console) 
     let id = record.id.as_str();
     let log = match &record.log {
         Some(path) => {
-            let file = OpenOptions::new().create(true).append(true).open(path);
+            let file = LogFile::open(path, record.order.extras.log_limits);
             Some(Arc::new(Mutex::new(file.map_err(CriError::io(path.display().to_string()))?)))
         }
         None => None,
@@ -120,7 +120,7 @@ async fn pump(
     engine: &Engine,
     id: &str,
     output: Output,
-    mut log: Option<LogStream<std::fs::File>>,
+    mut log: Option<LogStream<LogFile>>,
     echo: bool,
 ) -> Result<(), CriError> {
     const CHUNK: u32 = 32 << 10;

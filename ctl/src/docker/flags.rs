@@ -1,5 +1,7 @@
 //! The flags, with Docker's names and letters.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -118,12 +120,25 @@ pub struct Flags {
     /// Whose processes it sees: private or container:ID
     #[arg(long, default_value = "")]
     pub pid: String,
-    /// private, shareable or host: all are the VM's
+    /// private, shareable, host or container:ID: all are the VM's
     #[arg(long, default_value = "")]
     pub ipc: String,
-    /// bridge, host (both are the VM's) or none
-    #[arg(long, alias = "net", default_value = "")]
-    pub network: String,
+    /// bridge, host, container:ID (all are what the VM has), none, or a card of its own: in the network `user`, which leads out through
+    /// this host, or in one of --networks
+    #[arg(long, alias = "net", value_name = "NAME")]
+    pub network: Vec<String>,
+    /// What networks this host has, as JSON: docs/ctl.md says how
+    #[arg(long, value_name = "FILE")]
+    pub networks: Option<PathBuf>,
+    /// The address of its card
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip: Option<Ipv4Addr>,
+    /// The IPv6 address of its card
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip6: Option<Ipv6Addr>,
+    /// The MAC address of its card
+    #[arg(long, value_name = "MAC")]
+    pub mac_address: Option<String>,
     /// A name server
     #[arg(long, value_name = "ADDRESS")]
     pub dns: Vec<String>,
@@ -133,9 +148,12 @@ pub struct Flags {
     /// An option of resolv.conf
     #[arg(long, value_name = "OPTION")]
     pub dns_option: Vec<String>,
-    /// Refused: ports are the host's
-    #[arg(short, long, hide = true)]
+    /// A port of this host that leads to one of the container's; it gets a card in the network `user` then
+    #[arg(short, long, value_name = "[ADDRESS:][HOST_PORT:]PORT[/udp]")]
     pub publish: Vec<String>,
+    /// How large its log may get: max-size=BYTES of a file [default: 10m], max-file=COUNT [default: 5]
+    #[arg(long, value_name = "OPTION")]
+    pub log_opt: Vec<String>,
     /// A port for the description
     #[arg(long, value_name = "PORT")]
     pub expose: Vec<String>,

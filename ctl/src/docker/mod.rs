@@ -4,6 +4,7 @@
 //! CRI has no word for goes into [`Extras`]. A flag whose effect nobody here can bring about is refused by name.
 
 mod flags;
+mod network;
 pub mod parse;
 
 use std::path::Path;
@@ -17,7 +18,6 @@ use crate::cri::config::{
     SecurityProfile,
 };
 use crate::cri::extras::{HealthCheck, RestartPolicy};
-use crate::cri::spec::NO_PORTS;
 use crate::cri::{ContainerConfig, CriError, Extras, Order, PodSandboxConfig};
 
 /// The CFS period that Docker uses, in microseconds.
@@ -62,6 +62,10 @@ impl Flags {
         image.clone_into(&mut config.image.image);
         config.command = self.entrypoint.iter().cloned().collect();
         config.args = args.to_vec();
+        if self.entrypoint.as_deref() == Some("") {
+            // The image's is not to count.
+            config.command = std::mem::take(&mut config.args);
+        }
         self.workdir.clone_into(&mut config.working_dir);
         config.envs = self.env.iter().filter_map(|entry| variable(entry)).collect();
         config.labels = self.label.iter().map(|label| parse::pair(label)).collect();
@@ -107,9 +111,6 @@ impl Flags {
         if self.auto_remove && restart != RestartPolicy::No {
             return Err(CriError::field("--rm", "not together with --restart"));
         }
-        if !self.publish.is_empty() {
-            return Err(CriError::field("--publish", NO_PORTS));
-        }
         let mut extras = Extras {
             user: self.user.clone(),
             groups: self.group_add.clone(),
@@ -118,6 +119,8 @@ impl Flags {
             restart,
             auto_remove: self.auto_remove,
             exposed_ports: self.expose.clone(),
+            needs_hostname: self.hostname.is_some(),
+            cards: network::cards(self)?,
             image_health: !self.no_healthcheck,
             ..Extras::default()
         };
@@ -125,6 +128,9 @@ impl Flags {
             let size = option.strip_prefix("size=").and_then(parse::bytes);
             let wrong = || CriError::field("--storage-opt", format!("{option:?} is not size=BYTES"));
             extras.disk = Some(size.ok_or_else(wrong)?);
+        }
+        for option in &self.log_opt {
+            extras.log_limits.set(option).map_err(wrong("--log-opt"))?;
         }
         for limit in &self.ulimit {
             extras.ulimits.push(parse::ulimit(limit).map_err(wrong("--ulimit"))?);
@@ -192,34 +198,58 @@ impl Flags {
             security_option(security, option)?;
         }
         let namespaces = &mut security.namespace_options;
-        namespaces.pid = match self.pid.split_once(':') {
-            Some(("container", id)) => {
-                id.clone_into(&mut namespaces.target_id);
-                NamespaceMode::Target
-            }
-            None if self.pid == "host" => NamespaceMode::Node,
-            None if self.pid.is_empty() || self.pid == "private" => NamespaceMode::Container,
-            _ => return Err(CriError::field("--pid", "none of private, host, container:ID")),
+        let mut targets = Vec::new();
+        let mut target = |flag: &'static str, word: &str| {
+            let id = word.strip_prefix("container:").filter(|id| !id.is_empty())?;
+            targets.push((flag, id.to_owned()));
+            Some(NamespaceMode::Target)
+        };
+        namespaces.pid = match self.pid.as_str() {
+            "" | "private" => NamespaceMode::Container,
+            "host" => NamespaceMode::Node,
+            word => target("--pid", word)
+                .ok_or_else(|| CriError::field("--pid", "none of private, host, container:ID"))?,
         };
         namespaces.ipc = match self.ipc.as_str() {
             "" | "private" | "shareable" => NamespaceMode::Pod,
             "host" => NamespaceMode::Node,
-            _ => {
-                return Err(CriError::field("--ipc", "none of private, shareable, host: all share the VM's"));
-            }
+            word => target("--ipc", word).ok_or_else(|| {
+                CriError::field("--ipc", "none of private, shareable, host, container:ID: all share the VM's")
+            })?,
         };
-        namespaces.network = match self.network.as_str() {
-            "" | "default" | "bridge" => NamespaceMode::Pod,
-            "host" => NamespaceMode::Node,
-            "none" => NamespaceMode::Container,
-            _ => {
+        let network = self.network.first().and_then(|word| target("--network", word));
+        if let Some((_, id)) = targets.first() {
+            if let Some((flag, other)) = targets.iter().find(|(_, other)| other != id) {
                 return Err(CriError::field(
-                    "--network",
-                    "none of bridge, host, none: networks are the host's",
+                    *flag,
+                    format!("container:{other} beside container:{id}: one only"),
                 ));
             }
-        };
+            namespaces.target_id.clone_from(id);
+        }
+        namespaces.network = network.unwrap_or_else(|| network::mode(self));
         Ok(())
+    }
+}
+
+/// An error of a field as one of the flag that became it.
+#[must_use]
+pub fn by_flag(error: CriError) -> CriError {
+    const FLAGS: [(&str, &str); 7] = [
+        ("add_capabilities", "--cap-add"),
+        ("drop_capabilities", "--cap-drop"),
+        ("devices[", "--device"),
+        ("mounts[", "--volume, --mount"),
+        ("namespace_options.pid", "--pid"),
+        ("namespace_options.ipc", "--ipc"),
+        ("namespace_options.network", "--network"),
+    ];
+    match error {
+        CriError::Field { field, reason } => {
+            let flag = FLAGS.iter().find(|(name, _)| field.starts_with(name));
+            CriError::Field { field: flag.map_or(field, |(_, flag)| (*flag).to_owned()), reason }
+        }
+        other => other,
     }
 }
 

@@ -5,10 +5,11 @@ use std::time::Duration;
 use crate::cri::config::{Mount, MountPropagation};
 use crate::cri::extras::{Tmpfs, Ulimit};
 
-/// A number of bytes with an optional suffix: b, k, m, g, t, as powers of 1024, in either case.
+/// A number of bytes with an optional suffix: b, k, m, g, t, as powers of 1024, in either case; `Mi` as Kubernetes has it.
 pub fn bytes(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
-    let lower = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
+    let unit = ["ib", "b", "i"].iter().find_map(|unit| lower.strip_suffix(unit));
+    let lower = unit.unwrap_or(&lower);
     let shifts = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
     let (digits, shift) = match shifts.iter().find_map(|&(c, shift)| Some((lower.strip_suffix(c)?, shift))) {
         Some((digits, shift)) => (digits, shift),
@@ -177,6 +178,7 @@ mod tests {
             ("12", Some(12)),
             ("3k", Some(3072)),
             ("1GiB", Some(1 << 30)),
+            ("10Mi", Some(10 << 20)),
             ("2Mb", Some(2 << 20)),
             ("M", None),
             ("-1", None),

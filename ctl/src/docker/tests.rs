@@ -43,12 +43,21 @@ fn flags_reach_the_fields_that_say_the_same() {
 #[test]
 fn what_can_not_be_is_refused_by_its_flag() {
     for (line, words) in [
-        ("-p 80:80 /image sh", "--publish"),
+        ("-p 80-81:80-81 /image sh", "--publish"),
+        ("-p 80:80/sctp /image sh", "--publish"),
+        ("-p 80:80 --network host /image sh", "--publish: not together"),
+        ("--network none --network user /image sh", "--network: \"none\""),
+        ("--ip 10.0.0.1 --network user /image sh", "10.0.0.1 is in no subnet"),
+        ("--mac-address x --network user /image sh", "--network: \"x\""),
+        ("--mac-address 02:00:00:00:00:01 /image sh", "--mac-address: it is for one card"),
         ("--security-opt fly /image sh", "--security-opt"),
         ("--security-opt label=x:y /image sh", "label"),
         ("--restart sometimes /image sh", "unless-stopped"),
         ("--pid pod /image sh", "--pid"),
-        ("--ipc container:a /image sh", "--ipc"),
+        ("--ipc other /image sh", "--ipc"),
+        ("--pid container: /image sh", "--pid"),
+        ("--pid container:a --ipc container:b /image sh", "--ipc: container:b beside container:a"),
+        ("--network container:a -p 80:80 /image sh", "--publish: not together"),
         ("--network mine /image sh", "--network"),
         ("--device a:b:c:d /image sh", "--device"),
         ("--storage-opt speed=1 /image sh", "--storage-opt"),
@@ -65,4 +74,16 @@ fn what_can_not_be_is_refused_by_its_flag() {
     }
     let flags = Flags { auto_remove: true, restart: "always".into(), ..Flags::default() };
     assert!(flags.order("/i", &[], "x").unwrap_err().to_string().contains("--rm"));
+}
+
+#[test]
+fn an_empty_entry_point_is_none_and_errors_name_flags() {
+    let flags = Flags { entrypoint: Some(String::new()), restart: "no".into(), ..Flags::default() };
+    let order = flags.order("/i", &["ls".to_owned()], "x").unwrap();
+    assert_eq!((order.config.command, order.config.args), (vec!["ls".to_owned()], Vec::new()));
+    for (field, flag) in
+        [("add_capabilities", "--cap-add"), ("devices[3].host_path", "--device"), ("--user", "--user")]
+    {
+        assert_eq!(by_flag(CriError::field(field, "why")).to_string(), format!("{flag}: why"));
+    }
 }

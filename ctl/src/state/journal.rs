@@ -22,7 +22,9 @@ pub enum Action {
     Image,
     /// A volume is waited for and attached.
     Volume,
-    /// A network interface is made.
+    /// PCI functions of the host are claimed.
+    Claim,
+    /// PCI functions and network cards are plugged in.
     Network,
     /// A container is created.
     Create,

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! $XDG_RUNTIME_DIR/nakai, or /run/nakai-ctl
+//!   pci.lock                  held while PCI functions are claimed
 //!   <address, escaped>/
 //!     vm.json                 the shared directory, noted by `vm start`
 //!     agent                   which process answered at the address
 //!     agent.lock              held while notes about another agent are dropped
 //!     sandbox                 there is one; its host name, if it was made from here
 //!     sandbox.lock            held while the sandbox is created
+//!     network.json            the pod's own network cards
+//!     network.lock            held while the guest's network is changed
 //!     oom.lock                held by whoever takes the agent's OOM events
 //!     events                  what happened, a JSON object a line
 //!     attempts.json           the last attempt of each pod's container names
@@ -41,6 +44,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::Address;
 use crate::client::Client;
 use crate::mounts;
+use crate::nets::Card;
 
 pub use journal::{Action, Event, Journal, Phase};
 pub use lock::Lock;
@@ -120,7 +124,7 @@ impl State {
         if known.is_some() {
             self.drop_containers();
             // Whether they are there or not, they are not there behind this.
-            for stale in ["sandbox", "attempts.json"] {
+            for stale in ["sandbox", "attempts.json", "network.json"] {
                 let _ = fs::remove_file(self.directory.join(stale));
             }
         }
@@ -178,6 +182,49 @@ impl State {
     /// The lock's file can't be made.
     pub async fn lock_oom_events(&self) -> io::Result<Lock> {
         Lock::wait(self.directory.join("oom.lock")).await
+    }
+
+    /// Waits for its turn to change the guest's network, which all containers share.
+    ///
+    /// # Errors
+    ///
+    /// The lock's file can't be made.
+    pub async fn lock_network(&self) -> io::Result<Lock> {
+        Lock::wait(self.directory.join("network.lock")).await
+    }
+
+    /// Waits for its turn to claim PCI functions of this host.
+    ///
+    /// # Errors
+    ///
+    /// The lock's file can't be made.
+    pub async fn lock_claims() -> io::Result<Lock> {
+        Lock::wait(Self::base().join("pci.lock")).await
+    }
+
+    /// The addresses of the PCI functions that containers of this notebook and of this user's others have.
+    pub fn claimed_functions(&self) -> BTreeSet<String> {
+        let notebooks = fs::read_dir(Self::base()).into_iter().flatten().flatten();
+        let others = notebooks.map(|entry| Self::at(entry.path()));
+        let containers = others.chain([self.clone()]).flat_map(|notebook| notebook.containers());
+        containers
+            .flat_map(|container| container.holdings.functions)
+            .map(|function| function.address)
+            .collect()
+    }
+
+    /// The pod's own network cards.
+    pub fn pod_cards(&self) -> Vec<Card> {
+        read_json(&self.directory.join("network.json")).unwrap_or_default()
+    }
+
+    /// Notes them.
+    ///
+    /// # Errors
+    ///
+    /// The note can't be written.
+    pub fn note_pod_cards(&self, cards: &[Card]) -> io::Result<()> {
+        write_json(&self.directory.join("network.json"), &cards)
     }
 
     /// What is noted of the VM.

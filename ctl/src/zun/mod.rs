@@ -3,6 +3,7 @@
 //! The names and values are those of Zun's API. Fields that only its control plane can act on are refused by name:
 //! whoever sends them relies on something that would not happen.
 
+mod nets;
 mod request;
 mod split;
 mod values;
@@ -17,6 +18,7 @@ use crate::cri::config::{KeyValue, Mount, NamespaceMode, SecurityProfile};
 use crate::cri::extras::{HealthCheck, RestartPolicy, Volume};
 use crate::cri::{CriError, Order};
 use crate::docker::{CPU_PERIOD, need_memory};
+use crate::nets::HostNetworks;
 
 /// How long a volume is waited for.
 pub const VOLUME_SECONDS: u64 = 60;
@@ -30,6 +32,8 @@ pub struct Host {
     pub volumes: Option<PathBuf>,
     /// How long a volume may take.
     pub volume_seconds: u64,
+    /// Its networks and PCI functions.
+    pub networks: HostNetworks,
 }
 
 impl Request {
@@ -79,6 +83,8 @@ impl Request {
         extras.health = self.health()?;
         extras.image_health = true;
         extras.exposed_ports = self.exposed_ports.keys().cloned().collect();
+        extras.needs_hostname = !self.hostname.is_empty();
+        nets::apply(&self.nets, &self.pci_requests, &host.networks, extras)?;
         Ok(order)
     }
 
@@ -98,16 +104,6 @@ impl Request {
         for (name, whose) in control_plane {
             if given(name) {
                 let reason = format!("control plane only ({whose}): no agent can act on it");
-                return Err(CriError::field(name, reason));
-            }
-        }
-        let not_here = [
-            ("nets", "this client plugs no interfaces into the VM"),
-            ("requested_networks", "this client plugs no interfaces into the VM"),
-            ("pci_requests", "this client claims no devices"),
-        ];
-        for (name, reason) in not_here {
-            if given(name) {
                 return Err(CriError::field(name, reason));
             }
         }

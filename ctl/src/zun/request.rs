@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::nets::{Net, PciRequest};
 use super::values::{Bool, Number, Words};
 use crate::cri::CriError;
+use crate::cri::json::wrong;
 
 /// A create request. `null` is as if the field were not there.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -38,6 +40,9 @@ pub struct Request {
     pub(super) restart_policy: ZunRestart,
     pub(super) auto_remove: Bool,
     pub(super) exposed_ports: BTreeMap<String, Value>,
+    #[serde(alias = "requested_networks")]
+    pub(super) nets: Vec<Net>,
+    pub(super) pci_requests: Vec<PciRequest>,
     /// Whatever else there is.
     #[serde(flatten)]
     pub(super) rest: BTreeMap<String, Value>,
@@ -88,17 +93,12 @@ impl Request {
     pub fn read(what: &str, text: &str) -> Result<Self, CriError> {
         let json = |source| CriError::Json { what: what.to_owned(), source };
         let fields: Map<String, Value> = serde_json::from_str(text).map_err(json)?;
-        let fields = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
-        serde_json::from_value(Value::Object(fields)).map_err(json)
+        let fields = Value::Object(fields.into_iter().filter(|(_, value)| !value.is_null()).collect());
+        Self::deserialize(&fields).map_err(|source| wrong::<Self>(what, &fields, &source))
     }
 
     /// Whether it is to be started, too.
     pub fn runs(&self) -> bool {
         self.run.get()
-    }
-
-    /// Whether it wants a host name of its own.
-    pub fn has_hostname(&self) -> bool {
-        !self.hostname.is_empty()
     }
 }

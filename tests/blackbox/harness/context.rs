@@ -182,6 +182,17 @@ impl Ctx {
         Ok(Qmp::connect(&self.machine_side()?.qmp).await?)
     }
 
+    /// The machine, as the client knows it: its control socket, and where images of its disks are.
+    pub(crate) fn machine(&self) -> Fallible<nakai_ctl::plug::Machine> {
+        let side = self.machine_side()?;
+        Ok(nakai_ctl::plug::Machine { qmp: side.qmp.clone(), run: side.files.clone() })
+    }
+
+    /// The host's side of the directory in which roots are.
+    pub(crate) fn share(&self) -> &Path {
+        &self.0.roots.host
+    }
+
     /// Where the images of the machine's disks are.
     pub(crate) fn files(&self) -> Fallible<&Path> {
         Ok(&self.machine_side()?.files)

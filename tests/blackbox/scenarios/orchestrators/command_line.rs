@@ -86,10 +86,17 @@ fn write_archive(layout: &Path, archive: &Path) -> Outcome {
 
 const DOCKER: &[Row] = &[
     ("`-d`", "its name is printed, and it runs on; `logs` has its output"),
+    (
+        "`--log-opt max-size=`, `max-file=`",
+        "the log has so many files of that size; `logs` and `logs -f` read across them",
+    ),
     ("`--name`", "by it `ps`, `exec` and the others find it"),
     ("`--hostname`", "the host name; refused when the sandbox has another"),
     ("`--label`", "`nakai-ctl inspect` tells it"),
-    ("`--ipc` private, shareable", "the sandbox's IPC namespace, for all its containers"),
+    (
+        "`--ipc` private, shareable, container:ID, `--network` container:ID",
+        "the sandbox's IPC namespace and network, for all its containers; another container has to be there",
+    ),
     ("`--mount type=tmpfs`", "a filesystem in memory of `tmpfs-size`"),
     ("`-i`", "input reaches the program, and its end"),
     ("`-t`", "the program has a terminal"),
@@ -97,7 +104,7 @@ const DOCKER: &[Row] = &[
     ("`--mount type=bind` of what is not there", "refused, and nothing is made"),
     ("`--memory` below 6 MiB", "refused, and nothing is made"),
     ("`--user` that the image does not know", "refused by the flag and the name"),
-    ("`--publish`, `--ipc host:`…, networks by name", "refused"),
+    ("`--publish` for an agent without a machine, networks that are not there", "refused"),
 ];
 
 async fn docker_command_line(ctx: Ctx) -> Outcome {
@@ -134,6 +141,10 @@ async fn docker_command_line(ctx: Ctx) -> Outcome {
     let ipc = "readlink /proc/self/ns/ipc";
     let other = run(&["run", &parent, "--ipc", "shareable", &image, "sh", "-c", ipc]).await?;
     assert_eq!(exec(ipc).await?, other);
+    let both = "readlink /proc/self/ns/ipc; readlink /proc/self/ns/net";
+    let joined =
+        ["run", &parent, "--ipc", "container:box", "--network", "container:box", &image, "sh", "-c", both];
+    assert_eq!(run(&joined).await?, exec(both).await?);
     client.until(&at(&["logs", "box"]).iter().map(String::as_str).collect::<Vec<_>>(), "three").await?;
     assert_eq!(run(&["logs", "--tail", "2", "box"]).await?, "two\nthree");
     assert_eq!(run(&["logs", "-n", "0", "--since", "1h", "box"]).await?, "");
@@ -149,6 +160,31 @@ async fn docker_command_line(ctx: Ctx) -> Outcome {
     given.stdin.take().ok_or("no input")?.write_all(&[b'x'; 100_000]).await?;
     assert_eq!(given.wait_with_output().await?.stdout, b"100000\n");
 
+    // Two thousand lines in files of 20 KiB, of which there are three; who follows has all of them.
+    let count = "while [ ! -e /go ]; do sleep 0.1; done; for i in $(seq 2000); do echo line $i; done";
+    let limits = ["--log-opt", "max-size=20k", "--log-opt", "max-file=3"];
+    run(&[&["run", &parent, "-d", "--name", "loud"], &limits[..], &[&image, "sh", "-c", count]].concat())
+        .await?;
+    let follow = at(&["logs", "-f", "loud"]);
+    let follow = client
+        .command(&follow.iter().map(String::as_str).collect::<Vec<_>>())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    run(&["exec", "loud", "touch", "/go"]).await?;
+    let followed = String::from_utf8(follow.wait_with_output().await?.stdout)?;
+    let last: Vec<&str> = followed.lines().rev().take(300).collect();
+    assert_eq!((last.first(), last.last()), (Some(&"line 2000"), Some(&"line 1701")));
+    let log: Value = serde_json::from_str(&run(&["inspect", "loud"]).await?)?;
+    let log = Path::new(log["log"].as_str().ok_or("no log")?).to_owned();
+    let mut sizes = std::fs::read_dir(log.parent().ok_or("no directory")?)?
+        .map(|entry| Ok(entry?.metadata()?.len()))
+        .collect::<Fallible<Vec<_>>>()?;
+    sizes.sort_unstable();
+    assert!(sizes.len() == 3 && sizes.iter().all(|size| *size <= 20 << 10), "{sizes:?}");
+    let kept = run(&["logs", "loud"]).await?;
+    assert!(followed.ends_with(&format!("{kept}\n")) && kept.lines().count() > 600, "{}", kept.len());
+    run(&["rm", "loud"]).await?;
+
     let missing = client.path().join("missing");
     let bind = format!("type=bind,source={},target=/x", missing.display());
     for (flags, words) in [
@@ -158,7 +194,8 @@ async fn docker_command_line(ctx: Ctx) -> Outcome {
         (["--group-add", "none"], "--group-add: the container's /etc/group has no group \"none\""),
         (["--hostname", "other"], "hostname: the sandbox is there already"),
         (["--publish", "80:80"], "--publish"),
-        (["--ipc", "container:box"], "--ipc"),
+        (["--ipc", "container:none"], "--ipc: TARGET: no container none"),
+        (["--ipc", "other"], "--ipc"),
         (["--network", "mine"], "--network"),
     ] {
         let all = at(&[&["run", &parent], &flags[..], &[&*image, "true"]].concat());

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::bench::{Bench, image};
 use super::{Check, Group, Row, Section, check, group};
-use crate::harness::{Ctx, Outcome, scenario};
+use crate::harness::{Ctx, Fallible, Outcome, scenario};
 
 pub(super) fn groups() -> Vec<Group> {
     let section = Section::Kubernetes;
@@ -22,6 +22,7 @@ pub(super) fn groups() -> Vec<Group> {
         group(section, scenario!(cri_propagation).vm_only(), &[], PROPAGATION),
         group(section, scenario!(cri_limits), LIMITS, &[]),
         group(section, scenario!(cri_huge_pages).vm_only(), HUGE_PAGES, &[]),
+        group(section, scenario!(cri_links_planted_in_the_share).vm_only(), &[], PLANTED),
     ]
 }
 
@@ -399,4 +400,64 @@ async fn cri_limits(ctx: Ctx) -> Outcome {
         "unified": {"pids.max": "50", "memory.low": "16777216"},
     }}});
     bench.prove(&bench.order(json!({}), container)?, LIMITS).await
+}
+
+const PLANTED: &[Row] = &[(
+    "a container whose name a hostile guest has put links to the host's files under",
+    "nothing is written or removed there, and the container is refused",
+)];
+
+/// Whoever has broken out in the guest sees all of the shared directory, and can put a link to the host's files where the
+/// client's own are, or will be.
+async fn cri_links_planted_in_the_share(ctx: Ctx) -> Outcome {
+    let bench = Bench::new(&ctx)?;
+    let (outside, volume) = (bench.volume("outside")?, bench.volume("volume")?);
+    for name in ["resolv.conf", "0"] {
+        std::fs::write(outside.join(name), "precious")?;
+    }
+    let untouched = || -> Outcome {
+        let entries = std::fs::read_dir(&outside)?;
+        let mut names = entries.map(|entry| Ok(entry?.file_name())).collect::<Fallible<Vec<_>>>()?;
+        names.sort();
+        assert_eq!(names, ["0", "resolv.conf"]);
+        for name in names {
+            assert_eq!(std::fs::read_to_string(outside.join(name))?, "precious");
+        }
+        Ok(())
+    };
+    let pod = json!({"dns_config": {"servers": ["192.0.2.1"]}});
+    let lives = bench.start(&bench.order(pod.clone(), json!({}))?).await?.id;
+    let share = bench.engine.share().ok_or("no share")?.to_owned();
+    let victims = [("v0", ""), ("v1", "/files"), ("v2", "/rootfs"), ("v3", "/mounts")];
+    let victims = victims.map(|(name, part)| (format!("{}-{name}", ctx.prefix()), part));
+    let link = format!("ln -s {}", outside.display());
+    let mut script = "cd $PROC/$SERVER/root/run/kata-containers/shared/containers".to_owned();
+    for (id, part) in &victims {
+        let directory = if part.is_empty() { String::new() } else { format!(" && mkdir {id}") };
+        script += &format!("{directory} && {link} {id}{part}");
+    }
+    // One's own, which is removed later.
+    script += &format!(" && mv {lives}/files {lives}/away && {link} {lives}/files");
+    ctx.guest_sh(&script).await?;
+    assert_eq!(std::fs::read_link(share.join(&lives).join("files"))?, outside);
+    for (id, part) in &victims {
+        assert_eq!(std::fs::read_link(share.join(format!("{id}{part}")))?, outside);
+        let container = json!({"mounts": [{"container_path": "/volume", "host_path": volume}]});
+        let mut order = bench.order(pod.clone(), container)?;
+        order.id = Some(id.clone());
+        assert!(bench.engine.create(&order).await.is_err(), "{id}{part} is made");
+        untouched()?;
+    }
+    bench.remove(&lives).await?;
+    untouched()?;
+    // What is no longer the client's own is left where it is.
+    for (id, part) in victims {
+        std::fs::remove_file(share.join(format!("{id}{part}")))?;
+        let _ = std::fs::remove_dir(share.join(id));
+    }
+    let own = share.join(&lives);
+    std::fs::remove_file(own.join("files"))?;
+    std::fs::remove_dir_all(own.join("away"))?;
+    std::fs::remove_dir(own)?;
+    Ok(())
 }

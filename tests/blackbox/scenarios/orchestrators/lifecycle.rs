@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::bench::{Bench, image};
 use super::{Group, Row, Section, docker, group};
-use crate::harness::{Ctx, Outcome, Scenario, scenario};
+use crate::harness::{Ctx, Fallible, Outcome, Scenario, scenario};
 
 pub(super) fn groups() -> Vec<Group> {
     let here = |section, scenario: Scenario, rows: &[Row]| {
@@ -48,6 +48,10 @@ pub(super) fn groups() -> Vec<Group> {
                     "CRI's format: time, stream, `P` for a part of a line that is longer than 16 KiB, `F`",
                 ),
                 ("`log_directory` alone", "`<container>/<attempt>.log` below it, as the kubelet has it"),
+                (
+                    "`log_path` that is renamed (ReopenContainerLog)",
+                    "what is printed afterwards is in a new file at the path",
+                ),
                 ("`stdin`, `stdin_once`", "input reaches the process, and its end after the first attach"),
                 ("`tty`", "standard input and output are a terminal"),
             ],
@@ -157,6 +161,22 @@ async fn cri_logs(ctx: Ctx) -> Outcome {
     order.config.log_path = "mine/named.log".to_owned();
     assert_eq!(bench.run(&order).await?.0, 0);
     assert!(logs.join("mine/named.log").metadata()?.len() > 20_000);
+
+    // Who looks after the logs renames one, and finds a new one.
+    let script = "echo before; while [ ! -e /go ]; do sleep 0.1; done; sleep 1; echo after";
+    let (record, _) =
+        bench.engine.create(&bench.order(pod.clone(), json!({"command": ["sh", "-c", script]}))?).await?;
+    let path = record.log.clone().ok_or("no log")?;
+    let rename = async {
+        bench.until_file(&path, " stdout F before").await?;
+        std::fs::rename(&path, path.with_extension("log.20260131-120000"))?;
+        bench.sh(&record.id, "touch /go").await
+    };
+    let (status, renamed): (_, Fallible<String>) = tokio::join!(bench.attend(&record.id), rename);
+    assert_eq!((status?, renamed?), (0, String::new()));
+    let text = std::fs::read_to_string(&path)?;
+    assert!(text.ends_with(" stdout F after\n") && !text.contains("before"), "{text}");
+    bench.engine.remove(&record.id).await?;
 
     let container = json!({"stdin": true, "stdin_once": true, "command": ["cat"]});
     let (record, _) = bench.engine.create(&bench.order(pod.clone(), container)?).await?;

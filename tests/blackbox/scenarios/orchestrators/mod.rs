@@ -9,6 +9,7 @@ mod command_line;
 mod cri;
 mod docker;
 mod lifecycle;
+mod nets;
 mod page;
 mod pod;
 mod refusals;
@@ -70,12 +71,20 @@ fn groups() -> Vec<Group> {
         docker::groups(),
         zun::groups(),
         command_line::groups(),
+        nets::groups(),
     ]
     .into_iter()
     .flatten()
     .collect()
 }
 
+/// A scenario that proves lines of several sections is one all the same.
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    groups().into_iter().map(|group| group.scenario).collect()
+    let mut scenarios: Vec<Scenario> = Vec::new();
+    for Group { scenario, .. } in groups() {
+        if scenarios.iter().all(|other| other.name != scenario.name) {
+            scenarios.push(scenario);
+        }
+    }
+    scenarios
 }

@@ -14,7 +14,7 @@ pub(super) fn groups() -> Vec<Group> {
 const POD: &[Check] = &[
     check(
         "`hostname`",
-        "the host name, `/etc/hostname` and `HOSTNAME`",
+        "the host name, `/etc/hostname` and `HOSTNAME`; refused when the sandbox has another",
         "hostname; cat /etc/hostname; echo $HOSTNAME",
         &["web-pod\nweb-pod\nweb-pod"],
     ),
@@ -45,8 +45,8 @@ const POD: &[Check] = &[
 ];
 
 const POD_ROWS: &[Row] = &[
-    ("`namespace_options.ipc` POD", "the IPC namespace is the pod's"),
-    ("`namespace_options.network` POD, NODE", "the network is the pod's, which is the VM's"),
+    ("`namespace_options.ipc` POD, TARGET", "the IPC namespace is the pod's"),
+    ("`namespace_options.network` POD, NODE, TARGET", "the network is the pod's, which is the VM's"),
     (
         "`labels`, `annotations`",
         "the container's specification, with the names of containerd's CRI plugin beside them",
@@ -89,9 +89,11 @@ async fn cri_a_pod(ctx: Ctx) -> Outcome {
     let first_spaces = bench.sh(&first.id, spaces).await?;
     let node = ctx.guest_sh("readlink $PROC/$SERVER/ns/net").await?;
     assert!(first_spaces.trim_end().ends_with(node.trim()), "{first_spaces} {node}");
-    for (attempt, target, network) in [(1, "", "POD"), (2, "web-box-0", "NODE")] {
+    for (attempt, target, network) in [(1, "", "NODE"), (2, "web-box-0", "TARGET")] {
         let mut other = shared(target);
-        other["linux"]["security_context"]["namespace_options"]["network"] = json!(network);
+        let options = &mut other["linux"]["security_context"]["namespace_options"];
+        options["network"] = json!(network);
+        options["ipc"] = json!(if target.is_empty() { "POD" } else { "TARGET" });
         let other = bench.order(pod.clone(), other)?;
         assert!(!bench.engine.need_sandbox(&other.pod).await?);
         let other = bench.start(&other).await?;
@@ -119,6 +121,10 @@ async fn cri_a_pod(ctx: Ctx) -> Outcome {
     let places =
         ctx.guest_sh(&format!("cat $PROC/[0-9]*/cgroup 2>/dev/null | grep -c '{parent}$' || :")).await?;
     assert_ne!(places.trim(), "0");
+    let mut other = bench.order(pod, json!({"metadata": {"name": "other"}}))?;
+    (other.pod.hostname, other.extras.needs_hostname) = ("other".to_owned(), true);
+    let error = bench.engine.create(&other).await.err().ok_or("a second host name is taken")?.to_string();
+    assert!(error.contains("hostname: the sandbox is there already"), "{error}");
     bench.engine.remove(&first.id).await?;
     Ok(())
 }

@@ -15,7 +15,7 @@ pub(super) fn groups() -> Vec<Group> {
 const PODS: &[Row] = &[
     (
         "`port_mappings`",
-        "`nakai-ctl inspect` tells them; with `host_port` refused: ports are the host network's",
+        "`nakai-ctl inspect` tells them; with `host_port` refused where there is no machine to plug a card into",
     ),
     (
         "`linux.overhead`, `linux.resources`",
@@ -30,7 +30,7 @@ async fn cri_pods_as_far_as_they_go(ctx: Ctx) -> Outcome {
     let bench = Bench::new(&ctx)?;
     let ports = |host_port: u16| json!({"port_mappings": [{"container_port": 80, "host_port": host_port}]});
     bench
-        .refused(&bench.order(ports(8080), json!({}))?, "port_mappings[0].host_port: ports are forwarded")
+        .refused(&bench.order(ports(8080), json!({}))?, "port_mappings[0].host_port: it needs a machine")
         .await?;
     let record = bench.start(&bench.order(ports(0), json!({}))?).await?;
     assert_eq!(bench.engine.record(&record.id)?.order.pod.port_mappings[0].container_port, 80);
@@ -71,12 +71,16 @@ const REFUSED: &[Row] = &[
     ),
     ("`privileged` in a pod that is not", "refused"),
     (
-        "`namespace_options` NODE for `pid`, CONTAINER for `ipc`, TARGET for `network`, `userns_options`",
+        "`namespace_options` NODE for `pid` (in a VM that is the agent's own), CONTAINER for `ipc` (the agent gives all \
+         containers the sandbox's), `userns_options` (it makes none)",
         "refused",
     ),
-    ("`namespace_options.pid` TARGET of a container with a PID namespace of its own", "refused"),
+    (
+        "`namespace_options` TARGET of a container with a PID or network namespace of its own, or that is not there",
+        "refused",
+    ),
     ("`mounts` with id mappings, images or no absolute path", "refused"),
-    ("`devices` of block devices, or that the guest does not have", "refused"),
+    ("`devices` that the guest does not have, or of block devices for an agent without a machine", "refused"),
     ("`resources.memory_limit_in_bytes` of less than a page", "refused"),
     ("`CDI_devices`, unknown `unified` keys, unknown capabilities", "refused"),
 ];
@@ -91,6 +95,12 @@ async fn cri_refusals(ctx: Ctx) -> Outcome {
     let error = bench.engine.create(&order).await.err().ok_or("a foreign PID namespace is joined")?;
     assert!(error.to_string().contains("PID namespace of its own"), "{error}");
     bench.engine.remove(&target.id).await?;
+    let alone = bench.start(&bench.order(json!({}), namespaces(json!({"network": "CONTAINER"})))?).await?;
+    let joins = namespaces(json!({"network": "TARGET", "target_id": alone.id}));
+    let error = bench.engine.create(&bench.order(json!({}), joins)?).await.err();
+    let error = error.ok_or("a foreign network is joined")?.to_string();
+    assert!(error.contains("a network namespace of its own"), "{error}");
+    bench.engine.remove(&alone.id).await?;
 
     // What the host's engine names by itself is left out where the guest does not have it, but not in silence.
     let default = bench
@@ -120,7 +130,11 @@ async fn cri_refusals(ctx: Ctx) -> Outcome {
         (security(json!({"privileged": true})), "linux.security_context.privileged"),
         (namespaces(json!({"pid": "NODE"})), "namespace_options.pid"),
         (namespaces(json!({"ipc": "CONTAINER"})), "namespace_options.ipc"),
-        (namespaces(json!({"network": "TARGET"})), "namespace_options.network"),
+        (namespaces(json!({"network": "TARGET"})), "namespace_options.network: TARGET without target_id"),
+        (
+            namespaces(json!({"ipc": "TARGET", "target_id": "nobody"})),
+            "namespace_options.ipc: TARGET: no container nobody",
+        ),
         (namespaces(json!({"userns_options": {"mode": "POD"}})), "userns_options"),
         (
             json!({"mounts": [{"container_path": "/a", "host_path": "/tmp", "uidMappings": [{"length": 1}]}]}),

@@ -93,7 +93,10 @@ const REFUSED: &[Row] = &[
         "`hints`, `availability_zone`, `host`, `security_groups`, `registry`, `auto_heal`",
         "control plane only: refused by name",
     ),
-    ("`nets`, `pci_requests`", "refused by name: this client plugs nothing into the VM for them"),
+    (
+        "`nets`, `pci_requests` of what this host does not have, or for an agent without a machine",
+        "refused by the field's name",
+    ),
 ];
 
 fn order(bench: &Bench, host: &Host, fields: Value) -> Fallible<nakai_ctl::cri::Order> {
@@ -214,11 +217,13 @@ async fn zun_volumes_and_refusals(ctx: Ctx) -> Outcome {
         (json!({"security_groups": ["a"]}), "security_groups: control plane only"),
         (json!({"registry": "r"}), "registry: control plane only"),
         (json!({"auto_heal": true}), "auto_heal: control plane only"),
-        (json!({"nets": [{"network": "n"}]}), "nets: "),
-        (json!({"pci_requests": [{}]}), "pci_requests: "),
+        (json!({"nets": [{"network": "n"}]}), "nets[0].network: no network \"n\""),
+        (json!({"nets": [{"network": "user", "v4-fixed-ip": "::1"}]}), "nets[0].v4-fixed-ip: \"::1\""),
+        (json!({"pci_requests": [{}]}), "pci_requests[0]: 1 wanted, and 0 of the 0"),
     ] {
         let error = order(&bench, &host(0), fields).err().ok_or_else(|| format!("accepted: {words}"))?;
         assert!(error.to_string().contains(words), "{error}");
     }
-    Ok(())
+    let nets = order(&bench, &host(0), json!({"nets": [{"network": "user"}]}))?;
+    bench.refused(&nets, "nets[0]: it needs a machine").await
 }
