@@ -425,6 +425,7 @@ async fn launch_init(
         own_init: prepared.own_init.then(|| OwnInit::take(&mut prepared.spec).map(Box::new)).flatten(),
         copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
+        read_only_dev: prepared.read_only_dev,
     }));
     launch::start_process(environment, None, &job, wiring, Box::new(end), what).await
 }

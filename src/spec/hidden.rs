@@ -1,5 +1,7 @@
 //! Where a path of the container's lies: on the root filesystem, or in what is mounted over it.
 //!
+//! An init that is made without libcontainer makes its working directory itself, where it is seen by then.
+//!
 //! libcontainer makes neither the working directory nor nodes outside of `/dev`, so that they are made around it: before
 //! it on the root, which may be read-only afterwards; in a volume, where the volume is; in a filesystem that begins
 //! with the container, once that is there.
@@ -26,6 +28,8 @@ pub enum WorkingDirectory {
     InMemory(PathBuf),
     /// It is there, or it can't be.
     There,
+    /// Wherever this path of the container's leads once all is mounted: init makes it before it enters it.
+    Seen(PathBuf),
 }
 
 /// A node that is made outside of `/dev`.

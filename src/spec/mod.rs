@@ -61,7 +61,7 @@ pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
 pub use hidden::{OutsideNode, WorkingDirectory};
 pub use own_cgroups::{CgroupMount, OwnCgroups};
 pub use own_init::OwnInit;
-pub use own_mounts::{MountAttributes, Mounted, OwnMount, OwnMounts};
+pub use own_mounts::{MountAttributes, Mounted, OwnMount, OwnMounts, Tie};
 pub use prepared::{ConsoleSize, ExecFacts, LateProcess, NamespaceId, Prepared, PreparedExec};
 pub use process::set_home;
 pub use propagation::{MountPropagation, Propagation};
@@ -95,10 +95,12 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let mut limits = late_limits::take(&mut linux, facts.cgroup_version);
     let device_rules = device_rules_of(&linux);
     let copy_up = mounts::take_copy_up(&mut spec)?;
-    let propagation = mounts::apply(&mut spec, &mut linux, &mut warnings)?;
+    let mut propagation = mounts::apply(&mut spec, &mut linux, &mut warnings)?;
+    let read_only_dev = mounts::take_read_only_dev(&mut spec);
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let outside_nodes = hidden::outside_nodes(mounts, outside);
-    let working_directory = hidden::working_directory(mounts, &process::without_climbs(process.cwd()));
+    let plain_cwd = process::without_climbs(process.cwd());
+    let working_directory = hidden::working_directory(mounts, &plain_cwd);
     labels::mount_label(&mut spec, &mut linux, facts.selinux, &mut warnings);
     let mut hooks = spec.hooks_mut().take().unwrap_or_default();
     let (poststart, poststop) = hooks::apply(&mut hooks, facts.hooks.as_ref())?;
@@ -111,8 +113,14 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         && copy_up.is_empty()
         && own_init::is_usual(&spec, &linux, &process)
         && (own_cgroups.is_some() || has_cgroup && own_cgroups::can_write_limits(&linux));
-    let all_mounts = can_be_own.then(|| own_mounts::take_all(&mut spec, &linux, has_cgroup)).flatten();
+    let take_all = || own_mounts::take_all(&mut spec, &linux, has_cgroup, &propagation);
+    let all_mounts = can_be_own.then(take_all).flatten();
     let own_init = all_mounts.is_some();
+    if own_init && own_mounts::is_shared(&linux) {
+        // libcontainer has it shared with the guest; here it is by itself until then.
+        propagation.insert(0, MountPropagation::of_root(Propagation::Shared));
+    }
+    let working_directory = if own_init { WorkingDirectory::Seen(plain_cwd) } else { working_directory };
     if own_init {
         own_cgroups::take_limits(&mut linux, &mut limits);
     }
@@ -147,6 +155,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         console_size: edited.console_size,
         copy_up,
         propagation,
+        read_only_dev,
         poststart,
         poststop,
         warnings,

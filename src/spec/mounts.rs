@@ -60,6 +60,18 @@ pub(super) fn take_copy_up(spec: &mut Spec) -> Result<Vec<PathBuf>, SpecError> {
     Ok(destinations)
 }
 
+/// Takes the word out of the mount on `/dev` by which nothing may be made there; tells whether it was the last one. Nodes
+/// and links are made there first.
+pub(super) fn take_read_only_dev(spec: &mut Spec) -> bool {
+    let is_dev = |mount: &&mut Mount| mount.destination() == Path::new("/dev") && !is_bind(mount);
+    let Some(dev) = spec.mounts_mut().iter_mut().flatten().rev().find(is_dev) else { return false };
+    let is_about = |option: &String| matches!(option.as_str(), "ro" | "rro" | "rw" | "rrw");
+    let (words, kept): (Vec<String>, Vec<String>) =
+        dev.options().clone().unwrap_or_default().into_iter().partition(is_about);
+    dev.set_options(Some(kept));
+    words.last().is_some_and(|word| word.ends_with("ro"))
+}
+
 fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || has(mount, "bind") || has(mount, "rbind")
 }

@@ -95,6 +95,22 @@ fn other_propagation_is_left_for_the_worker() {
 }
 
 #[test]
+fn a_read_only_dev_is_read_only_once_it_is_furnished() {
+    let take = |kind: &str, options: Value| {
+        let dev = json!({"destination": "/dev", "type": kind, "source": "/dev", "options": options});
+        let mut spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "mounts": [dev]})).unwrap();
+        (take_read_only_dev(&mut spec), spec.mounts().as_ref().unwrap()[0].options().clone().unwrap())
+    };
+    assert_eq!(
+        take("tmpfs", json!(["nosuid", "ro", "mode=755"])),
+        (true, ["nosuid", "mode=755"].map(str::to_owned).to_vec())
+    );
+    assert_eq!(take("tmpfs", json!(["ro", "rw"])), (false, Vec::new()));
+    assert_eq!(take("tmpfs", json!(["rw", "rro"])), (true, Vec::new()));
+    assert_eq!(take("bind", json!(["ro"])), (false, vec!["ro".to_owned()]));
+}
+
+#[test]
 fn the_roots_propagation_is_said_in_libcontainers_words() {
     for (given, expected) in
         [("rshared", "shared"), ("shared", "shared"), ("runbindable", "unbindable"), ("", "private")]

@@ -1,7 +1,7 @@
 //! Which containers the worker makes without libcontainer (`worker::init`).
 //!
 //! What a specification may ask for, and nearly none does, is left to libcontainer: hooks, priorities and scheduling,
-//! memory policies, execution domains, time namespaces, a mount label, a root that is shared. So are cgroups and
+//! memory policies, execution domains, time namespaces. So are cgroups and
 //! mounts that are libcontainer's (`own_cgroups`, `own_mounts`).
 
 use std::path::{Component, Path};

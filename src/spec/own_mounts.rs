@@ -7,12 +7,14 @@
 //! root with all that is mounted beneath it.
 //!
 //! The order of the mounts holds: one that is left to libcontainer keeps all that lie beneath or above it later in the
-//! list. Where a hook, a label or the propagation of the root has to do with the mounts, all are left to libcontainer.
+//! list. Where it makes init and a hook or the propagation of the root has to do with the mounts, it makes all of them.
 
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Type, Mount, Spec};
 use serde::{Deserialize, Serialize};
+
+use super::{MountPropagation, Propagation};
 
 /// What the worker mounts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,17 @@ pub struct OwnMount {
     pub what: Mounted,
     /// How.
     pub attributes: MountAttributes,
+    /// How it stays tied to the guest's mount of its source, where the others are not.
+    pub tie: Option<Tie>,
+}
+
+/// What a volume has to do with the guest's mount of it (mount_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tie {
+    /// What is mounted in one of them later is mounted in the other.
+    Peer,
+    /// What the guest mounts is seen, too.
+    Follower,
 }
 
 /// What is mounted.
@@ -120,15 +133,37 @@ fn is_private(linux: &Linux) -> Option<bool> {
     }
 }
 
+/// Whether what is mounted in the container's root is to be seen by whoever copies its namespace.
+pub(super) fn is_shared(linux: &Linux) -> bool {
+    linux.rootfs_propagation().as_deref() == Some("shared")
+}
+
 /// Takes all mounts out of the specification, for an init that is made without libcontainer; nothing if there is one
 /// that only libcontainer can make.
-pub(super) fn take_all(spec: &mut Spec, linux: &Linux, has_cgroup: bool) -> Option<OwnMounts> {
-    let private = is_private(linux)?;
-    if linux.mount_label().is_some() {
-        return None;
-    }
+///
+/// Below a shared root each mount is private but for those that `propagation` ties to the guest: what is mounted in the
+/// others while the container is made would else stay in the guest.
+pub(super) fn take_all(
+    spec: &mut Spec,
+    linux: &Linux,
+    has_cgroup: bool,
+    propagation: &[MountPropagation],
+) -> Option<OwnMounts> {
+    let is_shared = is_shared(linux);
+    let private = is_shared || is_private(linux)?;
     let guest = Guest::of(linux, has_cgroup, true);
-    let mounts = spec.mounts().iter().flatten().map(|mount| read(mount, &guest)).collect::<Option<_>>()?;
+    let tie = |mount: OwnMount| {
+        let of_it = propagation.iter().rev().find(|one| one.destination == mount.destination);
+        let tie = match of_it.map(|one| one.propagation) {
+            Some(Propagation::Shared) => Some(Tie::Peer),
+            Some(Propagation::Slave) => Some(Tie::Follower),
+            _ => None,
+        };
+        let can_be_tied = is_shared && matches!(mount.what, Mounted::Bind { .. });
+        OwnMount { tie: tie.filter(|_| can_be_tied), ..mount }
+    };
+    let read = |mount: &Mount| read(mount, &guest).map(tie);
+    let mounts = spec.mounts().iter().flatten().map(read).collect::<Option<_>>()?;
     let of_the_kernel = |mount: &&Mount| matches!(mount.typ().as_deref(), Some("proc" | "sysfs"));
     let all = spec.mounts_mut().take().unwrap_or_default();
     let left = all.iter().filter(of_the_kernel).map(|mount| mount.destination().clone()).collect();
@@ -140,7 +175,7 @@ pub(super) fn take_all(spec: &mut Spec, linux: &Linux, has_cgroup: bool) -> Opti
 /// with what they hide.
 pub(super) fn take(spec: &mut Spec, linux: &Linux, has_cgroup: bool, copies_up: bool) -> Option<OwnMounts> {
     let private = is_private(linux)?;
-    if spec.hooks().is_some() || linux.mount_label().is_some() || copies_up {
+    if spec.hooks().is_some() || copies_up {
         return None;
     }
     namespace(linux, Type::Mount)?;
@@ -171,7 +206,7 @@ fn overlap(a: &Path, b: &Path) -> bool {
 fn read(mount: &Mount, guest: &Guest) -> Option<OwnMount> {
     let has = |word: &str| mount.options().iter().flatten().any(|option| option == word);
     let kind = mount.typ().clone().unwrap_or_default();
-    let (mut attributes, options) = words(mount)?;
+    let (attributes, options) = words(mount)?;
     let destination = mount.destination().clone();
     let source = mount.source().clone().unwrap_or_default();
     let what = if kind == "bind" || has("bind") || has("rbind") {
@@ -187,17 +222,13 @@ fn read(mount: &Mount, guest: &Guest) -> Option<OwnMount> {
             "sysfs" if guest.shares_network || guest.is_init => {}
             "mqueue" if guest.joins_ipc || guest.is_init => {}
             "cgroup" if guest.has_cgroup && options.is_empty() => {
-                return Some(OwnMount { destination, what: Mounted::Cgroup, attributes });
+                return Some(OwnMount { destination, what: Mounted::Cgroup, attributes, tie: None });
             }
             _ => return None,
         }
-        if destination == Path::new("/dev") {
-            // libcontainer makes the nodes there.
-            attributes.set &= !libc::MOUNT_ATTR_RDONLY;
-        }
         Mounted::Filesystem { kind, source: source.to_str()?.to_owned(), options }
     };
-    Some(OwnMount { destination, what, attributes })
+    Some(OwnMount { destination, what, attributes, tie: None })
 }
 
 /// The attributes that the options ask for, in libcontainer's reading, and the options that are the filesystem's;

@@ -32,7 +32,7 @@ fn destinations(own: &OwnMounts) -> Vec<&str> {
 fn usual() -> Value {
     json!([
         mount("/proc", "proc", &["nosuid"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "ro"]),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755"]),
         mount("/dev/pts", "devpts", &["newinstance", "gid=5"]),
         mount("/dev/mqueue", "mqueue", &[]),
         mount("/sys", "sysfs", &["ro"]),
@@ -46,7 +46,7 @@ fn an_init_makes_all() {
     let mut spec: Spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "mounts": usual()})).unwrap();
     let linux: Linux =
         serde_json::from_value(json!({"namespaces": [{"type": "network"}, {"type": "cgroup"}]})).unwrap();
-    let own = take_all(&mut spec, &linux, true).unwrap();
+    let own = take_all(&mut spec, &linux, true, &[]).unwrap();
     let places = ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/data"];
     assert_eq!(destinations(&own), places);
     assert_eq!(own.left, [Path::new("/proc"), Path::new("/sys")], "no link may lead there");
@@ -54,7 +54,7 @@ fn an_init_makes_all() {
     let mut odd = usual();
     odd.as_array_mut().unwrap().push(mount("/b", "bpf", &[]));
     let mut spec: Spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "mounts": odd})).unwrap();
-    assert_eq!(take_all(&mut spec, &linux, true), None);
+    assert_eq!(take_all(&mut spec, &linux, true, &[]), None);
     assert_eq!(spec.mounts().as_ref().unwrap().len(), 8, "they are left as they are");
 }
 
@@ -72,7 +72,7 @@ fn all_but_procfs_are_the_workers() {
         clear: libc::MOUNT_ATTR__ATIME,
         ..MountAttributes::default()
     };
-    assert_eq!(own.mounts[0].attributes, dev, "writable for the nodes");
+    assert_eq!(own.mounts[0].attributes, dev);
     let options = ["newinstance".to_owned(), "gid=5".to_owned()].to_vec();
     let pts = Mounted::Filesystem { kind: "devpts".to_owned(), source: "devpts".to_owned(), options };
     assert_eq!(own.mounts[1].what, pts);
@@ -127,7 +127,6 @@ fn what_has_to_see_the_mounts_made_has_them_left_to_libcontainer() {
     };
     plain(linux(), json!({"hooks": {"createRuntime": [{"path": "/bin/true"}]}}));
     for (member, value) in [
-        ("mountLabel", json!("x")),
         ("rootfsPropagation", json!("shared")),
         ("rootfsPropagation", json!("unbindable")),
         ("namespaces", json!([{"type": "pid"}])),
@@ -156,4 +155,31 @@ fn the_last_word_of_a_kind_counts() {
     assert_eq!(read(&["relatime"]), Some((0, atime)));
     assert_eq!(read(&["relatime", "noatime"]), Some((libc::MOUNT_ATTR_NOATIME, atime)));
     assert_eq!(read(&["nodiratime"]), Some((libc::MOUNT_ATTR_NODIRATIME, 0)));
+}
+
+#[test]
+fn below_a_shared_root_volumes_are_tied_by_their_own_words_alone() {
+    let volume =
+        |to: &str| json!({"destination": to, "type": "bind", "source": "/run/v", "options": ["rbind"]});
+    let mounts =
+        json!([volume("/shared"), volume("/slave"), volume("/private"), mount("/shared/own", "tmpfs", &[])]);
+    let word =
+        |to: &str, propagation| MountPropagation { destination: to.into(), propagation, recursive: true };
+    let words = [
+        word("/shared", Propagation::Shared),
+        word("/slave", Propagation::Slave),
+        word("/private", Propagation::Private),
+        word("/shared/own", Propagation::Shared),
+    ];
+    let ties = |root: &str| {
+        let mut spec: Spec =
+            serde_json::from_value(json!({"ociVersion": "1.2.0", "mounts": mounts})).unwrap();
+        let mut linux = linux();
+        linux["rootfsPropagation"] = json!(root);
+        let own = take_all(&mut spec, &serde_json::from_value(linux).unwrap(), true, &words)?;
+        Some((own.private, own.mounts.iter().map(|mount| mount.tie).collect::<Vec<_>>()))
+    };
+    assert_eq!(ties("shared"), Some((true, vec![Some(Tie::Peer), Some(Tie::Follower), None, None])));
+    assert_eq!(ties("slave"), Some((false, vec![None; 4])));
+    assert_eq!(ties("unbindable"), None);
 }

@@ -53,6 +53,8 @@ pub struct Prepared {
     /// What libcontainer ignores: to be set in the container's mount namespace between create and start, in
     /// order.
     pub propagation: Vec<MountPropagation>,
+    /// Whether nothing may be made in `/dev` once it is furnished.
+    pub read_only_dev: bool,
     /// To be run in the guest once the container has been started.
     pub poststart: Vec<Hook>,
     /// To be run in the guest once the container has been deleted.

@@ -36,6 +36,13 @@ pub struct MountPropagation {
     pub recursive: bool,
 }
 
+impl MountPropagation {
+    /// Of the root by itself.
+    pub(super) fn of_root(propagation: Propagation) -> Self {
+        Self { destination: PathBuf::from("/"), propagation, recursive: false }
+    }
+}
+
 /// A propagation word of a mount's options: the type, and whether it holds for all below.
 pub(super) type Word = (Propagation, bool);
 

@@ -88,7 +88,7 @@ fn a_kubernetes_container_is_prepared() {
     assert_eq!(out.sandbox_sysctls[0].path, Path::new("net/ipv4/ip_unprivileged_port_start"));
     assert_eq!(spec["process"]["oomScoreAdj"], 985);
     assert_eq!(spec["annotations"], pod_container()["annotations"]);
-    assert_eq!(out.working_directory, WorkingDirectory::OnRoot("/srv".into()));
+    assert_eq!(out.working_directory, WorkingDirectory::Seen("/srv".into()));
     assert_eq!(out.late.cwd, None);
     assert!(out.late.seccomp.is_some() && out.late.find_home && !out.terminal);
     assert_eq!(out.late.rlimits[0].soft(), 512);
@@ -126,6 +126,10 @@ fn a_directory_that_libcontainer_cannot_enter_is_entered_later() {
     let tmpfs = json!({"destination": "/scratch", "type": "tmpfs", "source": "tmpfs"});
     spec["mounts"].as_array_mut().unwrap().push(tmpfs);
     spec["process"]["cwd"] = json!("/scratch/a/../b");
+    let out = run(spec.clone(), &facts()).unwrap();
+    assert_eq!(out.working_directory, WorkingDirectory::Seen("/scratch/b".into()));
+    assert_eq!(out.late.cwd, None, "an init of our own enters it");
+    spec["hooks"] = json!({"poststop": [{"path": "/bin/true"}]});
     let out = run(spec, &facts()).unwrap();
     assert_eq!(out.working_directory, WorkingDirectory::InMemory("/scratch/b".into()));
     assert_eq!(out.late.cwd.as_deref(), Some(Path::new("/scratch/a/../b")));

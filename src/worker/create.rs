@@ -81,7 +81,7 @@ fn by_libcontainer(
     }
     drop(stay);
     if let Some(init) = started.fds.first() {
-        propagation::apply(init, &job.propagation)?;
+        propagation::apply(init, &job.propagation, job.read_only_dev)?;
     }
     Ok(started)
 }
@@ -105,7 +105,7 @@ fn wire(
     report: &Report,
 ) -> Result<Wiring, Failure> {
     let (late, io) = (&job.late, &job.io);
-    limits::raise(&late.rlimits);
+    limits::raise(&late.rlimits)?;
     let console = if io.terminal { Some(Console::prepare(&job.bundle, io)?) } else { None };
     let copy = |e: std::io::Error| Failure::internal(format!("copy a descriptor: {e}"));
     let ready = console.as_ref().map(|console| console.ready.try_clone()).transpose().map_err(copy)?;
@@ -160,7 +160,7 @@ fn make_working_directory(job: &CreateJob) -> Result<(), Failure> {
             Err(BeneathError::Root { .. }) => Ok(()),
             _ => make_directory(volume, inside, &job.cwd),
         },
-        WorkingDirectory::InMemory(_) | WorkingDirectory::There => Ok(()),
+        WorkingDirectory::InMemory(_) | WorkingDirectory::There | WorkingDirectory::Seen(_) => Ok(()),
     }
 }
 

@@ -112,7 +112,7 @@ impl<'a> Entry<'a> {
         let filter = create::take_filter(&mut fds, job.filter_flags)?;
         let mut fds = fds.into_iter();
         let init = fds.next().ok_or_else(|| Failure::internal("an exec without the container's init"))?;
-        limits::raise(&job.late.rlimits);
+        limits::raise(&job.late.rlimits)?;
         if let Some(score) = job.process.oom_score_adj() {
             std::fs::write("/proc/self/oom_score_adj", score.to_string())
                 .map_err(|error| Failure::internal(format!("set the OOM score to {score}: {error}")))?;

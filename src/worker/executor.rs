@@ -24,7 +24,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, faccessat};
-use oci_spec::runtime::{PosixRlimit, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 
 use super::filter::Filter;
 use super::job::{Failure, FailureKind};
@@ -138,7 +138,7 @@ impl LastSteps {
         }
         self.set_selinux_label()?;
         for limit in &self.late.rlimits {
-            set_limit(limit)?;
+            limits::set(limit)?;
         }
         // From here on the process can do without its worker.
         let _ = nix::sys::prctl::set_pdeathsig(None);
@@ -294,12 +294,6 @@ fn exec_failure(program: &CStr, errno: Errno) -> Failure {
     };
     let program = program.to_string_lossy();
     Failure { kind, message: format!("can't execute {:?}: {}", short(&program), errno.desc()) }
-}
-
-fn set_limit(limit: &PosixRlimit) -> Result<(), Failure> {
-    limits::set(limit).map_err(|errno| {
-        invalid(format!("set {} to {}:{}: {}", limit.typ(), limit.soft(), limit.hard(), errno.desc()))
-    })
 }
 
 #[cfg(test)]

@@ -82,6 +82,8 @@ pub struct CreateJob {
     pub copy_up: Vec<PathBuf>,
     /// Propagation of mounts, set in the container before it starts.
     pub propagation: Vec<MountPropagation>,
+    /// Whether its `/dev` is read-only then.
+    pub read_only_dev: bool,
 }
 
 /// A cgroup on the same path in each v1 tree.

@@ -1,25 +1,35 @@
 //! Resource limits: the executor sets them last, when it may have lost the right to raise them, so the
 //! hard limits are raised beforehand.
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType};
 
-/// Raises the hard limits of this process to those wanted. What the kernel refuses, the executor reports.
-pub(super) fn raise(wanted: &[PosixRlimit]) {
+use super::job::{Failure, FailureKind};
+
+/// Raises the hard limits of this process to those wanted. What the kernel refuses here, it would refuse the container,
+/// too, after it has been started.
+pub(super) fn raise(wanted: &[PosixRlimit]) -> Result<(), Failure> {
     for limit in wanted {
         let resource = resource(limit.typ());
         if let Ok((soft, hard)) = getrlimit(resource)
             && hard < limit.hard()
         {
-            let _ = setrlimit(resource, soft, limit.hard());
+            setrlimit(resource, soft, limit.hard()).map_err(|errno| refused(limit, errno))?;
         }
     }
+    Ok(())
 }
 
 /// Sets a limit for good.
-pub(super) fn set(limit: &PosixRlimit) -> nix::Result<()> {
+pub(super) fn set(limit: &PosixRlimit) -> Result<(), Failure> {
     let (soft, hard): (rlim_t, rlim_t) = (limit.soft(), limit.hard());
-    setrlimit(resource(limit.typ()), soft, hard)
+    setrlimit(resource(limit.typ()), soft, hard).map_err(|errno| refused(limit, errno))
+}
+
+fn refused(limit: &PosixRlimit, errno: Errno) -> Failure {
+    let message = format!("set {} to {}:{}: {}", limit.typ(), limit.soft(), limit.hard(), errno.desc());
+    Failure { kind: FailureKind::InvalidSpec, message }
 }
 
 fn resource(kind: PosixRlimitType) -> Resource {

@@ -24,7 +24,7 @@ use rustix::mount::{
 use super::job::{Failure, FailureKind};
 use super::sys;
 use crate::guest::beneath::{Root, fd_path};
-use crate::spec::{MountAttributes, Mounted, OwnMount, OwnMounts};
+use crate::spec::{MountAttributes, Mounted, OwnMount, OwnMounts, Tie};
 
 /// Gives this process and its children a mount namespace of their own, in which mounts do not reach the guest's. `mounts`
 /// says whether those of the guest reach it; without it nothing is changed but for what is mounted there later.
@@ -49,19 +49,50 @@ pub(super) fn make(rootfs: &Path, mounts: &OwnMounts, cgroup: Option<&Path>) -> 
         join_ipc(path).map_err(|error| Failure::internal(format!("join {}: {error}", path.display())))?;
     }
     let root = Root::open(rootfs).map_err(|error| Failure::internal(error.to_string()))?;
-    make_in(&root, mounts, cgroup)
+    make_in(&root, mounts, cgroup, Tied::default())
+}
+
+/// Mounts that are mounted nowhere yet, by what they will be mounted for.
+#[derive(Debug, Default)]
+pub(super) struct Tied(Vec<(OwnMount, Tree)>);
+
+/// A mount, mounted nowhere yet, and whether it shows a directory.
+type Tree = (OwnedFd, bool);
+
+/// Copies the volumes that stay tied to the guest's mounts of them, in a mount namespace that still is, too: what is
+/// private there has nothing to be tied to.
+pub(super) fn copy_tied(mounts: &OwnMounts) -> Result<Tied, Failure> {
+    let mut tied = Vec::new();
+    for mount in &mounts.mounts {
+        let (Some(tie), Mounted::Bind { source, recursive }) = (mount.tie, &mount.what) else { continue };
+        let copied = bind(source, *recursive, &mount.attributes).and_then(|tree| match tie {
+            Tie::Peer => Ok(tree),
+            Tie::Follower => sys::make_mounts_follow(&tree.0)
+                .map(|()| tree)
+                .map_err(|errno| Cause::new(format!("have it follow the guest: {errno}"))),
+        });
+        tied.push((mount.clone(), copied.map_err(|cause| about(mount, cause))?));
+    }
+    Ok(Tied(tied))
 }
 
 /// The same on a root that is open, by a process that is in the IPC namespace.
-pub(super) fn make_in(root: &Root, mounts: &OwnMounts, cgroup: Option<&Path>) -> Result<(), Failure> {
+pub(super) fn make_in(
+    root: &Root,
+    mounts: &OwnMounts,
+    cgroup: Option<&Path>,
+    mut tied: Tied,
+) -> Result<(), Failure> {
     for mount in &mounts.mounts {
-        let made = make_one(root, mount, &mounts.left, cgroup);
-        made.map_err(|Cause { kind, text }| {
-            let message = format!("mount {} on {}: {text}", name(&mount.what), mount.destination.display());
-            Failure { kind, message }
-        })?;
+        let copied = tied.0.iter().position(|(of, _)| of == mount).map(|at| tied.0.swap_remove(at).1);
+        make_one(root, mount, &mounts.left, cgroup, copied).map_err(|cause| about(mount, cause))?;
     }
     Ok(())
+}
+
+fn about(mount: &OwnMount, Cause { kind, text }: Cause) -> Failure {
+    let message = format!("mount {} on {}: {text}", name(&mount.what), mount.destination.display());
+    Failure { kind, message }
 }
 
 fn join_ipc(path: &Path) -> std::io::Result<()> {
@@ -93,7 +124,14 @@ impl Cause {
     }
 }
 
-fn make_one(root: &Root, mount: &OwnMount, left: &[PathBuf], cgroup: Option<&Path>) -> Result<(), Cause> {
+/// `copied` is what is mounted, if it has been copied already.
+fn make_one(
+    root: &Root,
+    mount: &OwnMount,
+    left: &[PathBuf],
+    cgroup: Option<&Path>,
+    copied: Option<Tree>,
+) -> Result<(), Cause> {
     let attributes = &mount.attributes;
     let (tree, is_directory) = match &mount.what {
         Mounted::Filesystem { kind, source, options } => {
@@ -101,7 +139,10 @@ fn make_one(root: &Root, mount: &OwnMount, left: &[PathBuf], cgroup: Option<&Pat
             let options: Vec<&str> = options.iter().map(String::as_str).chain(mode.as_deref()).collect();
             (new_filesystem(kind, source, &options, attributes)?, true)
         }
-        Mounted::Bind { source, recursive } => bind(source, *recursive, attributes)?,
+        Mounted::Bind { source, recursive } => match copied {
+            Some(tree) => tree,
+            None => bind(source, *recursive, attributes)?,
+        },
         Mounted::Cgroup => {
             let tree = bind(cgroup.ok_or_else(|| Cause::new("it is not made"))?, false, attributes)?;
             // A new mount, and no part of the guest's.
@@ -115,7 +156,9 @@ fn make_one(root: &Root, mount: &OwnMount, left: &[PathBuf], cgroup: Option<&Pat
             .map_err(|errno| Cause::new(format!("set its attributes: {errno}")))?;
     }
     let place = place(root, &mount.destination, is_directory, left)?;
-    if matches!(&mount.what, Mounted::Filesystem { kind, .. } if kind == "proc" || kind == "sysfs") {
+    if matches!(&mount.what, Mounted::Filesystem { kind, .. } if kind == "proc" || kind == "sysfs")
+        || mount.destination == Path::new("/dev")
+    {
         must_be_plain(root, &mount.destination)?;
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -158,7 +201,7 @@ fn new_filesystem(
 }
 
 /// A copy of the mount at `source`, mounted nowhere yet, and whether it shows a directory.
-fn bind(source: &Path, recursive: bool, attributes: &MountAttributes) -> Result<(OwnedFd, bool), Cause> {
+fn bind(source: &Path, recursive: bool, attributes: &MountAttributes) -> Result<Tree, Cause> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -208,7 +251,8 @@ fn place(root: &Root, destination: &Path, is_directory: bool, left: &[PathBuf]) 
 fn must_be_plain(root: &Root, destination: &Path) -> Result<(), Cause> {
     plain(root, destination.strip_prefix("/").unwrap_or(destination)).map(drop).map_err(|_| Cause {
         kind: FailureKind::InvalidSpec,
-        text: "there is a link of the image's on the way".to_owned(),
+        // The words of runc's, which others look for.
+        text: "a link of the image's is on the way, and it must be mounted on ordinary directory".to_owned(),
     })
 }
 

@@ -153,6 +153,12 @@ pub(super) fn make_mount_private(mount: &OwnedFd) -> Result<(), Errno> {
     change_mount(mount, attributes, false)
 }
 
+/// Has a mount and all beneath it follow what they are copies of, and be followed by nothing.
+pub(super) fn make_mounts_follow(mount: &OwnedFd) -> Result<(), Errno> {
+    let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_SLAVE, userns_fd: 0 };
+    change_mount(mount, attributes, true)
+}
+
 fn change_mount(mount: &impl AsFd, attributes: libc::mount_attr, recursive: bool) -> Result<(), Errno> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let (fd, empty) = (mount.as_fd().as_raw_fd(), c"".as_ptr());

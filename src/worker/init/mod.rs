@@ -61,7 +61,7 @@ pub(super) fn launch(
     stdio: Vec<OwnedFd>,
     filter: Option<Filter>,
 ) -> Result<Started, Failure> {
-    limits::raise(&job.late.rlimits);
+    limits::raise(&job.late.rlimits)?;
     let steps = LastSteps::new(job.late.clone(), filter)?;
     let gate = Gate::make(&job.state_root.join(&job.id))?;
     let cgroup = job.unified.as_ref().map(cgroups::make_unified).transpose()?;
@@ -172,6 +172,7 @@ impl Init<'_> {
         let root = root::make(self.job, self.cgroup.as_ref().map(cgroups::Directory::path))?;
         let dev = dev::furnish(&root, linux, &self.proc)?;
         root::enter(&root)?;
+        root::make_working_directory(&root, self.job);
         propagation::set(&self.job.propagation)?;
         namespaces::set_sysctls(linux, &self.proc)?;
         if self.job.io.terminal {
@@ -183,7 +184,8 @@ impl Init<'_> {
             root::make_read_only(&root)?;
         }
         paths::make_read_only(&root, linux.readonly_paths().as_deref().unwrap_or_default())?;
-        paths::mask(&root, &dev, linux.masked_paths().as_deref().unwrap_or_default())
+        paths::mask(&root, &dev, linux.masked_paths().as_deref().unwrap_or_default())?;
+        if self.job.read_only_dev { propagation::make_dev_read_only() } else { Ok(()) }
     }
 }
 

@@ -15,16 +15,18 @@ use super::super::job::{CreateJob, Failure};
 use super::super::{cgroups, mounts, sys};
 use super::failed;
 use crate::guest::beneath::Root;
+use crate::spec::WorkingDirectory;
 
 /// Binds the root and makes all mounts of `job` in it. `cgroup` is the container's on v2.
 pub(super) fn make(job: &CreateJob, cgroup: Option<&Path>) -> Result<Root, Failure> {
     let wanted = job.mounts.as_ref().ok_or_else(|| Failure::internal("a container without mounts"))?;
+    let tied = mounts::copy_tied(wanted)?;
     mounts::keep_from_guest(wanted.private)?;
     let root = bind(&job.rootfs).map_err(|errno| {
         Failure::internal(format!("bind the root filesystem {}: {errno}", job.rootfs.display()))
     })?;
     let root = Root::of(root, &job.rootfs);
-    mounts::make_in(&root, wanted, cgroup)?;
+    mounts::make_in(&root, wanted, cgroup, tied)?;
     if let Some((trees, Some(mount))) = &job.cgroups {
         cgroups::show_trees(&root, trees, mount)?;
     }
@@ -49,6 +51,14 @@ pub(super) fn enter(root: &Root) -> Result<(), Failure> {
         .and_then(|()| umount2(".", MntFlags::MNT_DETACH))
         .and_then(|()| chdir("/"))
         .map_err(|errno| failed("enter the root filesystem", errno))
+}
+
+/// Makes the working directory if it is missing, as every OCI runtime does. Where that can't be, entering it will say so:
+/// it may lie where only a process of the container finds a way.
+pub(super) fn make_working_directory(root: &Root, job: &CreateJob) {
+    if let WorkingDirectory::Seen(path) = &job.working_directory {
+        let _ = root.create_dir(path, 0o755);
+    }
 }
 
 pub(super) fn make_read_only(root: &Root) -> Result<(), Failure> {

@@ -28,7 +28,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 const LOOK: &str = "exec 2>&1
     umask; id; hostname; env | sort; pwd; ulimit -n
     cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward
-    ls -l /proc/self/fd 2> /dev/null | sed 's/.* \\([0-9]* -> \\)/\\1/; s/[0-9]*\\]/]/; s/proc.*/proc/'
+    ls -l /proc/self/fd 2> /dev/null | sed 's/.* \\([0-9]* -> \\)/\\1/; s/^l.* //; s/[0-9]*\\]/]/; s/proc.*/proc/'
     grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|SigBlk|SigIgn)' /proc/self/status
     sed -e 's/^[0-9]* [0-9]* [0-9]*:[0-9]* //' -e 's/master:[0-9]*/master/' -e 's/ - cgroup2 [^ ]* / - cgroup2 /' \
         -e '/ \\/\\(linked\\|target\\) /d' \
@@ -159,7 +159,7 @@ async fn a_user_is_confined_the_same_both_ways(ctx: Ctx) -> Outcome {
 async fn its_terminal_is_the_same_both_ways(ctx: Ctx) -> Outcome {
     let script = "tty; stat -c '%n %F %t:%T %u' /dev/console /dev/pts/0; echo shown > /dev/console; \
         grep ' /dev/console ' /proc/self/mountinfo | sed 's/^[0-9]* [0-9]* [0-9]*:[0-9]* //'; \
-        ls -l /proc/self/fd 2> /dev/null | sed 's/.* \\([0-9]* -> \\)/\\1/; s/[0-9]*\\]/]/; s/proc.*/proc/'; \
+        ls -l /proc/self/fd 2> /dev/null | sed 's/.* \\([0-9]* -> \\)/\\1/; s/^l.* //; s/[0-9]*\\]/]/; s/proc.*/proc/'; \
         (: < /dev/tty) && echo controlled";
     let (seen, _) = both_ways(&ctx, script, |spec| spec.terminal(true).user(7, 7, [])).await?;
     for line in ["/dev/pts/0", "shown", "controlled", "/dev/console character special file 88:0 7"] {

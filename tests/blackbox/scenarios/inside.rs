@@ -6,6 +6,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use nakai_ctl::SpecBuilder;
+use nakai_protocols::oci;
 use ttrpc::Code;
 
 use crate::harness::expect::{refused, succeeded};
@@ -22,6 +23,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(what_links_of_the_image_lead_to_is_made_for_mounts),
         scenario!(a_memory_filesystem_has_the_permissions_of_what_it_covers),
         scenario!(words_of_a_bind_mount_undo_those_of_its_source).vm_only(),
+        scenario!(a_read_only_dev_is_furnished_first),
+        scenario!(a_working_directory_is_made_where_links_and_mounts_lead),
         scenario!(mounts_of_a_container_are_not_the_guests),
     ]
 }
@@ -253,6 +256,61 @@ async fn words_of_a_bind_mount_undo_those_of_its_source(ctx: Ctx) -> Outcome {
         |line: usize, word: &str| lines.get(line).is_some_and(|line| line.split(',').any(|one| one == word));
     assert!(has(0, "rw") && has(0, "nosuid") && has(0, "noexec") && has(0, "nodev"), "{seen}");
     assert!(has(1, "ro") && !has(1, "nosuid") && !has(1, "noexec") && has(1, "nodev"), "{seen}");
+    Ok(())
+}
+
+async fn a_read_only_dev_is_furnished_first(ctx: Ctx) -> Outcome {
+    let edit = |spec: SpecBuilder| {
+        let dev = ["nosuid", "strictatime", "mode=755", "size=65536k", "ro"];
+        let spec = spec.edit(|spec| {
+            for mount in spec.Mounts.iter_mut().filter(|mount| mount.destination == "/dev") {
+                mount.options = dev.map(str::to_owned).to_vec();
+            }
+        });
+        spec.add_device(oci::LinuxDevice {
+            Path: "/dev/own".into(),
+            Type: "c".into(),
+            Major: 1,
+            Minor: 5,
+            ..Default::default()
+        })
+    };
+    let (ours, theirs) = both_ways(&ctx, edit).await?;
+    same(&ours, &theirs);
+    assert!(
+        ours.lines().any(|line| line.starts_with("/dev ro,nosuid") || line.contains(" /dev ro,nosuid")),
+        "{ours}"
+    );
+    let script = "mkdir /dev/x 2>&1 | grep -o 'Read-only'; head -c 1 /dev/own | wc -c; echo > /dev/null && : > /dev/shm/x && echo done";
+    assert_eq!(ctx.output(script, edit).await?, "Read-only\n1\ndone");
+    Ok(())
+}
+
+/// The image's `/var/run` is a link, and what is at its end a memory filesystem or a volume.
+async fn a_working_directory_is_made_where_links_and_mounts_lead(ctx: Ctx) -> Outcome {
+    for (cwd, expected) in [
+        ("/link/app", "/memory/app"),
+        ("/other-link/deep/app", "/volume/deep/app"),
+        ("/link/../plain", "/plain"),
+    ] {
+        let container = ctx.container(|spec| spec.args(["pwd", "-P"]).cwd(cwd))?;
+        let (files, volume) = ctx.directory(&container, "volume")?;
+        let container = container.edit(|spec| {
+            spec.mount("/memory", "memory", "tmpfs", &["size=16k"]).mount(
+                "/volume",
+                &volume,
+                "bind",
+                &["rbind", "rw"],
+            )
+        });
+        std::os::unix::fs::symlink("memory", container.file("/link"))?;
+        std::os::unix::fs::symlink("/volume", container.file("/other-link"))?;
+        container.create().await?;
+        container.start().await?;
+        assert_eq!(succeeded(container.finish(b"").await?), expected, "{cwd}");
+        assert_eq!(files.join("deep/app").exists(), cwd.contains("deep"), "{cwd}");
+        container.remove().await?;
+    }
     Ok(())
 }
 

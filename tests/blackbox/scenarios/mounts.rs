@@ -167,18 +167,21 @@ async fn what_is_left_mounted_in_a_shared_volume_goes_with_it(ctx: Ctx) -> Outco
         mount_point: place("volume"),
         ..Default::default()
     };
+    let other = Storage { source: place("data"), mount_point: place("other"), ..volume.clone() };
     let server = ctx.container(|spec| {
-        spec.args(["sleep", "1000000"]).capabilities(["CAP_SYS_ADMIN"]).mount(
-            "/volume",
-            &place("volume"),
-            "bind",
-            &["rbind", "rshared", "rw"],
-        )
+        spec.args(["sleep", "1000000"])
+            .capabilities(["CAP_SYS_ADMIN"])
+            .mount("/volume", &place("volume"), "bind", &["rbind", "rshared", "rw"])
+            // Beside it, one in another: none of the two is shared, nor is the root.
+            .mount("/other", &place("other"), "bind", &["rbind", "rprivate", "rw"])
+            .mount("/other/below", "below", "tmpfs", &["size=16k"])
+            .mount("/below", "below", "tmpfs", &["size=16k"])
     })?;
     let mut request = server.request();
-    request.storages.extend([data, volume]);
+    request.storages.extend([data, volume, other]);
     ctx.client().create_container_with(&request).await?;
     server.start().await?;
+    assert_eq!(ctx.guest_sh("grep -c ' - tmpfs below ' $PROC/1/mountinfo; true").await?.trim(), "0");
     server.sh("mkdir /volume/inner && mount -t tmpfs inner /volume/inner").await?;
     let count = format!("grep -c ' {}' $PROC/1/mountinfo; true", place("volume"));
     assert_eq!(ctx.guest_sh(&count).await?.trim(), "2");

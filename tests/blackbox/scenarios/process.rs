@@ -248,6 +248,8 @@ async fn resource_limits_are_set(ctx: Ctx) -> Outcome {
     assert_eq!(squeeze(succeeded(ctx.run(|spec| limits(spec).args(show)).await?)), expected);
     let container = ctx.idle(limits).await?;
     assert_eq!(squeeze(succeeded(container.exec(show).await?)), expected);
+    let beyond = ctx.container(|spec| spec.rlimit("RLIMIT_NOFILE", 5, 1 << 40))?;
+    refused(beyond.create().await, Code::INVALID_ARGUMENT, &["RLIMIT_NOFILE", "1099511627776"]);
     if !ctx.is_host() {
         // What engines ask for where systemd runs; the kernel's own default is a million.
         let many = |spec: nakai_ctl::SpecBuilder| spec.rlimit("RLIMIT_NOFILE", 1_073_741_816, 1_073_741_816);
