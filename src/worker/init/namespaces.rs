@@ -106,3 +106,26 @@ pub(super) fn set_sysctls(linux: &Linux, proc: &OwnedFd) -> Result<(), Failure> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_child_is_born_in_new_ones_but_for_the_cgroup_namespace() {
+        let linux = json!({"namespaces": [
+            {"type": "ipc", "path": "/run/ns/ipc"}, {"type": "pid", "path": "/run/ns/pid"}, {"type": "mount"},
+            {"type": "network"}, {"type": "cgroup"}
+        ]});
+        let all = Namespaces::of(&serde_json::from_value(linux).unwrap()).unwrap();
+        assert_eq!(all.born_in(), CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET);
+        let failure = all.join_for_children().unwrap_err().to_string();
+        assert!(failure.contains("/run/ns/pid"), "{failure}");
+        let failure = all.enter().unwrap_err().to_string();
+        assert!(failure.contains("/run/ns/ipc"), "{failure}");
+        let time = serde_json::from_value(json!({"namespaces": [{"type": "time"}]})).unwrap();
+        assert!(Namespaces::of(&time).is_err());
+    }
+}
