@@ -44,8 +44,9 @@ const STACK: usize = 16 << 20;
 /// The most blocking work at a time: far above what containers make in parallel. How much of it may be work on file
 /// systems that can hang is the bulkhead's to say.
 const MAX_BLOCKING_THREADS: usize = 512;
-/// Where beneath `kata_dir` the host shares files, or copies them to.
-const SHARED_FILES: &str = "shared/containers";
+/// Where beneath `kata_dir` the host shares files, or copies them to; and where Kata's Rust shim copies them to before
+/// its release 4.
+const SHARED_FILES: [&str; 2] = ["shared/containers", "sandbox/passthrough"];
 /// How long the sandbox may take to be destroyed when the agent is asked to stop: less than the supervisor waits.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How long the rest of a service's boot waits for the first caller: long enough for one that looks for the socket all the
@@ -346,7 +347,8 @@ async fn finish_boot(
     let storages =
         Storages::new(&config.kata_dir, mounts, lookup, bulkhead.clone(), log, Some(records.clone()));
     let network = Networking::new(devices.clone(), logger.new(o!("subsystem" => "network")));
-    let copies = Arc::new(Copies::new(config.kata_dir.join(SHARED_FILES)));
+    let shared = SHARED_FILES.map(|directory| config.kata_dir.join(directory));
+    let copies = Arc::new(Copies::new(shared.to_vec()));
     let log = logger.new(o!("subsystem" => "mem-agent"));
     let mem_agent = MemAgent::start(&config.mem_agent, settings, launcher.clone(), log);
     let oom_events = Arc::new(OomEvents::default());

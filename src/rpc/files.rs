@@ -11,8 +11,8 @@ use crate::guest::copy_file::CopyRequest;
 pub(super) async fn copy(agent: &Agent, request: CopyFileRequest) -> Answer<Empty> {
     let sandbox = agent.sandbox().await?;
     let copies = sandbox.environment().copies.clone();
-    let request = CopyRequest::new(request, copies.base())?;
-    let base = copies.base().to_owned();
+    let request = CopyRequest::new(request, copies.bases())?;
+    let base = request.base().to_owned();
     let copied = sandbox.environment().bulkhead.run(&base, move || copies.copy(&request)).await;
     copied.map_err(|_| RpcError::Task("copying a file"))??;
     Ok(Empty::new())

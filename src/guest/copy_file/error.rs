@@ -10,12 +10,12 @@ use crate::guest::beneath::BeneathError;
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// Not in the shared directory.
-    #[error("path {path:?} is not beneath {base}", base = base.display())]
+    #[error("path {path:?} is not beneath {}", one_of(bases))]
     Outside {
         /// What was given.
         path: String,
-        /// The shared directory.
-        base: PathBuf,
+        /// The shared directories.
+        bases: Vec<PathBuf>,
     },
     /// A number that is none.
     #[error("copy {path}: {field} is {value}", path = path.display())]
@@ -94,6 +94,10 @@ pub enum CopyError {
         /// Why.
         source: Errno,
     },
+}
+
+fn one_of(bases: &[PathBuf]) -> String {
+    bases.iter().map(|base| base.display().to_string()).collect::<Vec<_>>().join(" or ")
 }
 
 impl CopyError {

@@ -1,9 +1,9 @@
 //! CopyFile: files, directories and symbolic links that the host puts into the shared directory, when it has
-//! no file system to share.
+//! no file system to share. There are two of them, as shims differ in where they want their files.
 //!
 //! Guarantees:
 //!
-//! - Nothing is made, changed or removed outside of the shared directory: paths are opened beneath it
+//! - Nothing is made, changed or removed outside of the shared directory that a path names: it is opened beneath it
 //!   (`beneath`), a link in the last place is replaced and not followed.
 //! - A file has its old contents or all of the new: it arrives under a temporary name (`.nakai-…`, in the same
 //!   directory) and is renamed when every byte is there. Chunks may come in any order, beside each other, and
@@ -44,7 +44,7 @@ const COPIES_LIMIT: usize = 64;
 /// The copies under way.
 #[derive(Debug)]
 pub struct Copies {
-    base: PathBuf,
+    bases: Vec<PathBuf>,
     under_way: Mutex<HashMap<PathBuf, UnderWay>>,
 }
 
@@ -61,14 +61,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Copies {
-    /// Copies to beneath `base`, which is made when the first one comes.
-    pub fn new(base: PathBuf) -> Self {
-        Self { base, under_way: Mutex::default() }
+    /// Copies to beneath one of `bases`, which is made when the first one comes.
+    pub fn new(bases: Vec<PathBuf>) -> Self {
+        Self { bases, under_way: Mutex::default() }
     }
 
-    /// The shared directory.
-    pub fn base(&self) -> &Path {
-        &self.base
+    /// The shared directories.
+    pub fn bases(&self) -> &[PathBuf] {
+        &self.bases
     }
 
     /// Copies a file, a piece of one, a directory or a symbolic link.
@@ -77,7 +77,7 @@ impl Copies {
     ///
     /// Those of [`CopyError`] that are about the system. A file whose copy failed has to be sent anew.
     pub fn copy(&self, request: &CopyRequest) -> Result<(), CopyError> {
-        let place = || Place::prepare(&self.base, request);
+        let place = || Place::prepare(request);
         match &request.kind {
             Kind::Directory => place()?.directory(request.owner, request.mode),
             Kind::Link { target } => place()?.link(target, request.owner),
@@ -92,37 +92,20 @@ impl Copies {
     }
 
     fn copy_chunk(&self, request: &CopyRequest, chunk: &Chunk) -> Result<(), CopyError> {
-        let shared = self.upload(&request.path)?;
+        let file = request.base.join(&request.path);
+        let shared = self.upload(&file, request)?;
         let mut upload = lock(&shared);
-        let outcome = self.write(&mut upload, request, chunk);
+        let outcome = write(&mut upload, request, chunk);
         if !matches!(outcome, Ok(false)) {
             *upload = None;
             drop(upload);
-            self.forget(&request.path, &shared);
+            self.forget(&file, &shared);
         }
         outcome.map(drop)
     }
 
-    fn write(
-        &self,
-        slot: &mut Option<Upload>,
-        request: &CopyRequest,
-        chunk: &Chunk,
-    ) -> Result<bool, CopyError> {
-        let upload = match slot.take().filter(|upload| upload.goes_on_with(chunk)) {
-            Some(upload) => upload,
-            None => Upload::begin(Place::prepare(&self.base, request)?, chunk.size)?,
-        };
-        let upload = slot.insert(upload);
-        if !upload.write(chunk)? {
-            return Ok(false);
-        }
-        upload.finish(request.owner, request.mode)?;
-        Ok(true)
-    }
-
     /// What has arrived of a file. Makes room for it first.
-    fn upload(&self, path: &Path) -> Result<Arc<Mutex<Option<Upload>>>, CopyError> {
+    fn upload(&self, path: &Path, request: &CopyRequest) -> Result<Arc<Mutex<Option<Upload>>>, CopyError> {
         let mut under_way = lock(&self.under_way);
         let now = Instant::now();
         if let Some(known) = under_way.get_mut(path) {
@@ -135,7 +118,7 @@ impl Copies {
             }
         }
         if under_way.len() >= COPIES_LIMIT {
-            return Err(CopyError::TooMany { path: path.to_owned(), limit: COPIES_LIMIT });
+            return Err(CopyError::TooMany { path: request.path.clone(), limit: COPIES_LIMIT });
         }
         let upload = Arc::default();
         under_way.insert(path.to_owned(), UnderWay { last: now, upload: Arc::clone(&upload) });
@@ -148,4 +131,18 @@ impl Copies {
             under_way.remove(path);
         }
     }
+}
+
+/// Writes a chunk. Says whether the file is whole.
+fn write(slot: &mut Option<Upload>, request: &CopyRequest, chunk: &Chunk) -> Result<bool, CopyError> {
+    let upload = match slot.take().filter(|upload| upload.goes_on_with(chunk)) {
+        Some(upload) => upload,
+        None => Upload::begin(Place::prepare(request)?, chunk.size)?,
+    };
+    let upload = slot.insert(upload);
+    if !upload.write(chunk)? {
+        return Ok(false);
+    }
+    upload.finish(request.owner, request.mode)?;
+    Ok(true)
 }

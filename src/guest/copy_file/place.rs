@@ -53,7 +53,8 @@ impl Drop for Temporary<'_> {
 impl Place {
     /// Makes the directories around it, as far as they are missing, for the owner and with the permissions
     /// that the request wants.
-    pub(super) fn prepare(base: &Path, request: &CopyRequest) -> Result<Self, CopyError> {
+    pub(super) fn prepare(request: &CopyRequest) -> Result<Self, CopyError> {
+        let base = &request.base;
         std::fs::create_dir_all(base).map_err(|error| CopyError::Step {
             path: base.to_owned(),
             step: "make the shared directory",

@@ -17,7 +17,9 @@ const TARGET_LIMIT: usize = 4095;
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyRequest {
-    /// Beneath the shared directory; not empty, does not climb.
+    /// The shared directory.
+    pub(super) base: PathBuf,
+    /// Beneath it; not empty, does not climb.
     pub(super) path: PathBuf,
     pub(super) kind: Kind,
     pub(super) owner: Owner,
@@ -52,18 +54,25 @@ pub(super) struct Owner {
 }
 
 impl CopyRequest {
-    /// Where it goes, beneath the shared directory.
+    /// The shared directory that it goes to.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Where it goes, beneath that directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Checks a request; what it names must be beneath `base`.
+    /// Checks a request; what it names must be beneath one of `bases`.
     ///
     /// # Errors
     ///
     /// Those variants of [`CopyError`] that are about the request.
-    pub fn new(request: CopyFileRequest, base: &Path) -> Result<Self, CopyError> {
-        let path = beneath(&request.path, base)?;
+    pub fn new(request: CopyFileRequest, bases: &[PathBuf]) -> Result<Self, CopyError> {
+        let beneath = bases.iter().find_map(|base| Some((base.clone(), beneath(&request.path, base)?)));
+        let (base, path) = beneath
+            .ok_or_else(|| CopyError::Outside { path: request.path.clone(), bases: bases.to_vec() })?;
         let number = |field, value| CopyError::Number { path: path.clone(), field, value };
         // Ids go up to 2^32 - 2; shims send them as they are in memory. -1 would mean to leave the owner as it is.
         let id = |field, value: i32| match value {
@@ -73,6 +82,10 @@ impl CopyRequest {
         let owner = Owner {
             uid: Uid::from_raw(id("uid", request.uid)?),
             gid: Gid::from_raw(id("gid", request.gid)?),
+        };
+        let mode = match request.file_mode & 0o7777 {
+            0 if is_in_dir_mode(&request) => request.dir_mode & 0o7777,
+            mode => mode,
         };
         let kind = match request.file_mode & libc::S_IFMT {
             libc::S_IFDIR => Kind::Directory,
@@ -94,18 +107,21 @@ impl CopyRequest {
             0 => DIR_MODE,
             mode => mode,
         };
-        Ok(Self { path, kind, owner, mode: request.file_mode & 0o7777, dir_mode })
+        Ok(Self { base, path, kind, owner, mode, dir_mode })
     }
 }
 
-fn beneath(path: &str, base: &Path) -> Result<PathBuf, CopyError> {
-    let outside = || CopyError::Outside { path: path.to_owned(), base: base.to_owned() };
-    let relative = Path::new(path).strip_prefix(base).map_err(|_| outside())?;
+/// Kata's Rust shim sends a directory's type as `file_mode`, and the whole mode of it as `dir_mode`.
+fn is_in_dir_mode(request: &CopyFileRequest) -> bool {
+    [request.file_mode, request.dir_mode].iter().all(|mode| mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+/// The part of a path beneath `base`, if it is there and doesn't climb.
+fn beneath(path: &str, base: &Path) -> Option<PathBuf> {
+    let relative = Path::new(path).strip_prefix(base).ok()?;
     let harmless = relative.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-    if relative.as_os_str().is_empty() || !harmless || path.contains('\0') {
-        return Err(outside());
-    }
-    Ok(relative.to_owned())
+    let is_one = !relative.as_os_str().is_empty() && harmless && !path.contains('\0');
+    is_one.then(|| relative.to_owned())
 }
 
 fn target(path: &Path, data: Vec<u8>) -> Result<CString, CopyError> {

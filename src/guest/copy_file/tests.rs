@@ -20,12 +20,16 @@ impl Shared {
         let directory = tempfile::tempdir().unwrap();
         let outside = directory.path().join("outside");
         fs::create_dir(&outside).unwrap();
-        let copies = Copies::new(directory.path().join("shared/containers"));
+        let copies = Copies::new(["first", "second"].map(|name| directory.path().join(name)).to_vec());
         Self { _directory: directory, outside, copies }
     }
 
+    fn base(&self) -> &Path {
+        &self.copies.bases()[0]
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        self.copies.base().join(name)
+        self.base().join(name)
     }
 
     fn request(&self, name: &str, mode: u32) -> CopyFileRequest {
@@ -40,7 +44,7 @@ impl Shared {
     }
 
     fn copy(&self, request: CopyFileRequest) -> Result<(), CopyError> {
-        self.copies.copy(&CopyRequest::new(request, self.copies.base())?)
+        self.copies.copy(&CopyRequest::new(request, self.copies.bases())?)
     }
 
     fn chunk(&self, name: &str, size: i64, offset: i64, data: &[u8]) -> Result<(), CopyError> {
@@ -130,11 +134,44 @@ fn what_is_abandoned_goes() {
     for number in 0..COPIES_LIMIT {
         shared.chunk(&format!("file-{number}"), 9, 0, b"one").unwrap();
     }
-    lock(&shared.copies.under_way).get_mut(Path::new("file-7")).unwrap().last -= SHORT_IDLE_LIMIT;
+    lock(&shared.copies.under_way).get_mut(&shared.path("file-7")).unwrap().last -= SHORT_IDLE_LIMIT;
     shared.chunk("another", 9, 0, b"one").unwrap();
     assert_eq!(shared.names("").len(), COPIES_LIMIT);
     shared.copies.give_up();
     assert_eq!(shared.names(""), Vec::<String>::new());
+}
+
+/// Kata's Rust shim names no permissions where they belong.
+#[test]
+fn a_directory_has_its_permissions_wherever_they_are_named() {
+    let shared = Shared::new();
+    for (file_mode, dir_mode, expected) in
+        [(0o40_000, 0o41_755, 0o1755), (0o40_700, 0o40_755, 0o700), (0o40_000, 0o755, 0)]
+    {
+        let request = CopyFileRequest { dir_mode, ..shared.request("directory", file_mode) };
+        shared.copy(request).unwrap();
+        let mode = fs::metadata(shared.path("directory")).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, expected, "{file_mode:o} {dir_mode:o}");
+    }
+}
+
+/// Shims put their files in one directory or another, and no link leads from one to the other.
+#[test]
+fn each_directory_is_apart() {
+    let shared = Shared::new();
+    shared.chunk("file", 3, 0, b"one").unwrap();
+    let second = shared.copies.bases()[1].clone();
+    let path = |name: &str| second.join(name).to_str().unwrap().to_owned();
+    let file = |name: &str| {
+        let data = b"two".to_vec();
+        shared.copy(CopyFileRequest { path: path(name), file_size: 3, data, ..shared.request("", 0o100_640) })
+    };
+    file("file").unwrap();
+    assert_eq!(fs::read(shared.path("file")).unwrap(), b"one");
+    assert_eq!(fs::read(second.join("file")).unwrap(), b"two");
+    symlink(shared.base(), second.join("across")).unwrap();
+    file("across/file").unwrap_err();
+    assert_eq!(fs::read(shared.path("file")).unwrap(), b"one");
 }
 
 #[test]
@@ -207,7 +244,7 @@ fn one_thing_takes_the_place_of_another() {
 #[test]
 fn links_lead_nowhere_outside() {
     let shared = Shared::new();
-    fs::create_dir_all(shared.copies.base()).unwrap();
+    fs::create_dir_all(shared.base()).unwrap();
     fs::write(shared.outside.join("file"), "kept").unwrap();
     symlink(&shared.outside, shared.path("out")).unwrap();
     symlink("../../outside", shared.path("up")).unwrap();
@@ -227,7 +264,7 @@ fn links_lead_nowhere_outside() {
 fn impossible_requests_are_refused_by_name() {
     let shared = Shared::new();
     let file = || CopyFileRequest { file_size: 3, data: b"abc".to_vec(), ..shared.request("f", 0o100_644) };
-    let base = shared.copies.base().to_str().unwrap().to_owned();
+    let base = shared.base().to_str().unwrap().to_owned();
     let cases = [
         (CopyFileRequest { path: "/etc/passwd".into(), ..file() }, "is not beneath"),
         (CopyFileRequest { path: base.clone(), ..file() }, "is not beneath"),

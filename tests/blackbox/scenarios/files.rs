@@ -13,6 +13,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 /// Where a host that shares no file system puts files.
 const BASE: &str = "/run/kata-containers/shared/containers";
+/// Where Kata's Rust shim did so before its release 4.
+const OLD_BASE: &str = "/run/kata-containers/sandbox/passthrough";
 /// As a shim cuts files.
 const CHUNK: usize = 1 << 20;
 
@@ -40,22 +42,29 @@ fn chunks(path: &str, mode: u32, data: &[u8]) -> Vec<CopyFileRequest> {
 /// A Kubernetes volume as a shim sends it: a directory with a time in its name, links to it, files in chunks; then
 /// its next version. A container that has it mounted sees all of it, and never half.
 async fn a_volume_arrives_file_by_file(ctx: Ctx) -> Outcome {
+    for base in [BASE, OLD_BASE] {
+        volume_arrives(&ctx, base).await?;
+    }
+    clean_up(&ctx).await
+}
+
+async fn volume_arrives(ctx: &Ctx, base: &str) -> Outcome {
     let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
-    let volume = format!("{BASE}/{}/volume", container.id);
+    let volume = format!("{base}/{}/volume", container.id);
     let data = noise(2 * CHUNK + 4711, 3);
-    copy(&ctx, &entry(format!("{volume}/..2024"), 0o41_770)).await?;
+    copy(ctx, &entry(format!("{volume}/..2024"), 0o41_770)).await?;
     let mut large = chunks(&format!("{volume}/..2024/large"), 0o640, &data);
     // Several senders, none in a row.
     large.swap(0, 2);
     for chunk in &large {
-        copy(&ctx, chunk).await?;
+        copy(ctx, chunk).await?;
     }
     let link = |name: &str, target: &str| CopyFileRequest {
         data: target.as_bytes().to_vec(),
         ..entry(format!("{volume}/{name}"), 0o120_777)
     };
-    copy(&ctx, &link("..data", "..2024")).await?;
-    copy(&ctx, &link("large", "..data/large")).await?;
+    copy(ctx, &link("..data", "..2024")).await?;
+    copy(ctx, &link("large", "..data/large")).await?;
 
     let container = container.edit(|spec| spec.mount("/volume", &volume, "bind", &["rbind", "ro"]));
     container.create().await?;
@@ -68,16 +77,16 @@ async fn a_volume_arrives_file_by_file(ctx: Ctx) -> Outcome {
 
     // The next version takes the place of the first at once, also for a link with something else of its name.
     for chunk in chunks(&format!("{volume}/..2025/large"), 0o600, b"new") {
-        copy(&ctx, &chunk).await?;
+        copy(ctx, &chunk).await?;
     }
-    copy(&ctx, &link("..data", "..2025")).await?;
-    copy(&ctx, &link("..2024", "..2025")).await?;
+    copy(ctx, &link("..data", "..2025")).await?;
+    copy(ctx, &link("..2024", "..2025")).await?;
     assert_eq!(
         container.sh("cat /volume/large; echo; ls -A /volume").await?,
         "new\n..2024\n..2025\n..data\nlarge"
     );
     container.remove().await?;
-    clean_up(&ctx).await
+    Ok(())
 }
 
 async fn copies_that_cannot_be_are_refused(ctx: Ctx) -> Outcome {
@@ -114,10 +123,11 @@ async fn copies_that_cannot_be_are_refused(ctx: Ctx) -> Outcome {
     clean_up(&ctx).await
 }
 
-/// In a guest the files are in a directory of the host's, which goes with the container.
+/// In a guest the first directory is the host's, and goes with the container.
 async fn clean_up(ctx: &Ctx) -> Outcome {
     if ctx.is_host() {
         ctx.guest_sh("rm -r $RUN/kata-containers/shared").await?;
     }
+    ctx.guest_sh("rm -rf $PROC/$SUPERVISOR/root/run/kata-containers/sandbox/passthrough").await?;
     Ok(())
 }
