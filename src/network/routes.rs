@@ -1,4 +1,7 @@
-//! UpdateRoutes: the routes of the main table become those of the host's list.
+//! UpdateRoutes: the routes of the main table become those of the host's list, as far as it names their links.
+//!
+//! A list may be a part: when a network card is passed through to a running sandbox, the Go shim sends the routes of that
+//! card alone. So the routes of a link that no one of the list leads over stay, unless one of the list is in their place.
 //!
 //! What is there and wanted is not touched. What is not wanted goes, but for what the kernel made; then the missing ones
 //! are added, those without a gateway first, because they may be how a gateway is reached. If one can't be, everything
@@ -116,7 +119,10 @@ fn resolve(wanted: &[RouteRequest], links: &[Link]) -> Result<Vec<Route>, Networ
 
 /// The changes that lead from the routes that are there to those that are wanted, each with its way back.
 fn plan(there: &[Entry], wanted: Vec<Route>) -> Vec<(Change, Change)> {
-    // Those of the kernel's that have to give way to one of the list; they serve no other one of it then.
+    // A list without any names no link, and changes nothing.
+    let is_named = |entry: &Entry| wanted.iter().any(|route| route.link == entry.route.link);
+    // Those of the kernel's and of other links that have to give way to one of the list; they serve no other one of it
+    // then.
     let mut replaced: Vec<&Entry> = Vec::new();
     let mut missing: Vec<Entry>;
     loop {
@@ -127,7 +133,7 @@ fn plan(there: &[Entry], wanted: Vec<Route>) -> Vec<(Change, Change)> {
         };
         missing = wanted.iter().filter(|route| !is_there(route)).cloned().map(Entry::new).collect();
         let gives_way = |entry: &&Entry| {
-            entry.is_the_kernels()
+            (entry.is_the_kernels() || !is_named(entry))
                 && !replaced.contains(entry)
                 && missing.iter().any(|missing| missing.route.key() == entry.route.key())
         };
@@ -138,8 +144,9 @@ fn plan(there: &[Entry], wanted: Vec<Route>) -> Vec<(Change, Change)> {
         replaced.extend(more);
     }
     missing.sort_by_key(|entry| entry.route.gateway.is_some());
-    let mut surplus: Vec<&Entry> =
-        there.iter().filter(|entry| !entry.is_the_kernels() && !wanted.contains(&entry.route)).collect();
+    let is_surplus =
+        |entry: &&Entry| is_named(entry) && !entry.is_the_kernels() && !wanted.contains(&entry.route);
+    let mut surplus: Vec<&Entry> = there.iter().filter(is_surplus).collect();
     surplus.sort_by_key(|entry| entry.route.gateway.is_none());
     let removals = surplus
         .into_iter()

@@ -256,10 +256,10 @@ fn what_the_kernel_made_stays() {
     let mut connected = Entry::new(on_link("10.0.0.0/24"));
     connected.protocol = 2;
     fake.routes = vec![connected, Entry::new(on_link("10.7.0.0/24"))];
-    routes::update(&mut fake, &[], &log()).unwrap();
+    // The host's kernel has made the same one there.
+    routes::update(&mut fake, &requests(&[route("10.0.0.0/24", "", "eth0")]), &log()).unwrap();
     let left: Vec<_> = fake.routes.iter().map(|entry| entry.route.to.to_string()).collect();
     assert_eq!(left, ["10.0.0.0/24"]);
-    // The host's kernel has made the same one there.
     fake.done.clear();
     routes::update(&mut fake, &requests(&[route("10.0.0.0/24", "", "eth0")]), &log()).unwrap();
     assert_eq!(fake.done, [""; 0]);
@@ -309,12 +309,39 @@ fn routes_change_all_or_none() {
     .unwrap();
     let before = fake.state();
     fake.refused = Some("add the route default via 10.9.0.1 on eth1");
-    let list = [route("10.6.0.0/16", "", "eth1"), route("", "10.9.0.1", "eth1")];
+    let list = [route("10.6.0.0/16", "", "eth0"), route("", "10.9.0.1", "eth1")];
     routes::update(&mut fake, &requests(&list), &log()).unwrap_err();
     assert_eq!(fake.state(), before);
     let error = routes::update(&mut fake, &requests(&[route("", "", "eth9")]), &log()).unwrap_err();
     assert_eq!(error.to_string(), "Link not found (Name: eth9)");
     assert_eq!(fake.state(), before);
+}
+
+/// As the Go shim sends it for a card that was passed through meanwhile.
+#[test]
+fn a_list_of_one_link_leaves_the_routes_of_others() {
+    let mut fake = Fake::with_two_links();
+    let first =
+        [route("", "10.0.0.1", "eth0"), route("10.7.0.0/16", "", "eth0"), route("10.8.0.0/16", "", "eth1")];
+    routes::update(&mut fake, &requests(&first), &log()).unwrap();
+    routes::update(&mut fake, &requests(&[]), &log()).unwrap();
+    assert_eq!(fake.routes.len(), 3, "a list of no link changes nothing");
+    fake.done.clear();
+    let list = [route("192.0.2.0/24", "", "eth1"), route("10.7.0.0/16", "192.0.2.1", "eth1")];
+    routes::update(&mut fake, &requests(&list), &log()).unwrap();
+    let done = [
+        "remove the route 10.8.0.0/16 on eth1",
+        "add the route 192.0.2.0/24 on eth1",
+        "add the route 10.7.0.0/16 via 192.0.2.1 on eth1",
+    ];
+    assert_eq!(fake.done, done);
+    let there =
+        |to: &str| fake.routes.iter().filter(|entry| entry.route.to == Cidr::parse(to).unwrap()).count();
+    assert_eq!(
+        ["0.0.0.0/0", "192.0.2.0/24", "10.7.0.0/16"].map(there),
+        [1, 1, 1],
+        "one takes another's place"
+    );
 }
 
 /// The kernel has made the route to a card's network, and the list names another card for it first.
@@ -367,12 +394,13 @@ fn requests_that_make_no_sense_are_refused_by_name() {
     }
 }
 
-fn any_routes() -> impl Strategy<Value = Vec<RouteRequest>> {
+fn any_routes() -> impl Strategy<Value = Vec<types::Route>> {
     let to = select(vec!["", "10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "2001:db8::/32"]);
     let gateway = select(vec!["", "192.0.2.1", "192.0.2.2", "2001:db8::1"]);
     let one = (to, gateway, select(vec!["eth0", "eth1"]), select(vec![0, 1400]));
     let one = one.prop_filter_map("families differ", |(to, gateway, device, mtu)| {
-        RouteRequest::try_from(&types::Route { mtu, ..route(to, gateway, device) }).ok()
+        let route = types::Route { mtu, ..route(to, gateway, device) };
+        RouteRequest::try_from(&route).is_ok().then_some(route)
     });
     vec(one, 0..6)
 }
@@ -423,8 +451,8 @@ proptest! {
         }
     }
 
-    /// Whatever was there, the routes are those of the list and the kernel's, and asking again changes nothing; or, if
-    /// the kernel refuses any one change, they are what they were.
+    /// Whatever was there, the routes are those of the list, the kernel's and those of links that are not in it, and
+    /// asking again changes nothing; or, if the kernel refuses any one change, they are what they were.
     #[test]
     fn routes_become_the_list_or_stay(
         before in any_routes(), after in any_routes(), refused_at in prop::option::of(0_usize..8),
@@ -433,7 +461,10 @@ proptest! {
         let mut network = Fake::with_two_links();
         routes::update(&mut network, &[kernels], &log()).unwrap();
         network.routes[0].protocol = nix::libc::RTPROT_KERNEL;
-        routes::update(&mut network, &before, &log()).unwrap();
+        routes::update(&mut network, &requests(&before), &log()).unwrap();
+        let index = |name: &str| Some(if name == "eth0" { 2 } else { 3 });
+        let named: Vec<_> = after.iter().map(|route| index(&route.device)).collect();
+        let after = requests(&after);
         let start = network.state();
         network.done.clear();
         network.refused_at = refused_at;
@@ -442,7 +473,8 @@ proptest! {
             return Ok(());
         }
         let mut fresh = Fake::with_two_links();
-        fresh.routes = start.2.into_iter().filter(Entry::is_the_kernels).collect();
+        let stays = |entry: &Entry| entry.is_the_kernels() || !named.contains(&entry.route.link);
+        fresh.routes = start.2.into_iter().filter(stays).collect();
         routes::update(&mut fresh, &after, &log()).unwrap();
         prop_assert_eq!(network.state(), fresh.state());
         network.refused_at = None;

@@ -248,7 +248,14 @@ async fn routes_become_those_of_the_list(ctx: Ctx) -> Outcome {
         ["default 10.9.0.1 eth0  0"]
     );
     assert!(ip(&ctx, "route").await?.contains("10.9.0.0/24 dev eth0 proto kernel"));
-    assert_eq!(shown(&client.update_routes(Vec::new()).await?), [""; 0]);
+
+    // A list may be of one card alone: the routes of the others stay.
+    client.update_interface(interface("eth1", MACS[1], &["10.8.0.2/24"])).await?;
+    let routes = shown(&client.update_routes(vec![route("10.3.0.0/16", "10.8.0.1", "eth1")]).await?);
+    let expected =
+        ["10.3.0.0/16 10.8.0.1 eth1  0", "10.8.0.0/24  eth1 10.8.0.2 0", "default 10.9.0.1 eth0  0"];
+    assert_eq!(routes, expected);
+    assert_eq!(shown(&client.update_routes(Vec::new()).await?), expected);
     Ok(())
 }
 
