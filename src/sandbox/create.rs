@@ -112,7 +112,7 @@ async fn steps(
     for warning in &prepared.warnings {
         warn!(logger, "specification"; "warning" => warning);
     }
-    sysctl::write(&prepared.sandbox_sysctls).await?;
+    sysctl::write(&prepared.sandbox_sysctls, logger).await?;
     let own_network = diagnostics::has_own_network(&prepared.spec);
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?
