@@ -255,9 +255,11 @@ fn storage_code(error: &StorageError) -> Code {
         | E::Unsupported { .. } => Code::INVALID_ARGUMENT,
         E::NotAttached { .. } => Code::NOT_FOUND,
         E::TooFewPages { .. } => Code::RESOURCE_EXHAUSTED,
-        E::Conflict { .. } | E::Image { .. } | E::Format { .. } | E::Encrypt { .. } => {
-            Code::FAILED_PRECONDITION
-        }
+        E::Conflict { .. }
+        | E::Image { .. }
+        | E::PauseImage { .. }
+        | E::Format { .. }
+        | E::Encrypt { .. } => Code::FAILED_PRECONDITION,
         E::Device { cause, .. } => cause.downcast_ref().map_or(Code::INTERNAL, device_code),
         _ => Code::INTERNAL,
     }

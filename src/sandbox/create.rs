@@ -19,7 +19,7 @@ use super::records::{ContainerRecord, MadeRecord, forget_container};
 use super::undo::{Undo, Why};
 use super::{
     CreateContainer, Environment, Gone, Running, SharedMount, bundle, cdi, diagnostics, facts, guest_devices,
-    pins, pumps, pumps::Links, shared_mounts, sysctl, tmpfs_modes,
+    pause_image, pins, pumps, pumps::Links, shared_mounts, sysctl, tmpfs_modes,
 };
 use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
 use crate::device::FoundDevices;
@@ -103,6 +103,7 @@ async fn steps(
     let record = bundle::make(environment, record, undo).await?;
     let devices = gone.unless(async { Ok(environment.devices.find_all(&request.devices).await?) }).await?;
     let spec = gone.unless(cdi::inject(environment, request.spec)).await?;
+    let spec = gone.unless(pause_image::apply(spec, &storages)).await?;
     gone.unless(attach_storages(environment, &id, storages, undo)).await?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     let termination_log = diagnostics::termination_log(&spec);

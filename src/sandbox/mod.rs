@@ -36,6 +36,7 @@ mod lifecycle;
 mod oom;
 mod oom_slices;
 mod pause;
+mod pause_image;
 mod pidfd;
 mod pins;
 mod process;

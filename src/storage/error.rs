@@ -111,6 +111,15 @@ pub enum StorageError {
         #[source]
         cause: Cause,
     },
+    /// The guest's own image of the pause container can't be used.
+    #[error("the guest's pause image {path}: {cause}")]
+    PauseImage {
+        /// The part of it.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: Cause,
+    },
     /// The disk can't be given a file system.
     #[error("a file system for {mount_point}: {cause}")]
     Format {

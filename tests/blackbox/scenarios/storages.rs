@@ -11,6 +11,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_directory_is_bound_and_laid_over).own_agent(),
         scenario!(a_host_without_root_has_its_paths_elsewhere).own_agent(),
+        scenario!(a_pod_whose_images_the_guest_pulls_has_the_guests_pause_image).own_agent().vm_only(),
     ]
 }
 
@@ -77,6 +78,40 @@ async fn an_image_needs_the_hub_that_pulls_it(ctx: &Ctx) -> Outcome {
     {
         assert!(error.message.contains(word), "{word:?} is not in: {error}");
     }
+    ctx.returns_to(&before).await
+}
+
+/// The host has no image for it. What the guest's bundle names runs as the bundle says, in a root in which there is room
+/// for what is mounted.
+async fn a_pod_whose_images_the_guest_pulls_has_the_guests_pause_image(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("pulling", "pulling", true)).await?;
+    let bundle = "$PROC/1/root/pause_bundle";
+    let config = r#"{"ociVersion": "1.0.0", "process": {"terminal": true, "user": {"uid": 65535, "gid": 65535},
+        "args": ["/busybox", "sleep", "1000000"], "env": ["PATH=/"], "cwd": "/"}}"#;
+    let root = format!("mkdir -p {bundle}/rootfs; cp $PROC/1/root/bin/busybox {bundle}/rootfs");
+    ctx.guest_sh(&format!("{root}; cat > {bundle}/config.json << 'END'\n{config}\nEND")).await?;
+    let before = ctx.inventory().await?;
+    let container = ctx.container(|spec| spec.args(["/pause"]).readonly_rootfs(true))?;
+    let mut request = container.request();
+    let root = format!("/run/kata-containers/{}/rootfs", container.id);
+    request.OCI.mut_or_insert_default().Root.mut_or_insert_default().Path.clone_from(&root);
+    let metadata = r#"{"metadata":{"io.kubernetes.cri.container-type":"sandbox"}}"#;
+    request.storages.push(Storage {
+        driver: "image_guest_pull".into(),
+        source: "pause".into(),
+        fstype: "overlay".into(),
+        mount_point: root,
+        driver_options: vec![format!("image_guest_pull={metadata}")],
+        ..Default::default()
+    });
+    ctx.client().create_container_with(&request).await?;
+    container.start().await?;
+    // Its arguments, user and terminal.
+    let script = "/busybox tr '\\0' ' ' < /proc/1/cmdline; /busybox stat -c %u:%g /proc/1; \
+                  /busybox cut -d ' ' -f 7 /proc/1/stat";
+    let seen = String::from_utf8(container.exec(["/busybox", "sh", "-c", script]).await?.stdout)?;
+    assert_eq!(seen, "/busybox sleep 1000000 65535:65535\n0\n");
+    container.remove().await?;
     ctx.returns_to(&before).await
 }
 
