@@ -55,6 +55,7 @@ fn prepare(read: Spec) {
         devices: Vec::new(),
         added_devices: Vec::new(),
         bound_devices: Vec::new(),
+        lent_devices: Vec::new(),
         pci_map: BTreeMap::new(),
         root_devices: Vec::new(),
         system_chars: Vec::new(),

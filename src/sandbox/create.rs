@@ -24,9 +24,9 @@ use super::{
 use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
 use crate::device::FoundDevices;
 use crate::ids::ContainerId;
-use crate::spec::{self, NamespaceId, OwnInit, PidNamespace, Prepared};
+use crate::spec::{self, Facts, NamespaceId, OwnInit, PidNamespace, Prepared};
 use crate::stdio::ports;
-use crate::storage::StorageHandle;
+use crate::storage::{LentNode, StorageHandle, StorageRequest};
 use crate::worker::console;
 use crate::worker::job::{CgroupTrees, CreateJob, Failure, Job, UnifiedCgroup};
 use crate::worker::stand_in;
@@ -104,11 +104,12 @@ async fn steps(
     let devices = gone.unless(async { Ok(environment.devices.find_all(&request.devices).await?) }).await?;
     let spec = gone.unless(cdi::inject(environment, request.spec)).await?;
     let spec = gone.unless(pause_image::apply(spec, &storages)).await?;
+    let lent = storages.iter().filter_map(StorageRequest::lent_node).collect();
     gone.unless(attach_storages(environment, &id, storages, undo)).await?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     let termination_log = diagnostics::termination_log(&spec);
     let asked = Asked::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
-    let prepare = prepare(environment, running, &id, spec, devices, request.sandbox_pidns);
+    let prepare = prepare(environment, running, &id, spec, devices, lent, request.sandbox_pidns);
     let (mut prepared, rootfs) = gone.unless(prepare).await?;
     for warning in &prepared.warnings {
         warn!(logger, "specification"; "warning" => warning);
@@ -215,7 +216,7 @@ pub(super) fn push_forget(environment: &Environment, id: &ContainerId, undo: &mu
 async fn attach_storages(
     environment: &Environment,
     id: &ContainerId,
-    storages: Vec<crate::storage::StorageRequest>,
+    storages: Vec<StorageRequest>,
     undo: &mut Undo,
 ) -> Result<(), SandboxError> {
     for storage in storages {
@@ -228,7 +229,7 @@ async fn attach_storages(
 pub(super) async fn attach_storage(
     environment: &Environment,
     container: Option<&ContainerId>,
-    storage: crate::storage::StorageRequest,
+    storage: StorageRequest,
     undo: &mut Undo,
 ) -> Result<(), SandboxError> {
     let handle = environment.storages.attach(storage, container).await?;
@@ -272,6 +273,7 @@ async fn prepare(
     id: &ContainerId,
     mut spec: Box<Spec>,
     devices: FoundDevices,
+    lent: Vec<LentNode>,
     sandbox_pidns: bool,
 ) -> Result<(Box<Prepared>, PathBuf), SandboxError> {
     let root = spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default();
@@ -292,6 +294,7 @@ async fn prepare(
         guest_devices::add(&mut spec);
         let bound = guest_devices::bound(&spec);
         let facts = facts::gather(&environment, id, rootfs.clone(), shared, devices, bound, hooks)?;
+        let facts = Facts { lent_devices: guest_devices::lent(&lent), ..facts };
         let mut prepared = Box::new(spec::prepare(*spec, &facts)?);
         tmpfs_modes::complete(&mut prepared.spec, prepared.own_mounts.as_ref(), &rootfs);
         Ok((prepared, rootfs))

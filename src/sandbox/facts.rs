@@ -51,6 +51,7 @@ pub(super) fn gather(
         devices: devices.nodes.into_iter().map(device_update).collect(),
         added_devices: devices.added.into_iter().map(added_device).collect(),
         bound_devices,
+        lent_devices: Vec::new(),
         pci_map: devices.pci,
         root_devices: system.blocks,
         system_chars: system.chars,

@@ -13,7 +13,8 @@ use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 
 use super::system_devices::{self, SystemDevices};
-use crate::spec::{AddedDevice, DeviceKind, DeviceNumber, MEMORY};
+use crate::spec::{AddedDevice, DeviceKind, DeviceNumber, LentDevice, MEMORY};
+use crate::storage::LentNode;
 
 /// The annotation, whose value is `true`.
 const ALL: &str = "io.nakai.guest-devices";
@@ -59,6 +60,18 @@ pub(super) fn bound(spec: &Spec) -> Vec<AddedDevice> {
         Some(AddedDevice { path: path.to_owned(), kind, number })
     });
     found.collect()
+}
+
+/// The disks of the storages that are nodes at these places: a device that a user mounts as a file, which the host has
+/// plugged in for it. Blocks.
+pub(super) fn lent(nodes: &[LentNode]) -> Vec<LentDevice> {
+    let device = |node: &LentNode| {
+        let metadata = std::fs::metadata(&node.path).ok()?;
+        let number = DeviceNumber { major: major(metadata.rdev()), minor: minor(metadata.rdev()) };
+        let is_disk = metadata.file_type().is_block_device();
+        is_disk.then_some(LentDevice { number, read_only: node.read_only })
+    };
+    nodes.iter().filter_map(device).collect()
 }
 
 /// The nodes beneath `root`, by the path that they have in `/dev`. What can't be read, or goes while it is looked at, is

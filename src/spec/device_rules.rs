@@ -1,8 +1,8 @@
 //! The device cgroup's rules: complete, in order, and in the guest's numbers.
 //!
 //! The last rule that matches decides. In order: deny all; the host's; an `rwm` for each device of the
-//! request that no rule named; what every container needs ([`default_rules`]); the denial of what the guest's own
-//! system is on and of its memory.
+//! request that no rule named; one for each disk that is lent as a file; what every container needs ([`default_rules`]);
+//! the denial of what the guest's own system is on and of its memory.
 //!
 //! Shims drop the rules altogether. Then each node that the specification lists or mounts from the guest's `/dev` is
 //! allowed, and everything to a process that may load modules into the guest's kernel: engines call that privileged,
@@ -16,7 +16,7 @@ use oci_spec::runtime::{
     Capability, LinuxDevice, LinuxDeviceCgroup as Rule, LinuxDeviceType as Type, Process,
 };
 
-use super::devices::{DeviceKind, DeviceNumber, Renumbered};
+use super::devices::{DeviceKind, DeviceNumber, LentDevice, Renumbered};
 use super::{CgroupVersion, Facts, SpecError};
 
 /// `mem`, `kmem` and `port` (Documentation/admin-guide/devices.txt).
@@ -60,6 +60,7 @@ pub(super) fn assemble(
             renumbered.iter().filter(|r| !given.iter().any(|g| r.is_named_by(g))).map(Renumbered::allow),
         );
     }
+    rules.extend(facts.lent_devices.iter().map(allow_lent));
     rules.extend(default_rules());
     let own = own_devices(&rules, facts);
     if facts.cgroup_version == CgroupVersion::V1 {
@@ -90,6 +91,11 @@ fn is_within(rule: &Rule, kind: Type, device: &DeviceNumber) -> bool {
     [Some(kind), Some(Type::A), None].contains(&rule.typ())
         && rule.major().is_none_or(|major| Some(major) == signed(device.major))
         && rule.minor().is_none_or(|minor| Some(minor) == signed(device.minor))
+}
+
+fn allow_lent(LentDevice { number, read_only }: &LentDevice) -> Rule {
+    let access = if *read_only { "rm" } else { "rwm" };
+    rule(true, Type::B, signed(number.major), signed(number.minor), access)
 }
 
 fn allow_node(node: &LinuxDevice) -> Rule {

@@ -60,6 +60,15 @@ pub struct AddedDevice {
     pub number: DeviceNumber,
 }
 
+/// A block device of the guest's whose node the host has lent as a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LentDevice {
+    /// Its number.
+    pub number: DeviceNumber,
+    /// Whether it is only to be read.
+    pub read_only: bool,
+}
+
 /// Rewrites `linux.devices` and `linux.resources.devices`; returns the nodes outside of `/dev`, which libcontainer would
 /// refuse.
 pub(super) fn apply(

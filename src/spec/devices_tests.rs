@@ -217,6 +217,22 @@ fn the_guests_root_disk_is_denied_last_and_never_given() {
     }
 }
 
+/// Whether or not the host has rules of its own: it has handed the device over.
+#[test]
+fn a_disk_that_is_lent_as_a_file_can_be_opened_as_it_is_lent() {
+    let mut facts = facts();
+    let number = |minor| DeviceNumber { major: 254, minor };
+    facts.lent_devices = [(0, true), (16, false), (32, false)]
+        .map(|(minor, read_only)| LentDevice { number: number(minor), read_only })
+        .to_vec();
+    facts.root_devices = vec![number(32)];
+    let given = json!({"resources": {"devices": [{"allow": false, "access": "rwm"}]}});
+    for (linux, before) in [(json!({}), &[][..]), (given, &["-a *:* rwm"])] {
+        let expected = [before, &["+b 254:0 rm", "+b 254:16 rwm", "+b 254:32 rwm", "-b 254:32 rwm"]].concat();
+        assert_eq!(rules(&run(linux, &facts).unwrap()), expected);
+    }
+}
+
 #[test]
 fn a_range_over_the_root_disk_is_refused_where_it_could_not_be_denied() {
     let whole =

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::Hooks;
 
-use super::{AddedDevice, CpuSet, DeviceNumber, DeviceUpdate};
+use super::{AddedDevice, CpuSet, DeviceNumber, DeviceUpdate, LentDevice};
 use crate::ids::ContainerId;
 
 /// What [`super::prepare`] is told of the guest, the sandbox and the container's devices.
@@ -38,6 +38,8 @@ pub struct Facts {
     pub added_devices: Vec<AddedDevice>,
     /// Nodes of the guest's `/dev` that mounts of the specification name, each by itself.
     pub bound_devices: Vec<AddedDevice>,
+    /// Disks whose nodes are the container's storages.
+    pub lent_devices: Vec<LentDevice>,
     /// PCI addresses of passed-through devices, host to guest, `dddd:bb:dd.f` each.
     pub pci_map: BTreeMap<String, String>,
     /// What the guest's own root is on: the partition and the whole disk, or the device-mapper target and all that is

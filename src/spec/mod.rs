@@ -55,7 +55,7 @@ pub use capabilities::CapabilitySets;
 pub use cdi::{CdiEdits, CdiNode};
 pub use cpuset::{CpuSet, CpuSetError, narrow_to_online};
 pub use device_rules::{MEMORY, default_rules};
-pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate};
+pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate, LentDevice};
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
 pub use hidden::{OutsideNode, WorkingDirectory};

@@ -25,6 +25,7 @@ pub(super) fn facts() -> Facts {
         devices: Vec::new(),
         added_devices: Vec::new(),
         bound_devices: Vec::new(),
+        lent_devices: Vec::new(),
         pci_map: std::collections::BTreeMap::new(),
         root_devices: Vec::new(),
         system_chars: Vec::new(),

@@ -40,5 +40,5 @@ pub use lookup::Lookup;
 pub use ops::{BlockLookup, KernelMounts, MountOps, MountOrder, Target};
 pub use pause_bundle::PauseBundle;
 pub use registry::{StorageHandle, Storages};
-pub use request::{FsGroup, FsGroupPolicy, StorageRequest};
+pub use request::{FsGroup, FsGroupPolicy, LentNode, StorageRequest};
 pub use verity::Verity;

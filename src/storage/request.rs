@@ -48,6 +48,20 @@ pub struct StorageRequest {
     pub shared: bool,
 }
 
+/// The drivers of disks.
+pub(super) const BLOCK_DRIVERS: [&str; 4] = ["blk", "mmioblk", "nvdimm", "scsi"];
+/// The filesystem type of what is there already, and is seen at another place, too.
+pub(super) const BIND: &str = "bind";
+
+/// Where a disk's node is, for a container to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LentNode {
+    /// Its path in the guest.
+    pub path: PathBuf,
+    /// Whether it is only to be read.
+    pub read_only: bool,
+}
+
 impl TryFrom<&agent::Storage> for StorageRequest {
     type Error = StorageError;
 
@@ -119,6 +133,12 @@ impl StorageRequest {
     /// Whether the mount is asked to be read-only.
     pub(super) fn read_only(&self) -> bool {
         self.split_options().filter(|option| matches!(*option, "ro" | "rw")).last() == Some("ro")
+    }
+
+    /// The node that it is, if the host lends a disk as a file.
+    pub fn lent_node(&self) -> Option<LentNode> {
+        let is_node = self.fstype == BIND && BLOCK_DRIVERS.contains(&self.driver.as_str());
+        is_node.then(|| LentNode { path: self.target(), read_only: self.read_only() })
     }
 
     /// The group named by the option `fsgid=`.

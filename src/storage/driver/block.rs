@@ -1,5 +1,5 @@
-//! `blk`, `scsi`, `mmioblk`, `nvdimm`: a filesystem on a block device. The four differ only in how the device
-//! is found.
+//! `blk`, `scsi`, `mmioblk`, `nvdimm`: a filesystem on a block device, or, where the filesystem is called `bind`, its node.
+//! The four differ only in how the device is found.
 //!
 //! The host may ask for the file system to be made first, and for it to be encrypted: an ext4 by the guest's own
 //! [mkfs](super::super::format), or by the [confidential data hub](super::super::hub), which then mounts it, too. A volume
@@ -8,10 +8,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::{OFlag, open};
 use nix::libc;
+use nix::sys::stat::Mode;
 
 use super::super::layers::PARTITION;
 use super::super::ops::BlockLookup;
+use super::super::request::BIND;
 use super::super::verity::Verity;
 use super::{Driver, Fill, Places, StorageError, Work};
 use crate::storage::StorageRequest;
@@ -79,7 +82,10 @@ impl Driver for Block {
         if work.request.fstype.is_empty() {
             return Err(work.request.refuse("fstype", "it is empty"));
         }
-        let options = work.request.options_without(|_| false);
+        let options = work.request.options_without(is_the_hosts);
+        if work.request.fstype == BIND {
+            return attach_node(work, options);
+        }
         let fstype = work.request.fstype.clone();
         match Verity::wanted(work.request)? {
             Some(verity) => {
@@ -90,6 +96,25 @@ impl Driver for Block {
         }
         work.give_to_group()
     }
+}
+
+/// What the Go shim tells itself by among the options of a mount, and then leaves there.
+fn is_the_hosts(option: &str) -> bool {
+    ["io.katacontainers.fs-opt.block_device=file", "io.katacontainers.fs-opt.is-layer"].contains(&option)
+}
+
+/// A device that the host has mounted as a file: the container gets its node.
+fn attach_node(work: &mut Work<'_>, mut options: Vec<String>) -> Result<(), StorageError> {
+    if Verity::wanted(work.request)?.is_some() {
+        return Err(work.request.unsupported("a checked device as a file"));
+    }
+    let at = StorageError::at("opening", work.source);
+    let node = open(work.source, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(at)?;
+    if !options.iter().any(|option| matches!(option.as_str(), "bind" | "rbind")) {
+        options.insert(0, "bind".to_owned());
+    }
+    work.bind(&node, &options)?;
+    work.give_to_group()
 }
 
 fn partition_number(option: &str) -> Option<&str> {

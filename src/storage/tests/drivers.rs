@@ -289,6 +289,16 @@ fn where_it_cannot_be_looked_no_image_is_pulled() {
 }
 
 #[test]
+fn what_the_go_shim_tells_itself_is_no_option_for_the_kernel() {
+    run(async |guest, storages| {
+        let mut wire = guest.request("blk", "/dev/vda", "v");
+        options(&mut wire, &["rw", "io.katacontainers.fs-opt.block_device=file", "noatime"]);
+        attach(&storages, &wire).await.unwrap().release().await.unwrap();
+        assert_eq!(guest.calls()[1], "mount /dev/vda v ext4 rw,noatime");
+    });
+}
+
+#[test]
 fn a_checked_disk_goes_with_its_mount() {
     run(async |guest, storages| {
         let mut wire = guest.request("blk", "/dev/vda", "v");

@@ -247,6 +247,7 @@ async fn disks_that_were_there_are_devices(ctx: Ctx) -> Outcome {
         assert_eq!(other.sh(&own).await?, "1", "another container can't open {name}");
     }
     container.remove().await?;
+    disks_are_files(&ctx).await?;
     // What is written is on the disk. Another container finds it there, by the device's other name.
     let blk = Device { type_: "mmioblk".into(), vm_path: "/dev/vda".into(), ..devices[0].clone() };
     let again = ctx.container(|spec| {
@@ -266,6 +267,38 @@ async fn disks_that_were_there_are_devices(ctx: Ctx) -> Outcome {
         request.devices = vec![absent];
         refused(ctx.client().create_container_with(&request).await, Code::DEADLINE_EXCEEDED, &[path]);
     }
+    Ok(())
+}
+
+/// A disk that its user has mounted as a file is the container's device: shims hand its node over as a storage, whose
+/// options are the mount's.
+async fn disks_are_files(ctx: &Ctx) -> Outcome {
+    let node = |disk: &str, name: &str, option: &str| Storage {
+        fstype: "bind".into(),
+        options: ["rbind", "rprivate", option].map(str::to_owned).to_vec(),
+        ..ext4("blk", disk, name)
+    };
+    let storages = [node("/dev/vda", "first-file", "rw"), node("/dev/vdb", "second-file", "ro")];
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let container = container.edit(|spec| {
+        spec.mount("/dev/first", &storages[0].mount_point, "bind", &["rbind", "rprivate", "rw"]).mount(
+            "/second",
+            &storages[1].mount_point,
+            "bind",
+            &["rbind", "rprivate", "ro"],
+        )
+    });
+    let mut request = container.request();
+    request.storages = storages.to_vec();
+    ctx.client().create_container_with(&request).await?;
+    container.start().await?;
+    assert_eq!(container.sh("head -c 3 /dev/first; head -c 3 /second").await?, "!ne!wo");
+    container.sh("printf '?' | dd of=/dev/first bs=1 conv=notrunc,fsync 2> /dev/null").await?;
+    assert_eq!(container.sh("head -c 3 /dev/first").await?, "?ne");
+    assert_eq!(container.sh("(: > /second) 2>&1 | grep -c 'not permitted'").await?, "1");
+    container.sh("printf '!' | dd of=/dev/first bs=1 conv=notrunc,fsync 2> /dev/null").await?;
+    container.remove().await?;
+    assert_eq!(ctx.guest_sh("grep -c sandbox/storage $PROC/1/mountinfo; true").await?, "0");
     Ok(())
 }
 
