@@ -1,7 +1,8 @@
 //! The sandbox's DNS settings: a resolv.conf(5) of the host's lines, bound over the guest's own.
 //!
 //! [`apply`] writes `<kata_dir>/sandbox/resolv.conf` and, where the guest has a file to put it on, binds it
-//! there; [`ResolvConf`] holds the mount and takes it away when it is closed or dropped. The guest's file
+//! there. [`write_hostname`] writes the sandbox's name beside it, for containers to have it bound from there: without a
+//! shared file system, the host has no file of its own to show them. [`ResolvConf`] holds the mount and takes it away when it is closed or dropped. The guest's file
 //! itself is never written: it may be on a read-only root.
 //!
 //! The target may be a symbolic link, as systemd-resolved has it. It is followed once, without magic links,
@@ -132,9 +133,20 @@ pub fn apply(lines: &[String], kata_dir: &Path, target: &Path) -> Result<Option<
     if lines.is_empty() {
         return Ok(None);
     }
-    let file = write(&content(lines), kata_dir)?;
+    let file = write(&content(lines), path_in(kata_dir))?;
     let bound = bind(&file, target)?;
     Ok(Some(ResolvConf { file, bound }))
+}
+
+/// Writes the sandbox's name below `kata_dir`, if it has one.
+///
+/// # Errors
+/// [`DnsError::Write`].
+pub fn write_hostname(name: &str, kata_dir: &Path) -> Result<(), DnsError> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    write(&format!("{name}\n"), kata_dir.join("sandbox").join("hostname")).map(drop)
 }
 
 /// Takes charge of what an earlier server put in place. `None` when there is no such file.
@@ -158,11 +170,13 @@ fn content(lines: &[String]) -> String {
 }
 
 /// Writes the file under another name first, so that a reader sees all of it or none.
-fn write(content: &str, kata_dir: &Path) -> Result<PathBuf, DnsError> {
-    let path = path_in(kata_dir);
-    let fresh = path.with_extension("conf.new");
+fn write(content: &str, path: PathBuf) -> Result<PathBuf, DnsError> {
+    let mut fresh = path.clone().into_os_string();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    let directory = path.parent().unwrap_or(&path);
     let written = || -> std::io::Result<()> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(kata_dir.join("sandbox"))?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
         match std::fs::remove_file(&fresh) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -250,6 +264,15 @@ mod tests {
             dns.close().unwrap();
         }
         assert!(!missing.exists(), "a missing target is not made");
+    }
+
+    #[test]
+    fn the_name_is_written_beside_them() {
+        let dir = tempfile::tempdir().unwrap();
+        write_hostname("", dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        write_hostname("pod-1", dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("sandbox/hostname")).unwrap(), "pod-1\n");
     }
 
     #[test]

@@ -190,6 +190,7 @@ async fn steps(
         None => None,
     };
     let storages = request.storages.iter().map(|storage| storage.mount_point.to_string()).collect();
+    let hostname = request.hostname.clone();
     let running =
         share_namespaces(environment, request.id, request.hostname, request.shared_pid_namespace, undo)
             .await?;
@@ -200,7 +201,7 @@ async fn steps(
     for storage in request.storages {
         attach_storage(environment, None, storage, undo).await?;
     }
-    set_dns(environment, request.dns, undo).await?;
+    set_dns(environment, hostname, request.dns, undo).await?;
     SandboxRecord::of(&running).write(&environment.records).await?;
     Ok(running)
 }
@@ -297,10 +298,19 @@ fn unpin(path: &Path) -> Result<(), String> {
     std::fs::remove_file(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-async fn set_dns(environment: &Environment, lines: Vec<String>, undo: &mut Undo) -> Result<(), SandboxError> {
+async fn set_dns(
+    environment: &Environment,
+    hostname: String,
+    lines: Vec<String>,
+    undo: &mut Undo,
+) -> Result<(), SandboxError> {
     let kata_dir = environment.config.kata_dir.clone();
     let target = Path::new(dns::RESOLV_CONF);
-    let set = blocking(move || Ok(dns::apply(&lines, &kata_dir, target)?)).await?;
+    let write = move || {
+        dns::write_hostname(&hostname, &kata_dir)?;
+        Ok(dns::apply(&lines, &kata_dir, target)?)
+    };
+    let set = blocking(write).await?;
     push_dns_undo(set, undo);
     Ok(())
 }

@@ -48,8 +48,11 @@ async fn a_sandbox_lives_from_create_to_destroy(ctx: Ctx) -> Outcome {
     client.create_sandbox(&good).await?;
     let names = ctx.guest_sh("cat $PROC/$SERVER/root/etc/resolv.conf").await?;
     assert_eq!(names.trim_end(), "nameserver 192.0.2.53\nsearch example.org");
+    let name = "/run/kata-containers/sandbox/hostname";
+    let early = early.edit(|spec| spec.mount("/etc/hostname", name, "bind", &["rbind", "ro"]));
     early.create().await?;
     early.start().await?;
+    assert_eq!(early.sh("cat /etc/hostname").await?, "pod-host");
     refused(client.create_sandbox(&good).await, Code::ALREADY_EXISTS, &["sandbox"]);
     assert_eq!(early.sh("hostname").await?, "pod-host");
     client.destroy_sandbox().await?;
