@@ -107,6 +107,7 @@ async fn steps(
     let lent = storages.iter().filter_map(StorageRequest::lent_node).collect();
     gone.unless(attach_storages(environment, &id, storages, undo)).await?;
     let annotations = spec.annotations().clone().unwrap_or_default();
+    let spec = diagnostics::with_termination_log(spec, &environment.config.kata_dir, &bundle).await?;
     let termination_log = diagnostics::termination_log(&spec);
     let asked = Asked::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
     let prepare = prepare(environment, running, &id, spec, devices, lent, request.sandbox_pidns);
@@ -337,9 +338,9 @@ fn write_config(
     Ok(move || std::fs::write(&path, json).map_err(SandboxError::file("write", &path)))
 }
 
-/// The configuration, and the socket of a worker that was killed while it made a terminal.
+/// The configuration, the termination log if it is the guest's, and the socket of a worker that was killed while it made a terminal.
 pub(super) fn push_config_undo(bundle: &Path, undo: &mut Undo) {
-    let files = ["config.json", console::SOCKET].map(|name| bundle.join(name));
+    let files = ["config.json", console::SOCKET, diagnostics::LOG_FILE].map(|name| bundle.join(name));
     undo.push_blocking("remove the bundle's files", move || {
         for path in &files {
             match std::fs::remove_file(path) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -11,6 +12,7 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::container::Container;
+use super::create::blocking;
 use super::error::SandboxError;
 use crate::guest::beneath::{BeneathError, Root};
 use crate::guest::bulkhead::Bulkhead;
@@ -19,6 +21,8 @@ use crate::guest::net_dev::{self, OwnTraffic, Traffic};
 
 /// Where in the container Kubernetes wants the log: the value is the destination of a mount.
 const LOG_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
+/// Its name in the bundle, if the host has none for it.
+pub(super) const LOG_FILE: &str = "termination-log";
 /// As much as Kubernetes keeps.
 const LOG_LIMIT: u64 = 4096;
 
@@ -29,6 +33,45 @@ pub(super) fn termination_log(spec: &Spec) -> Option<PathBuf> {
     let mounts = spec.mounts().as_ref()?;
     let mount = mounts.iter().rev().find(|mount| Mount::destination(mount) == Path::new(wanted))?;
     mount.source().clone()
+}
+
+/// With a file for the termination log, if the host has none for the guest.
+pub(super) async fn with_termination_log(
+    mut spec: Box<Spec>,
+    kata_dir: &Path,
+    bundle: &Path,
+) -> Result<Box<Spec>, SandboxError> {
+    if termination_log(&spec).is_none() {
+        return Ok(spec);
+    }
+    let (kata_dir, bundle) = (kata_dir.to_owned(), bundle.to_owned());
+    blocking(move || {
+        provide_termination_log(&mut spec, &kata_dir, &bundle)?;
+        Ok(spec)
+    })
+    .await
+}
+
+/// Puts an empty file in the place of a termination log that is the host's own: a shim without a shared file system leaves
+/// its path as it is, and only asks what has been written. Blocks.
+fn provide_termination_log(spec: &mut Spec, kata_dir: &Path, bundle: &Path) -> Result<(), SandboxError> {
+    let Some(source) = termination_log(spec) else { return Ok(()) };
+    // What the host shares is there, or is missed by name.
+    if source.starts_with(base_of(kata_dir, &source)) || source.exists() {
+        return Ok(());
+    }
+    let file = bundle.join(LOG_FILE);
+    let write = || {
+        std::fs::write(&file, "")?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666))
+    };
+    write().map_err(SandboxError::file("make", &file))?;
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if mount.source().as_ref() == Some(&source) {
+            mount.set_source(Some(file.clone()));
+        }
+    }
+    Ok(())
 }
 
 /// Whether the container has another network than the guest's.
@@ -125,6 +168,25 @@ mod tests {
         }
         assert_eq!(termination_log(&Spec::default()), None);
         assert!(has_own_network(&spec("", json!([]))));
+    }
+
+    #[test]
+    fn a_log_of_the_hosts_becomes_one_of_the_guests() {
+        let (base, bundle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let of = |source: &Path| {
+            let log = json!({"destination": "/log", "type": "bind", "source": source, "options": ["bind"]});
+            let mut spec = spec("/log", json!([log]));
+            provide_termination_log(&mut spec, base.path(), bundle.path()).unwrap();
+            termination_log(&spec).unwrap()
+        };
+        let there = bundle.path().join("there");
+        fs::write(&there, "").unwrap();
+        for same in [&there, &base.path().join("shared/missing")] {
+            assert_eq!(of(same), *same);
+        }
+        let made = of(Path::new("/var/lib/kubelet/pods/p/containers/c/0"));
+        assert_eq!(made, bundle.path().join(LOG_FILE));
+        assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o666);
     }
 
     #[test]

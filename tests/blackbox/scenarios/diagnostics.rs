@@ -10,6 +10,7 @@ use crate::harness::{Ctx, Fallible, Outcome, Scenario, scenario};
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_termination_log_is_read),
+        scenario!(a_termination_log_of_the_hosts_is_the_guests),
         scenario!(only_the_log_of_the_shared_directory_is_read),
         scenario!(network_counters_are_the_sandboxs_own).vm_only(),
         scenario!(a_network_of_its_own_is_told),
@@ -55,6 +56,23 @@ async fn a_termination_log_is_read(ctx: Ctx) -> Outcome {
     if ctx.is_host() {
         ctx.guest_sh(&format!("rm ${{RUN}}{}", log.strip_prefix("/run").unwrap_or_default())).await?;
     }
+    Ok(())
+}
+
+/// The host shares no files: it has left its own path where it was.
+async fn a_termination_log_of_the_hosts_is_the_guests(ctx: Ctx) -> Outcome {
+    let container = ctx.container(|spec| {
+        let log = "/var/lib/kubelet/pods/of-the-host/containers/app/0";
+        spec.mount("/dev/termination-log", log, "bind", &["rbind", "rprivate", "rw"])
+            .annotation(ANNOTATION, "/dev/termination-log")
+            .args(["sh", "-c", "printf 'out of luck' > /dev/termination-log"])
+    })?;
+    container.create().await?;
+    assert_eq!(data(&ctx, &container.id, "termination_log").await?, "");
+    container.start().await?;
+    assert_eq!(container.wait().await?, 0);
+    assert_eq!(data(&ctx, &container.id, "termination_log").await?, "out of luck");
+    container.remove().await?;
     Ok(())
 }
 
