@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use nakai_ctl::Address;
 use stub_agent::Agent;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
 /// Runs `nakai-ctl` with the words of `line`, `@` being the directory, and gives it `input`.
@@ -106,6 +106,28 @@ async fn goes_on_by_another_connection(line: &str, last: &str) {
     assert_eq!(child.wait().await.unwrap().code(), Some(4));
     let calls = agent.calls.lock().unwrap();
     assert!(calls.last().unwrap().starts_with(last), "{calls:?}");
+}
+
+/// Input of which nobody knows whether it has arrived: the program may not go on as if nothing had been.
+#[tokio::test]
+async fn input_that_was_under_way_is_not_passed_over() {
+    let (agent, dir, _server) = setup().await;
+    let cut = Arc::new(tokio::sync::Notify::new());
+    wire(dir.path(), cut.clone());
+    let at = "--address unix://@/wire.sock";
+    let made = ctl(dir.path(), &format!("{at} run -d -i --id idle --rootfs @ sleep 9"), "").await;
+    assert_eq!(made.0, 0, "{made:?}");
+    *agent.is_full.lock().unwrap() = true;
+    let mut child = command(dir.path(), &format!("{at} exec -i idle cat")).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"one\n").await.unwrap();
+    while agent.calls.lock().unwrap().last().is_none_or(|call| call != "write to a full pipe") {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    cut.notify_one();
+    let mut words = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut words).await.unwrap();
+    assert!(words.contains("connection lost") && !words.contains("again"), "{words}");
+    assert_eq!(child.wait().await.unwrap().code(), Some(125));
 }
 
 #[tokio::test]

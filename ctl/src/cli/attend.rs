@@ -13,6 +13,7 @@ use nakai_ctl::cri::Engine;
 use nakai_ctl::cri::supervise::{Console, supervise};
 
 use super::error::CliError;
+use super::input::Input;
 use super::{run, target};
 
 /// How long the agent may be away: its supervisor starts another server at once, but a machine may be busy.
@@ -42,24 +43,26 @@ pub(crate) async fn run(address: Option<&Address>, id: &str) -> Result<u8, CliEr
             ended = supervise(&engine, id, Console::default()) => ended.map_err(CliError::from),
             never = engine.note_oom_kills() => never.map(|()| 0).map_err(CliError::from),
         };
-        engine = match again_after(&ended, address, &engine, id).await {
+        engine = match again_after(&ended, address, &engine, id, None).await {
             Some(again) => again,
             None => return run::noted(&engine, id, ended).await,
         }
     }
 }
 
-/// The agent with another connection, if that was all that went wrong and it has the container still.
+/// The agent with another connection, if that was all that went wrong and it has the container still. Not with `input`
+/// under way: nobody knows whether the process has got it.
 pub(crate) async fn again_after<T>(
     ended: &Result<T, CliError>,
     address: Option<&Address>,
     engine: &Engine,
     id: &str,
+    input: Option<&Input>,
 ) -> Option<Engine> {
     let lives = |engine: &Engine| engine.record(id).is_ok_and(|record| record.lives());
     let error = ended.as_ref().err().filter(|error| error.connection_lost() && lives(engine))?;
-    address?;
-    eprintln!("nakai-ctl: {error}; looking for the agent again");
+    address.filter(|_| !input.is_some_and(Input::is_under_way))?;
+    eprintln!("nakai-ctl: {error}; output under way may be missing; looking for the agent again");
     let deadline = Instant::now() + AWAY;
     while lives(engine) && Instant::now() < deadline {
         tokio::time::sleep(AGAIN_POLL).await;

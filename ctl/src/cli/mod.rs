@@ -8,6 +8,7 @@ mod demo;
 mod error;
 mod events;
 mod images;
+mod input;
 mod logs;
 mod process;
 mod query;

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::error::CliError;
+use super::input::Input;
 
 /// The signals that are passed on.
 const FORWARDED: [i32; 6] =
@@ -18,15 +19,16 @@ pub(crate) async fn attend(
     client: &Client,
     container: &str,
     exec: &str,
-    interactive: bool,
+    input: Option<Input>,
     terminal: bool,
 ) -> Result<u8, CliError> {
+    let interactive = input.is_some();
     let streams = async {
         // Without input the process reads the end at once, as from /dev/null. A terminal has no end.
-        let stdin: Option<Box<dyn AsyncRead + Unpin>> = match (interactive, terminal) {
-            (true, _) => Some(Box::new(tokio::io::stdin())),
-            (false, false) => Some(Box::new(tokio::io::empty())),
-            (false, true) => None,
+        let stdin: Option<Box<dyn AsyncRead + Unpin>> = match (input, terminal) {
+            (Some(input), _) => Some(Box::new(input)),
+            (None, false) => Some(Box::new(tokio::io::empty())),
+            (None, true) => None,
         };
         let stderr = (!terminal).then(tokio::io::stderr);
         Ok(stdio::attach(client, container, exec, stdin, tokio::io::stdout(), stderr).await?)

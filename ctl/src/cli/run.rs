@@ -14,6 +14,7 @@ use nakai_ctl::vm::VmConfig;
 use super::args::{DiskSize, ExecOptions, OwnVm, RunOptions, User};
 use super::attend;
 use super::error::CliError;
+use super::input::Input;
 use super::process::{self, exit_code, unless_interrupted};
 use super::target::{self, Target};
 
@@ -159,13 +160,14 @@ async fn live(
     }
     // A VM of its own is gone with its connection.
     let address = (!target.ends()).then_some(&target.address);
+    let input = how.interactive.then(Input::of_program);
     loop {
-        let stdin = how.interactive.then(|| Box::new(tokio::io::stdin()) as _);
+        let stdin = input.clone().map(|input| Box::new(input) as _);
         let console = Console { stdin, echo: true };
         let work = async { Ok(supervise(engine, id, console).await?) };
         let tty = record.order.config.tty;
         let ended = process::beside(engine.client(), id, id, how.interactive, tty, work).await;
-        match attend::again_after(&ended, address, engine, id).await {
+        match attend::again_after(&ended, address, engine, id, input.as_ref()).await {
             Some(again) => *engine = again,
             None => return noted(engine, id, ended).await,
         }
@@ -209,9 +211,10 @@ pub(crate) async fn exec(address: Option<&Address>, options: &ExecOptions) -> Re
     }
     engine.exec(id, &exec, process).await?;
     let mut engine = engine;
+    let input = options.interactive.then(Input::of_program);
     loop {
-        let ended = process::attend(engine.client(), id, &exec, options.interactive, options.tty).await;
-        match attend::again_after(&ended, address, &engine, id).await {
+        let ended = process::attend(engine.client(), id, &exec, input.clone(), options.tty).await;
+        match attend::again_after(&ended, address, &engine, id, input.as_ref()).await {
             Some(again) => engine = again,
             None => return ended,
         }

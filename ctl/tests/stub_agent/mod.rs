@@ -26,6 +26,8 @@ pub(crate) struct Agent {
     pub(crate) echo: Mutex<VecDeque<u8>>,
     received: Mutex<usize>,
     pub(crate) closed: Mutex<bool>,
+    /// Whether nobody takes what is written.
+    pub(crate) is_full: Mutex<bool>,
     changed: Notify,
 }
 
@@ -111,6 +113,10 @@ impl agent_ttrpc::AgentService for Service {
         _: &TtrpcContext,
         r: agent::WriteStreamRequest,
     ) -> ttrpc::Result<agent::WriteStreamResponse> {
+        if *self.0.is_full.lock().unwrap() {
+            self.0.called("write to a full pipe".to_owned());
+            std::future::pending::<()>().await;
+        }
         // As a full pipe does: takes some of it.
         let taken = r.data.len().min(1000);
         self.0.echo.lock().unwrap().extend(&r.data[..taken]);
