@@ -123,6 +123,8 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let working_directory = if own_init { WorkingDirectory::Seen(plain_cwd) } else { working_directory };
     if own_init {
         own_cgroups::take_limits(&mut linux, &mut limits);
+    } else {
+        mounts::refuse_bound_dev(&spec)?;
     }
     let own_mounts =
         all_mounts.or_else(|| own_mounts::take(&mut spec, &linux, has_cgroup, !copy_up.is_empty()));

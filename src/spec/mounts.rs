@@ -4,8 +4,8 @@
 //! parses propagation words only to ignore them. So each option is sorted here: kept, said another way, taken
 //! out to be done by others ([`MountPropagation`]), or refused by name.
 //!
-//! `/dev` must be a tmpfs of the container's own, as libcontainer makes nodes and links in it and stumbles
-//! over those that are there already: one is added where the spec has none.
+//! `/dev` is a tmpfs of the container's own, in which nodes and links are made: one is added where the spec has none. Or
+//! it is the guest's, bound there, in which nothing is made; libcontainer knows no difference.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -161,16 +161,25 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>
     Ok(word)
 }
 
+/// libcontainer would make its nodes and links in what is bound on `/dev`: it may have no such container.
+pub(super) fn refuse_bound_dev(spec: &Spec) -> Result<(), SpecError> {
+    let mut mounts = spec.mounts().iter().flatten();
+    match mounts.find(|mount| mount.destination() == Path::new("/dev") && is_bind(mount)) {
+        Some(mount) => Err(refuse(
+            mount,
+            "a bind mount of /dev is not supported where libcontainer is needed: for hooks, for units of systemd",
+        )),
+        None => Ok(()),
+    }
+}
+
 fn ensure_dev(mounts: &mut Vec<Mount>) -> Result<(), SpecError> {
     let dev = Path::new("/dev");
     if let Some(mount) = mounts.iter().find(|mount| mount.destination() == dev) {
-        if mount.typ().as_deref() == Some("tmpfs") && !is_bind(mount) {
+        if mount.typ().as_deref() == Some("tmpfs") || is_bind(mount) {
             return Ok(());
         }
-        return Err(refuse(
-            mount,
-            "a bind mount of /dev is not supported: it is a tmpfs with the nodes of linux.devices",
-        ));
+        return Err(refuse(mount, "it is a tmpfs with the nodes of linux.devices, or a bind mount"));
     }
     let mut mount = Mount::default();
     mount.set_destination(dev.to_owned()).set_typ(Some("tmpfs".to_owned())).set_source(Some("tmpfs".into()));

@@ -30,6 +30,16 @@ pub struct OwnMounts {
     pub ipc: Option<PathBuf>,
 }
 
+impl OwnMounts {
+    /// Whether the container's `/dev` is a directory of the guest's.
+    pub fn binds_dev(&self) -> bool {
+        let is_it = |mount: &OwnMount| {
+            mount.destination == Path::new("/dev") && matches!(mount.what, Mounted::Bind { .. })
+        };
+        self.mounts.iter().any(is_it)
+    }
+}
+
 /// A mount of the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnMount {

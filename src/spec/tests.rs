@@ -122,6 +122,19 @@ fn what_only_libcontainer_can_do_is_left_to_it() {
 }
 
 #[test]
+fn the_guests_dev_is_no_matter_for_libcontainer() {
+    let mut bound = pod_container();
+    bound["mounts"][1] =
+        json!({"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind", "rprivate"]});
+    let out = run(bound.clone(), &facts()).unwrap();
+    assert!(out.own_init && out.own_mounts.unwrap().binds_dev());
+    assert!(!run(pod_container(), &facts()).unwrap().own_mounts.unwrap().binds_dev());
+    bound["hooks"] = json!({"poststop": [{"path": "/bin/true"}]});
+    let error = run(bound, &facts()).unwrap_err().to_string();
+    assert!(error.contains("/dev") && error.contains("hooks"), "{error}");
+}
+
+#[test]
 fn a_directory_that_libcontainer_cannot_enter_is_entered_later() {
     let mut spec = pod_container();
     let tmpfs = json!({"destination": "/scratch", "type": "tmpfs", "source": "tmpfs"});

@@ -1,4 +1,5 @@
-//! What is in a container's `/dev`, which is a memory filesystem of its own: nodes, links, and the console.
+//! What is in a container's `/dev`, which is a memory filesystem of its own: nodes, links, and the console. A `/dev` that
+//! is the guest's has all it is to have.
 //!
 //! Nodes and links are made relative to one descriptor. They are those that libcontainer makes: the specification's
 //! devices, six that every container has, and links into procfs.
@@ -28,16 +29,19 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "stderr"),
 ];
 
-/// Fills the `/dev` of `root`, and returns it. `proc` is the agent's `/proc`.
-pub(super) fn furnish(root: &Root, linux: &Linux, proc: &OwnedFd) -> Result<Root, Failure> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    let dev = root.open_path(Path::new("dev"), flags, Mode::empty());
-    let dev = Root::of(dev.map_err(|error| Failure::internal(error.to_string()))?, Path::new("/dev"));
+/// The `/dev` of `root`.
+pub(super) fn open(root: &Root) -> Result<Root, Failure> {
+    let dev = root.open_path(Path::new("dev"), OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty());
+    Ok(Root::of(dev.map_err(|error| Failure::internal(error.to_string()))?, Path::new("/dev")))
+}
+
+/// Fills `dev`. `proc` is the agent's `/proc`.
+pub(super) fn furnish(dev: &Root, linux: &Linux, proc: &OwnedFd) -> Result<(), Failure> {
     let before = umask(Mode::empty());
     let given = linux.devices().as_deref().unwrap_or_default();
-    let made = make_nodes(&dev, given).and_then(|()| make_links(&dev, proc));
+    let made = make_nodes(dev, given).and_then(|()| make_links(dev, proc));
     umask(before);
-    made.map(|()| dev)
+    made
 }
 
 fn make_nodes(dev: &Root, given: &[LinuxDevice]) -> Result<(), Failure> {

@@ -34,7 +34,7 @@ use super::executor::{LastSteps, open_proc};
 use super::filter::Filter;
 use super::job::{CreateJob, Failure, FailureKind};
 use super::{cgroups, console, limits, propagation, sys, user};
-use crate::spec::OwnInit;
+use crate::spec::{OwnInit, OwnMounts};
 use crate::supervisor::{Forked, fork_apart};
 
 /// What the child says when it waits at the gate; a [`Failure`] is longer.
@@ -170,7 +170,10 @@ impl Init<'_> {
         self.namespaces.enter()?;
         namespaces::name_host(self.wanted)?;
         let root = root::make(self.job, self.cgroup.as_ref().map(cgroups::Directory::path))?;
-        let dev = dev::furnish(&root, linux, &self.proc)?;
+        let dev = dev::open(&root)?;
+        if !self.job.mounts.as_ref().is_some_and(OwnMounts::binds_dev) {
+            dev::furnish(&dev, linux, &self.proc)?;
+        }
         root::enter(&root)?;
         root::make_working_directory(&root, self.job);
         propagation::set(&self.job.propagation)?;

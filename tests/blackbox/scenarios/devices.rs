@@ -13,6 +13,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_rule_opens_one_device_for_reading_only),
         scenario!(the_guests_memory_is_nobodys),
         scenario!(a_node_may_be_anywhere_in_the_root),
+        scenario!(the_guests_dev_is_seen_and_nothing_made_in_it),
     ]
 }
 
@@ -52,6 +53,40 @@ async fn the_guests_memory_is_nobodys(ctx: Ctx) -> Outcome {
     let probe = "cd /tmp; for n in 1 2 4; do (mknod m$n c 1 $n && : < m$n) 2>&1 | grep -o 'not permitted'; done; \
                  mknod loops c 10 237; (: < loops) 2>&1 | grep -c 'not permitted'; : < /dev/full && echo opened";
     assert_eq!(container.sh(probe).await?, "not permitted\nnot permitted\nnot permitted\n0\nopened");
+    Ok(())
+}
+
+/// A privileged pod's `hostPath` of `/dev`: what the specification mounts there lies on it, and the rules hold.
+async fn the_guests_dev_is_seen_and_nothing_made_in_it(ctx: Ctx) -> Outcome {
+    // A place for message queues is made if there is none.
+    let names = "ls $PROC/$SERVER/root/dev | grep -v mqueue";
+    let before = ctx.guest_sh(names).await?;
+    let bound = |spec: SpecBuilder| {
+        spec.edit(|spec| {
+            for mount in spec.Mounts.iter_mut().filter(|mount| mount.destination == "/dev") {
+                mount.type_ = "bind".to_owned();
+                mount.source = "/dev".to_owned();
+                mount.options = ["rbind", "rprivate"].map(str::to_owned).to_vec();
+            }
+        })
+    };
+    let container = ctx.idle(bound).await?;
+    // On a host others may be at work there.
+    if !ctx.is_host() {
+        assert_eq!(container.sh("ls /dev | grep -v mqueue").await?, before.trim_end());
+        assert_eq!(ctx.guest_sh(names).await?, before);
+    }
+    assert_eq!(container.sh("stat -c %t:%T /dev/null; ls /dev/pts").await?, "1:3\nptmx");
+    assert_eq!(container.sh(PROBE).await?, "not permitted\nwritten\n3\nopened");
+    container.remove().await?;
+    // Also with a terminal, which is the container's console.
+    let look = "stat -c %t:%T /dev/console /dev/pts/0; tty";
+    let terminal = ctx.container(|spec| bound(spec).terminal(true).args(["sh", "-c", look]))?;
+    terminal.create().await?;
+    terminal.start().await?;
+    let seen = String::from_utf8(terminal.finish(b"").await?.stdout)?;
+    assert_eq!(seen.replace('\r', ""), "88:0\n88:0\n/dev/pts/0\n");
+    terminal.remove().await?;
     Ok(())
 }
 
