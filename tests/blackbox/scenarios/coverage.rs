@@ -20,9 +20,10 @@ const HEAD: &str = "\
 <!-- Written by `NAKAI_WRITE_DOCS=1 cargo test --test blackbox -- docs::`. Change tests/blackbox/scenarios/coverage.rs. -->
 
 Scenarios over the wire that show what each method, driver and type of device does; most of them are run with an agent
-on the test's host (`host::`), too. It is not all that meets them. A method and a driver are only refused by
-name there: SetPolicy (`make test` builds the agent with the feature `policy`, too, and tries that one on its host:
-`host::policy`), and `image_guest_pull` (a guest without a confidential data hub; `host::hub` plays one).
+on the test's host (`host::`), too. It is not all that meets them. A method is only refused by name there: SetPolicy
+(`make test` builds the agent with the feature `policy`, too, and tries that one on its host: `host::policy`). Of
+`image_guest_pull` the pause image of a pod is tried there; for other images the guest has no confidential data hub,
+which `host::hub` plays.
 ";
 
 /// Scenarios by their names, parted by blanks.
