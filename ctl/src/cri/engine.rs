@@ -199,8 +199,9 @@ impl Engine {
     async fn take_down(&self, record: &mut ContainerRecord) {
         let _ = self.client.remove_container(&record.id).await;
         record.holdings.take_back(&record.id);
+        // What can't be pulled stays on record, for `rm` to try again.
         let _ = record.holdings.unplug(&record.id).await;
-        record.holdings = super::Holdings::default();
+        record.holdings.forget_files();
     }
 
     /// A further process of the container: its own with other arguments.
