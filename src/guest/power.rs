@@ -1,7 +1,7 @@
 //! The last thing PID 1 does: switch the virtual machine off.
 
 use std::fmt;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use nix::unistd::{getpid, sync};
 
 use crate::observe::console;
 
-/// How long that may take: with a share whose host does not answer it has no end. Storages that could be released have
-/// been written by then.
+/// How long nothing may be written meanwhile: with a share whose host does not answer that has no end. A slow disk may
+/// take as long as it needs.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
 
 /// Writes what is not yet written to disks, and powers the virtual machine off.
@@ -31,7 +31,7 @@ pub fn boot_failed(reason: &dyn fmt::Display) -> ! {
 
 fn end(status: i32) -> ! {
     if getpid().as_raw() == 1 {
-        within(SYNC_LIMIT, sync);
+        while_less_is_left(SYNC_LIMIT, unwritten, sync);
         console::drain();
         // Returns only if it fails. Then PID 1 ends, and the kernel panics, which ends the machine too.
         let _ = reboot(RebootMode::RB_POWER_OFF);
@@ -39,21 +39,41 @@ fn end(status: i32) -> ! {
     std::process::exit(status)
 }
 
-/// Waits for what may hang in the kernel, but not for ever.
-fn within(limit: Duration, work: impl FnOnce() + Send + 'static) {
+/// How much is not written to disks yet, in kilobytes (proc_meminfo(5)).
+fn unwritten() -> u64 {
+    let table = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let value = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        let value = value.trim().trim_end_matches(" kB");
+        matches!(name, "Dirty" | "Writeback").then(|| value.parse::<u64>().ok())?
+    };
+    table.lines().filter_map(value).fold(0, u64::saturating_add)
+}
+
+/// Waits for what may hang in the kernel, for as long as `left` tells less after each `limit`.
+fn while_less_is_left(limit: Duration, left: impl Fn() -> u64, work: impl FnOnce() + Send + 'static) {
     let (working, worked) = mpsc::channel::<()>();
     let work_and_tell = move || {
         work();
         drop(working);
     };
     // Without a thread it is left: what could be written has been, as its storage was released.
-    if thread::Builder::new().spawn(work_and_tell).is_ok() {
-        let _ = worked.recv_timeout(limit);
+    if thread::Builder::new().spawn(work_and_tell).is_err() {
+        return;
+    }
+    let mut before = left();
+    while worked.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+        let now = left();
+        if now >= before {
+            return;
+        }
+        before = now;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -61,17 +81,25 @@ mod tests {
 
     #[test]
     fn what_hangs_is_left_and_what_ends_is_waited_for() {
+        let is_done = Arc::new(AtomicBool::new(false));
+        let done = is_done.clone();
+        while_less_is_left(
+            Duration::from_secs(60),
+            || 0,
+            move || {
+                thread::yield_now();
+                done.store(true, Ordering::SeqCst);
+            },
+        );
+        assert!(is_done.load(Ordering::SeqCst));
+        // Less is left twice.
         let (hanging, hung) = mpsc::channel::<()>();
-        within(Duration::from_millis(1), move || {
+        let (left, looks) = ([9, 5, 4, 4], Cell::new(0));
+        let next = || left[looks.replace(looks.get() + 1)];
+        while_less_is_left(Duration::from_millis(1), next, move || {
             let _ = hung.recv();
         });
         drop(hanging);
-        let is_done = Arc::new(AtomicBool::new(false));
-        let done = is_done.clone();
-        within(Duration::from_secs(60), move || {
-            thread::yield_now();
-            done.store(true, Ordering::SeqCst);
-        });
-        assert!(is_done.load(Ordering::SeqCst));
+        assert_eq!(looks.get(), left.len());
     }
 }
