@@ -67,7 +67,7 @@ pub enum Kind {
     Stop = 14,
     /// Server to supervisor: nobody will ask for what is held under `request`; end its process.
     Discard = 15,
-    /// Server to supervisor: fork a process into a container, see [`super::entry`].
+    /// Server to supervisor: fork a process into a container, see `entry.rs`.
     Enter = 16,
     /// Supervisor to server: the process of `request` is `pid`; its handle comes along, and it is held.
     Entered = 17,

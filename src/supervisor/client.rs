@@ -50,8 +50,8 @@ pub enum LaunchError {
     /// The worker ended without an answer.
     #[error("the worker ended without an answer ({0:?})")]
     WorkerDied(ExitStatus),
-    /// The worker's answer came, but not its descriptors.
-    #[error("there is no room for the descriptors of the worker's answer")]
+    /// The answer came, but not its descriptors.
+    #[error("there is no room for the descriptors of the answer to the launch")]
     NoDescriptors,
     /// The worker's answer made no sense.
     #[error("the worker's answer can't be read: {0}")]

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::channel::{Channel, ChannelError, Header, Kind, MAX_PAYLOAD, Message};
 use super::client::{AtEnd, Held, Hold, LaunchError, Launched, Listed, StartedProcess};
-use super::enter::{Asked, EnterAnswer, Entering};
+use super::enter::{Asked, EnterAnswer, Entering, NotEntered};
 use super::reaper::ExitStatus;
 use crate::worker::job::{Failure, Outcome};
 
@@ -156,6 +156,12 @@ impl Dispatcher {
                 self.outbox.push_back((Header::new(Kind::Discard, header.request), Vec::new()));
                 self.answer(header.request, Err(LaunchError::NoDescriptors));
             }
+            Err(ChannelError::NoDescriptors { header }) if header.kind == Kind::Entered => {
+                self.outbox.push_back((Header::new(Kind::Discard, header.request), Vec::new()));
+                if let Some(Asking { answer, .. }) = self.asking.remove(&header.request) {
+                    let _ = answer.send(Err(NotEntered::NoDescriptors));
+                }
+            }
             Err(error) => warn!(self.logger, "message from the supervisor dropped"; "error" => %error),
         }
         true
@@ -285,7 +291,7 @@ impl Dispatcher {
     /// Hands back what was asked of the supervisor and can't be; false if that was nothing of the kind.
     fn refused(&mut self, request: u64) -> bool {
         let Some(Asking { asked, answer, end }) = self.asking.remove(&request) else { return false };
-        let _ = answer.send(Err((asked, end)));
+        let _ = answer.send(Err(NotEntered::Refused(asked, end)));
         true
     }
 

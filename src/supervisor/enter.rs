@@ -89,8 +89,16 @@ impl Drop for Entering {
     }
 }
 
-/// The supervisor's answer: the process, or what was sent, and the right to a process, for another try.
-pub(super) type EnterAnswer = Result<Entering, (Asked, Option<AtEnd>)>;
+/// The supervisor's answer.
+pub(super) type EnterAnswer = Result<Entering, NotEntered>;
+
+/// Why there is no process.
+pub(super) enum NotEntered {
+    /// What was sent, and the right to a process, for another try.
+    Refused(Asked, Option<AtEnd>),
+    /// There was none to take its handle with. It is killed.
+    NoDescriptors,
+}
 
 impl Launcher {
     /// Starts the process of `job`, with descriptors as it documents. Where there is a `place`, without a worker if that
@@ -116,7 +124,8 @@ impl Launcher {
         self.send(Command::Enter { asked, answer, end: Some(end) })?;
         match answered.await.map_err(|_| LaunchError::SupervisorGone)? {
             Ok(entering) => wait_for(entering, ours).await,
-            Err((asked, end)) => self.launch_watched(job, asked.for_worker(), end).await,
+            Err(NotEntered::Refused(asked, end)) => self.launch_watched(job, asked.for_worker(), end).await,
+            Err(NotEntered::NoDescriptors) => Err(LaunchError::NoDescriptors),
         }
     }
 }
