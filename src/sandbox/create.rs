@@ -313,8 +313,9 @@ fn for_libcontainer(
     undo: &mut Undo,
 ) -> Result<impl FnOnce() -> Result<(), SandboxError> + use<>, SandboxError> {
     let (mut config, mut stand_in) = (None, None);
+    push_config_undo(bundle, undo);
     if !prepared.own_init {
-        config = Some(write_config(bundle, &prepared.spec, undo)?);
+        config = Some(write_config(bundle, &prepared.spec)?);
         clear(&mut prepared.spec);
         stand_in = prepared.own_cgroups.is_some().then(|| stand_in::path(state_root, id));
         push_stand_in_undo(id, state_root, undo);
@@ -329,16 +330,15 @@ fn for_libcontainer(
 fn write_config(
     bundle: &Path,
     spec: &Spec,
-    undo: &mut Undo,
 ) -> Result<impl FnOnce() -> Result<(), SandboxError> + use<>, SandboxError> {
     let path = bundle.join("config.json");
     let json = serde_json::to_vec(spec)
         .map_err(|error| SandboxError::file("encode", &path)(std::io::Error::from(error)))?;
-    push_config_undo(bundle, undo);
     Ok(move || std::fs::write(&path, json).map_err(SandboxError::file("write", &path)))
 }
 
-/// The configuration, the termination log if it is the guest's, and the socket of a worker that was killed while it made a terminal.
+/// The configuration, the termination log if it is the guest's, and the socket of a worker that was killed while it made
+/// a terminal.
 pub(super) fn push_config_undo(bundle: &Path, undo: &mut Undo) {
     let files = ["config.json", console::SOCKET, diagnostics::LOG_FILE].map(|name| bundle.join(name));
     undo.push_blocking("remove the bundle's files", move || {

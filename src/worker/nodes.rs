@@ -43,16 +43,22 @@ fn make_one(root: &Path, node: &LinuxDevice) -> std::io::Result<()> {
     Ok(fchmodat(parent.as_fd(), name, mode(node), FchmodatFlags::NoFollowSymlink)?)
 }
 
-/// Makes a node of the container's own `/dev`; for a process without umask.
+/// Makes a node of the container's own `/dev`; for a process without umask. What is there already is the
+/// specification's: it has been mounted there.
 pub(super) fn make_in_dev(dev: &Root, node: &LinuxDevice) -> std::io::Result<()> {
     let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
     let path = node.path().strip_prefix("/dev").map_err(|_| invalid())?;
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(invalid()) };
-    if parent.as_os_str().is_empty() {
-        return make_named(dev.as_fd(), name, node).map(drop);
+    let made = if parent.as_os_str().is_empty() {
+        make_named(dev.as_fd(), name, node)
+    } else {
+        let parent = dev.create_dir(parent, 0o755).map_err(std::io::Error::other)?;
+        make_named(parent.as_fd(), name, node)
+    };
+    match made {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map(drop),
     }
-    let parent = dev.create_dir(parent, 0o755).map_err(std::io::Error::other)?;
-    make_named(parent.as_fd(), name, node).map(drop)
 }
 
 fn mode(node: &LinuxDevice) -> Mode {

@@ -64,13 +64,20 @@ fn make_links(dev: &Root, proc: &OwnedFd) -> Result<(), Failure> {
     let has_kcore = fstatat(proc, "kcore", AtFlags::empty()).is_ok();
     let kcore = has_kcore.then_some(("/proc/kcore", "kcore"));
     for (target, name) in LINKS.into_iter().chain(kcore) {
-        symlinkat(target, dev.as_fd(), name)
-            .map_err(|errno| about(&Path::new("/dev").join(name), &errno.desc()))?;
+        match symlinkat(target, dev.as_fd(), name) {
+            // Something has been mounted there.
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(about(&Path::new("/dev").join(name), &errno.desc())),
+        }
     }
     let ptmx = || symlinkat("pts/ptmx", dev.as_fd(), "ptmx");
     let made = match ptmx() {
         // A node of the specification's: only that of the container's own terminals is of use.
-        Err(Errno::EEXIST) => unlinkat(dev.as_fd(), "ptmx", UnlinkatFlags::NoRemoveDir).and_then(|()| ptmx()),
+        Err(Errno::EEXIST) => match unlinkat(dev.as_fd(), "ptmx", UnlinkatFlags::NoRemoveDir) {
+            // But for what has been mounted there.
+            Err(Errno::EBUSY | Errno::EISDIR) => Ok(()),
+            removed => removed.and_then(|()| ptmx()),
+        },
         other => other,
     };
     made.map_err(|errno| about(Path::new("/dev/ptmx"), &errno.desc()))

@@ -18,6 +18,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(it_is_confined_the_same_both_ways),
         scenario!(a_user_is_confined_the_same_both_ways),
         scenario!(its_terminal_is_the_same_both_ways),
+        scenario!(what_is_mounted_in_its_dev_stays),
         scenario!(an_image_with_a_link_for_procfs_is_refused),
         scenario!(it_waits_for_its_start_and_holds_nothing_of_the_guests),
     ]
@@ -165,6 +166,22 @@ async fn its_terminal_is_the_same_both_ways(ctx: Ctx) -> Outcome {
     for line in ["/dev/pts/0", "shown", "controlled", "/dev/console character special file 88:0 7"] {
         assert!(seen.contains(line), "{line:?} is not in:\n{seen}");
     }
+    Ok(())
+}
+
+async fn what_is_mounted_in_its_dev_stays(ctx: Ctx) -> Outcome {
+    let container = ctx
+        .created(|spec| {
+            spec.mount("/dev/random", "/dev/urandom", "bind", &["rbind"])
+                .mount("/dev/ptmx", "/dev/null", "bind", &["bind"])
+                .mount("/dev/stdout", "/dev/zero", "bind", &["bind"])
+                .args(["stat", "-c", "%n %t:%T", "/dev/random", "/dev/ptmx", "/dev/stdout", "/dev/full"])
+        })
+        .await?;
+    container.start().await?;
+    let seen = succeeded(container.finish(b"").await?);
+    assert_eq!(seen.trim(), "/dev/random 1:9\n/dev/ptmx 1:3\n/dev/stdout 1:5\n/dev/full 1:7");
+    container.remove().await?;
     Ok(())
 }
 
