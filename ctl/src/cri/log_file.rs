@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 
 /// How often it is looked whether the file is still at its path. Nobody tells.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often files are looked at again that were renamed meanwhile, before it is left to the next time.
+const LOOKS: u32 = 16;
 
 /// How large a log may get.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -189,35 +191,62 @@ impl LogReader {
         Ok(std::mem::replace(&mut self.pending, rest))
     }
 
-    /// Opens what is newer than the newest that is open, from the log itself backwards: what is renamed meanwhile is met
-    /// again under its new name.
+    /// Opens what is newer than the newest that is open, and puts it behind that.
     fn find_newer(&mut self) -> io::Result<()> {
-        let known = self.files.back().map(inode_of).transpose()?;
-        let (mut newer, mut seen) = (Vec::new(), Vec::new());
+        for _ in 0..LOOKS {
+            let before = inode(&self.path)?;
+            let newer = self.look()?;
+            if inode(&self.path)? == before {
+                self.files.extend(newer.into_iter().rev());
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is newer than the newest that is open, from the log itself backwards: what is renamed meanwhile is met again
+    /// under its new name.
+    fn look(&self) -> io::Result<Vec<File>> {
+        let known = self.files.back().map(File::metadata).transpose()?;
+        let is_known = |id| known.as_ref().is_some_and(|known| (known.dev(), known.ino()) == id);
+        let (mut newer, mut seen, mut is_hole) = (Vec::new(), Vec::new(), false);
         for number in 0_u32.. {
             let file = match File::open(numbered(&self.path, number)) {
                 Ok(file) => file,
-                // The log itself is not there for a moment while it is renamed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
+                // While files are renamed, one after the other, one number is free.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !is_hole => {
+                    is_hole = true;
+                    continue;
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) => return Err(error),
             };
+            is_hole = false;
             let id = inode_of(&file)?;
-            if Some(id) == known {
-                break;
+            if is_known(id) {
+                return Ok(newer);
             }
             if !seen.contains(&id) {
                 seen.push(id);
                 newer.push(file);
             }
         }
-        self.files.extend(newer.into_iter().rev());
-        Ok(())
+        // It is gone, and all files were after it; or it has a name that somebody else gave it.
+        let Some(known) = known.filter(|known| known.nlink() > 0) else { return Ok(newer) };
+        let mut after = Vec::new();
+        for (place, file) in newer.into_iter().enumerate() {
+            if place == 0 || file.metadata()?.modified()? >= known.modified()? {
+                after.push(file);
+            }
+        }
+        Ok(after)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn text(path: &Path) -> String {
@@ -263,6 +292,63 @@ mod tests {
         log.write_all(b"two\n").unwrap();
         assert_eq!((text(&path), text(&dir.path().join("0.log.20260131"))), ("two\n".into(), "one\n".into()));
         assert_eq!(log.size, 4);
+    }
+
+    #[test]
+    fn who_follows_sees_the_files_behind_the_one_that_is_just_renamed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let write = |number, text| fs::write(numbered(&path, number), text).unwrap();
+        write(0, "1\n");
+        let mut reader = LogReader::new(&path);
+        assert_eq!(reader.more().unwrap(), b"1\n");
+        // The first is in number 3 by now, and number 1 is about to become 2.
+        for number in (0..3).rev() {
+            fs::rename(numbered(&path, number), numbered(&path, number + 1)).unwrap_or_default();
+        }
+        fs::rename(numbered(&path, 1), numbered(&path, 4)).unwrap();
+        write(3, "2\n");
+        write(2, "3\n");
+        write(0, "4\n");
+        assert_eq!(String::from_utf8(reader.more().unwrap()).unwrap(), "2\n3\n4\n");
+    }
+
+    #[test]
+    fn what_somebody_else_renames_brings_no_old_lines_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = LogFile::open(&path, LogLimits { size: Some(4), files: 5 }).unwrap();
+        log.write_all(b"one\n").unwrap();
+        let earlier = SystemTime::now().checked_sub(Duration::from_secs(1)).unwrap();
+        log.file.set_modified(earlier).unwrap();
+        log.write_all(b"two\n").unwrap();
+        let mut reader = LogReader::new(&path);
+        assert_eq!(reader.more().unwrap(), b"one\ntwo\n");
+        fs::rename(&path, dir.path().join("0.log.20260131")).unwrap();
+        log.write_all(b"three\n").unwrap();
+        assert_eq!(String::from_utf8(reader.more().unwrap()).unwrap(), "three\n");
+    }
+
+    /// Nothing that is still there at the end is missed, however the looks and the renaming fall together.
+    #[test]
+    fn who_follows_a_hasty_writer_has_all_that_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        for _ in 0..8 {
+            let mut log = LogFile::open(&path, LogLimits { size: Some(200), files: 3 }).unwrap();
+            let writer = std::thread::spawn(move || {
+                (0..3000).for_each(|number| log.write_all(format!("line {number}\n").as_bytes()).unwrap());
+            });
+            let (mut reader, mut seen) = (LogReader::new(&path), Vec::new());
+            while !writer.is_finished() {
+                seen.extend(reader.more().unwrap());
+            }
+            writer.join().unwrap();
+            seen.extend(reader.more().unwrap());
+            let left = LogReader::new(&path).more().unwrap();
+            assert!(seen.ends_with(&left), "{}", String::from_utf8_lossy(&seen[seen.len() - 900..]));
+            (0..3).for_each(|number| fs::remove_file(numbered(&path, number)).unwrap());
+        }
     }
 
     #[test]
