@@ -8,6 +8,7 @@
 //! Each step takes back what the earlier ones have done when it fails: files by guards, disks by hand.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nakai_protocols::agent::CreateContainerRequest;
 use ttrpc::Code;
@@ -23,6 +24,9 @@ use crate::disk::{Access, RootDisk};
 use crate::image::Image;
 use crate::nets::Function;
 use crate::state::{Action, ContainerRecord, ContainerState, Health, Lock, State};
+
+/// How long a guest may take a name in the share for what it was: virtiofsd tells it to for a second.
+const FORGETS: Duration = Duration::from_millis(1500);
 
 /// A name that is taken while its container is made; dropped, it is free again.
 struct Reserved<'a> {
@@ -166,6 +170,7 @@ impl Engine {
             record.holdings.plugging = Some(self.machine(field)?.clone());
         }
         self.put(record)?;
+        self.let_guest_forget(&id).await;
         let root = root::make(self, &order, &id, opened, &mut lent, &mut record.holdings).await?;
         self.plug(record, &mut order).await?;
         self.tell_name_servers(&mut order, &record.holdings.cards);
@@ -210,6 +215,16 @@ impl Engine {
             shared.keep();
         }
         Ok(plan.warnings)
+    }
+
+    /// In the share a guest takes a name for what it was until it looks again. So what had this name has to be gone for
+    /// so long, or its directory would be found where the new one is.
+    async fn let_guest_forget(&self, id: &str) {
+        let lately = SystemTime::now().checked_sub(FORGETS).unwrap_or(UNIX_EPOCH);
+        if self.share().is_some() && self.state().journal().was_taken_away_since(lately, id) {
+            // There is no event in it: the guest forgets unseen.
+            tokio::time::sleep(FORGETS).await;
+        }
     }
 
     pub(super) async fn create_at_agent(&self, record: &ContainerRecord) -> Result<(), CriError> {

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::{Deserialize, Serialize};
@@ -159,6 +160,34 @@ impl Journal {
         result
     }
 
+    /// Whether a container of this name has been taken away since `time`: removed, or not made. Looks at the newest events
+    /// only.
+    pub fn was_taken_away_since(&self, time: SystemTime, container: &str) -> bool {
+        let time = time::rfc3339(time);
+        let text = self.newest().unwrap_or_default();
+        // The first line may be a part of one.
+        let events =
+            text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Event>(line).ok());
+        let is_away = |event: &Event| {
+            matches!(
+                (event.action, event.phase),
+                (Action::Remove, Some(Phase::Done)) | (Action::Create, Some(Phase::Failed))
+            )
+        };
+        // All have the same number of digits.
+        events.into_iter().any(|event| event.container == container && event.time >= time && is_away(&event))
+    }
+
+    fn newest(&self) -> io::Result<Vec<u8>> {
+        const ENOUGH: u64 = 64 << 10;
+        let mut file = File::open(&self.path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(ENOUGH)))?;
+        let mut text = Vec::new();
+        file.take(ENOUGH).read_to_end(&mut text)?;
+        Ok(text)
+    }
+
     /// The lines that have been written, or none but with `from_start`, and those that will be.
     /// The channel ends with the file.
     ///
@@ -204,7 +233,33 @@ fn tail(mut file: File, watch: &Inotify, sender: &mpsc::Sender<String>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_was_taken_away_lately_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::new(dir.path().join("events"));
+        let began = SystemTime::now();
+        let lately = |name: &str| journal.was_taken_away_since(began, name);
+        assert!(!lately("web"), "there are no events");
+        journal.note(&Event::new("web", Action::Create).phase(Phase::Begin));
+        journal.note(&Event::new("other", Action::Remove).phase(Phase::Done));
+        let made = async { Ok::<_, String>(()) };
+        journal.step("web", Action::Create, made).await.unwrap();
+        assert!(!lately("web") && lately("other"));
+        let removed = async { Ok::<_, String>(()) };
+        journal.step("web", Action::Remove, removed).await.unwrap();
+        journal.step("failed", Action::Create, async { Err::<(), _>("no") }).await.unwrap_err();
+        assert!(lately("web") && lately("failed"));
+        assert!(!journal.was_taken_away_since(SystemTime::now() + Duration::from_secs(9), "web"));
+        // Of a long journal the end is enough.
+        let long = Event::new("long", Action::Die).detail("x".repeat(70 << 10));
+        journal.note(&long);
+        journal.note(&Event::new("last", Action::Remove).phase(Phase::Done));
+        assert!(lately("last") && !lately("web"));
+    }
 
     #[tokio::test]
     async fn followers_see_old_and_new_lines_and_the_end() {

@@ -256,10 +256,10 @@ async fn zun(front: &Front<'_>) -> Outcome {
 const SERVER: &str = "while :; do echo served | nc -l -p 80; done";
 
 async fn docker(front: &Front<'_>) -> Outcome {
-    // Not a name of before: a guest may take a directory of the share for the one that had its name until it looks again.
-    let publish = ["run", "-d", "--name", "site", "-p", "127.0.0.1::80", &front.image, "sh", "-c", SERVER];
+    // A name of before, at once: the guest may still take its directory in the share for the one that is gone.
+    let publish = ["run", "-d", "--name", "web", "-p", "127.0.0.1::80", &front.image, "sh", "-c", SERVER];
     front.run(&publish).await?;
-    let inspected: Value = serde_json::from_str(&front.run(&["inspect", "site"]).await?)?;
+    let inspected: Value = serde_json::from_str(&front.run(&["inspect", "web"]).await?)?;
     let port = inspected["holdings"]["cards"][0]["forwards"][0]["host_port"].as_u64().ok_or("no port")?;
     assert_eq!(said_at(u16::try_from(port)?).await?, "served\n");
     // The other way: the gateway is this host's loopback interface.
@@ -271,14 +271,14 @@ async fn docker(front: &Front<'_>) -> Outcome {
         Fallible::Ok(())
     };
     let ask = format!("nc $(ip route | sed -n 's/default via \\([0-9.]*\\) .*/\\1/p') {port}");
-    let (greeted, asked) = tokio::join!(greet, front.sh("site", &ask));
+    let (greeted, asked) = tokio::join!(greet, front.sh("web", &ask));
     greeted?;
     assert_eq!(asked?, "greeting");
     let words = front
         .fail(&["run", "--name", "two", "-p", &format!("127.0.0.1:{port}:80"), &front.image, "true"])
         .await?;
     assert!(words.contains("--publish: ") && words.contains(&port.to_string()), "{words}");
-    front.run(&["rm", "site"]).await?;
+    front.run(&["rm", "web"]).await?;
 
     let networks = front.client.path().join("networks.json").display().to_string();
     let mac = ["--network", "user", "--mac-address", "02:00:ca:fe:00:0A"];
