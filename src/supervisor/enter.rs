@@ -200,7 +200,7 @@ mod tests {
     use nix::unistd::{pipe, read, write};
     use slog::{Discard, Logger, o};
 
-    use super::super::channel::{Channel, Header, Kind, Message};
+    use super::super::channel::{Channel, Header, Kind, MAX_FDS, Message};
     use super::*;
 
     fn job() -> Job {
@@ -285,6 +285,20 @@ mod tests {
             assert!(ended.await.is_err(), "it is dropped");
             assert_eq!(next(&supervisor).await.header.kind, Kind::Release, "and nothing is killed");
         }
+    }
+
+    #[tokio::test]
+    async fn a_process_whose_handle_has_no_room_here_is_killed_and_its_caller_told() {
+        let Launch { supervisor, launched, ended, _launcher, .. } = launch();
+        let Message { header, .. } = next(&supervisor).await;
+        // More than are ever taken come cut off, as any do where no file can be opened.
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let entered = Header { pid: i32::MAX, ..Header::new(Kind::Entered, header.request) };
+        supervisor.send(entered, b"", &[null.as_fd(); MAX_FDS * 2], MsgFlags::empty()).unwrap();
+        let launched = tokio::time::timeout(Duration::from_secs(60), launched).await;
+        assert!(matches!(launched.unwrap().unwrap(), Err(LaunchError::NoDescriptors)));
+        assert_eq!(next(&supervisor).await.header, Header::new(Kind::Discard, header.request));
+        assert!(ended.await.is_err(), "it is dropped");
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ pub(crate) fn own(fd: RawFd) -> OwnedFd {
 
 /// Closes all descriptors but the standard ones and those of `keep`. Only for a forked child that uses no other any more:
 /// one by one takes longer, and who is asked to close them writes to memory that is shared until then.
-pub(super) fn close_all_but(keep: &mut [RawFd]) {
+pub(crate) fn close_all_but(keep: &mut [RawFd]) {
     keep.sort_unstable();
     let mut first: u32 = 3;
     for fd in keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2) {

@@ -44,7 +44,7 @@ pub mod tool;
 
 pub use enter::Place;
 pub use error::SupervisorError;
-pub(crate) use fds::own;
+pub(crate) use fds::{close_all_but, own};
 pub use fork::{Forked, fork};
 pub(crate) use fork::{fork_apart, fork_into};
 pub use reaper::ExitStatus;

@@ -106,11 +106,9 @@ pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<O
     let failed = |step: &'static str| {
         move |errno: nix::Error| Failure::internal(format!("make a terminal: {step}: {}", errno.desc()))
     };
-    let place = nix::fcntl::open("/dev/ptmx", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(failed("look for /dev/ptmx"))?;
-    if !is_multiplexer(&place).map_err(failed("look at /dev/ptmx"))? {
-        return Err(Failure::internal("make a terminal: the container's /dev/ptmx is something else"));
-    }
+    let place = multiplexer().map_err(failed("look for /dev/ptmx"))?;
+    let place = place
+        .ok_or_else(|| Failure::internal("make a terminal: the container's /dev/ptmx is something else"))?;
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let path = format!("thread-self/fd/{}", place.as_raw_fd());
     let master = nix::fcntl::openat(proc, path.as_str(), flags, Mode::empty()).map_err(failed("open it"))?;
@@ -124,6 +122,19 @@ pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<O
         .and_then(|()| dup2_stderr(&peer))
         .map_err(failed("connect the process to it"))?;
     Ok(peer)
+}
+
+/// The device which makes terminals in the container's filesystem for them; nothing if there is something else. `/dev/ptmx`
+/// is a link to it or, in a `/dev` of the guest's, a node of its own.
+fn multiplexer() -> Result<Option<OwnedFd>, nix::Error> {
+    let find = |path: &str| {
+        let place = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok::<_, nix::Error>(is_multiplexer(&place)?.then_some(place))
+    };
+    match find("/dev/pts/ptmx") {
+        Ok(Some(place)) => Ok(Some(place)),
+        _ => find("/dev/ptmx"),
+    }
 }
 
 /// Whether that is the device which makes terminals, in a filesystem for them (pts(4)), and not what the image or

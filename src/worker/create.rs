@@ -109,8 +109,8 @@ fn wire(
     let console = if io.terminal { Some(Console::prepare(&job.bundle, io)?) } else { None };
     let copy = |e: std::io::Error| Failure::internal(format!("copy a descriptor: {e}"));
     let ready = console.as_ref().map(|console| console.ready.try_clone()).transpose().map_err(copy)?;
-    let steps = LastSteps::new(late.clone(), filter)?;
-    let executor = ContainerExecutor::new(steps, report.try_clone().map_err(copy)?, ready);
+    let steps = LastSteps::new(late.clone(), filter);
+    let executor = ContainerExecutor::new(steps, report.try_clone().map_err(copy)?, ready)?;
     let mut builder = ContainerBuilder::new(job.id.clone(), SyscallType::default())
         .with_root_path(&job.state_root)
         .map_err(|error| Failure::internal(chain(&error)))?

@@ -7,24 +7,24 @@
 //! Where the container is, is said by the handle of its init and by the namespaces that init was made in; who has moved
 //! init elsewhere gets no further process there. The child is born in the container's cgroup (v2) or
 //! enters it first of all (v1). Order of what it does then: session, standard streams, namespaces, terminal, security
-//! labels, umask, working directory, credentials, capabilities (`user`), and the last steps of every process (`executor`).
+//! labels, umask; all descriptors are closed that lead out of the container; working directory, credentials, capabilities
+//! (`user`), and the last steps of every process (`executor`).
 //!
 //! The child can't be looked into from the container (it is not dumpable), and does not become the program when nobody
 //! waits for it any more: neither the worker nor, without one, the server.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use oci_spec::runtime::Process;
 
 use super::cgroups::{self, Way};
+use super::child::{self, failed};
 use super::create::{Started, started};
 use super::executor::{LastSteps, open_proc, program};
 use super::job::{ExecCgroups, ExecJob, Failure, FailureKind, ProcessIo};
@@ -56,7 +56,7 @@ struct Entry<'a> {
 pub(super) fn start(job: ExecJob, fds: Vec<OwnedFd>) -> Result<Started, Failure> {
     let way = Way::open(&job.cgroups)?;
     let entry = Entry::prepare(&job, fds, way)?;
-    prctl::set_dumpable(false).map_err(|errno| failed("become undumpable", errno))?;
+    child::hide()?;
     entry.launch()
 }
 
@@ -72,16 +72,10 @@ pub(super) fn enter(job: &ExecJob, fds: Vec<OwnedFd>, server: &OwnedFd) -> Failu
         Ok(entry) if entry.stdio.len() != 3 => Failure::internal("a process without its standard streams"),
         Ok(mut entry) => {
             entry.namespaces -= CloneFlags::CLONE_NEWPID;
-            entry.become_program(server)
+            ManuallyDrop::new(entry).become_program(server)
         }
         Err(failure) => failure,
     }
-}
-
-/// Says why there is no process.
-pub(super) fn tell(waiting: &OwnedFd, failure: Failure) {
-    let text = serde_json::to_vec(&failure.brief()).unwrap_or_default();
-    let _ = nix::sys::socket::send(waiting.as_raw_fd(), &text, MsgFlags::MSG_NOSIGNAL);
 }
 
 /// Those that are not the guest's.
@@ -102,10 +96,6 @@ fn flags_of(pinned: &[NamespaceId]) -> Result<CloneFlags, Failure> {
     Ok(flags)
 }
 
-fn failed(step: &str, errno: Errno) -> Failure {
-    Failure::internal(format!("{step}: {}", errno.desc()))
-}
-
 impl<'a> Entry<'a> {
     /// Takes what of the descriptors is the process's, and sets what it inherits.
     fn prepare(job: &'a ExecJob, mut fds: Vec<OwnedFd>, way: Way) -> Result<Self, Failure> {
@@ -113,10 +103,7 @@ impl<'a> Entry<'a> {
         let mut fds = fds.into_iter();
         let init = fds.next().ok_or_else(|| Failure::internal("an exec without the container's init"))?;
         limits::raise(&job.late.rlimits)?;
-        if let Some(score) = job.process.oom_score_adj() {
-            std::fs::write("/proc/self/oom_score_adj", score.to_string())
-                .map_err(|error| Failure::internal(format!("set the OOM score to {score}: {error}")))?;
-        }
+        child::set_oom_score(job.process.oom_score_adj())?;
         Ok(Self {
             init,
             namespaces: flags_of(&job.late.namespaces)?,
@@ -126,7 +113,7 @@ impl<'a> Entry<'a> {
             io: &job.io,
             cgroups: &job.cgroups,
             way,
-            steps: LastSteps::new(job.late.clone(), filter)?,
+            steps: LastSteps::new(job.late.clone(), filter),
             proc: open_proc()?,
         })
     }
@@ -137,14 +124,12 @@ impl<'a> Entry<'a> {
         let pid_namespace = self.namespaces & CloneFlags::CLONE_NEWPID;
         self.join(pid_namespace)?;
         self.namespaces -= pid_namespace;
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(|errno| failed("socket pair", errno))?;
+        let (ours, theirs) = child::pair()?;
         match self.fork()? {
             Forked::Child => {
                 drop(ours);
                 let failure = self.become_program(&theirs);
-                tell(&theirs, failure);
+                child::tell(&theirs, failure);
                 sys::exit_now(1)
             }
             Forked::Parent(pid) => {
@@ -154,7 +139,7 @@ impl<'a> Entry<'a> {
                 while let Some(message) = next()? {
                     match message.fd {
                         Some(master) => process.fds.push(master),
-                        None => return Err(told(&message.text)),
+                        None => return Err(child::told(&message.text)),
                     }
                 }
                 if self.io.terminal && process.fds.len() < 2 {
@@ -184,9 +169,10 @@ impl<'a> Entry<'a> {
         })
     }
 
-    /// Everything up to execve(2); comes back only with the reason why not.
+    /// Everything up to execve(2); comes back only with the reason why not, and then without most descriptors of this.
     fn become_program(&self, waiting: &OwnedFd) -> Failure {
         let ready = self.enter(waiting).and_then(|()| {
+            sys::keep_only(std::iter::once(waiting.as_fd()));
             user::become_user(self.process, self.steps.early_capabilities())?;
             user::depend_on(waiting)?;
             program(self.process)
@@ -219,19 +205,13 @@ impl<'a> Entry<'a> {
     /// Into the container, still as root.
     fn enter(&self, waiting: &OwnedFd) -> Result<(), Failure> {
         self.way.take()?;
-        setsid().map_err(|errno| failed("begin a session", errno))?;
-        if let [stdin, stdout, stderr] = self.stdio.as_slice() {
-            dup2_stdin(stdin)
-                .and_then(|()| dup2_stdout(stdout))
-                .and_then(|()| dup2_stderr(stderr))
-                .map_err(|errno| failed("connect the standard streams", errno))?;
-        }
+        child::connect(&self.stdio)?;
         self.join(self.namespaces)?;
         self.check_namespaces()?;
         if self.io.terminal {
             let _terminal = console::open(&self.proc, self.io, waiting)?;
         }
-        user::confine(self.process, &self.proc)
+        user::confine(self.process, self.steps.selinux_label(), &self.proc)
     }
 }
 
@@ -253,20 +233,11 @@ fn born_beside_init<T>(
     Err(about_fork(Errno::EBUSY))
 }
 
-/// A fork that is refused for want of room, in the container's cgroup or in the guest, or because there is no container.
 fn about_fork(errno: Errno) -> Failure {
-    let (kind, message) = match errno {
-        Errno::EAGAIN => (FailureKind::ProcessLimit, "no more processes are allowed (pids limit)"),
-        // A PID namespace whose init has ended (pid_namespaces(7)).
-        Errno::ENOMEM => (FailureKind::ContainerState, "the container's init has ended, or memory is short"),
-        _ => (FailureKind::Internal, "fork a process in the container's cgroup"),
-    };
-    Failure { kind, message: format!("{message}: {}", errno.desc()) }
-}
-
-/// What the child said went wrong.
-fn told(text: &[u8]) -> Failure {
-    serde_json::from_slice(text).unwrap_or_else(|_| Failure::internal("the process could not be started"))
+    child::not_forked(
+        errno,
+        (FailureKind::ContainerState, "the container's init has ended, or memory is short"),
+    )
 }
 
 #[cfg(test)]

@@ -7,15 +7,13 @@
 //! Order: capabilities, the look for the program; when init is started, wait for the terminal, default signals, session
 //! keyring, resource limits, seccomp filter, final capabilities, execve; with `noNewPrivileges` the filter comes after the
 //! capabilities, so that it need not allow what sets them. Nothing else comes after the filter, which may refuse
-//! anything. What fails while the launch of an init is waiting, the look for the program and its security label, is left
-//! in the report as a [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
+//! anything. What fails while the launch of an init is waiting, as the look for the program, is left in the report as a
+//! [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
 //! as a shell would.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -28,7 +26,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::filter::Filter;
 use super::job::{Failure, FailureKind};
-use super::{capabilities, limits, passwd, report, sys};
+use super::{capabilities, limits, passwd, report, sys, user};
 use crate::spec::{CapabilitySets, LateProcess};
 
 /// Where programs are looked for when the environment has no `PATH` (execvp(3)).
@@ -42,14 +40,11 @@ const MAX_NAME: usize = 200;
 pub(super) struct LastSteps {
     late: LateProcess,
     filter: Option<Filter>,
-    /// The guest's `/proc`, to set a label with: what is at that place in the container is not to be trusted.
-    proc: Option<Rc<OwnedFd>>,
 }
 
 impl LastSteps {
-    pub(super) fn new(late: LateProcess, filter: Option<Filter>) -> Result<Self, Failure> {
-        let proc = late.selinux_label.as_ref().map(|_| open_proc()).transpose()?.map(Rc::new);
-        Ok(Self { late, filter, proc })
+    pub(super) fn new(late: LateProcess, filter: Option<Filter>) -> Self {
+        Self { late, filter }
     }
 
     /// What the process may do until its filter is loaded.
@@ -57,19 +52,16 @@ impl LastSteps {
         &self.late.early_capabilities
     }
 
-    /// Whether the last of them need the guest's `/proc`.
-    pub(super) fn needs_descriptors(&self) -> bool {
-        self.proc.is_some()
+    /// What its program is labelled with, which is set before: it takes the guest's `/proc`.
+    pub(super) fn selinux_label(&self) -> Option<&str> {
+        self.late.selinux_label.as_deref()
     }
 
-    /// What shall be found wrong with an init before it is started: its program, which is found here, and its label.
-    /// Nothing, for a program that is named from a directory which is not there yet.
+    /// What shall be found wrong with an init before it is started: its program, which is found here. Nothing, for a program that is named from a directory which is not there yet.
     pub(super) fn look(&self, process: &Process) -> Result<Option<CString>, Failure> {
         let name = process.args().iter().flatten().next();
         let is_relative = name.is_some_and(|name| name.contains('/') && !name.starts_with('/'));
-        let found = if self.late.cwd.is_some() && is_relative { None } else { Some(program(process)?) };
-        self.set_selinux_label()?;
-        Ok(found)
+        if self.late.cwd.is_some() && is_relative { Ok(None) } else { program(process).map(Some) }
     }
 
     /// Everything from the start of an init on, for which `look` has `found` the program or nothing.
@@ -106,15 +98,8 @@ impl LastSteps {
     /// no path.
     fn enter_directory(&self) -> Result<(), Failure> {
         let Some(cwd) = &self.late.cwd else { return Ok(()) };
-        let failed = |reason: &dyn std::fmt::Display| Failure {
-            kind: FailureKind::WorkingDirectory,
-            message: format!("enter the working directory {}: {reason}", cwd.display()),
-        };
-        nix::unistd::chdir(cwd).map_err(|errno| failed(&errno.desc()))?;
-        match nix::unistd::getcwd() {
-            Ok(path) if path.is_absolute() => Ok(()),
-            _ => Err(failed(&"it is outside of the container's root")),
-        }
+        nix::unistd::chdir(cwd).map_err(|errno| user::about_cwd(cwd, errno))?;
+        user::check_directory(cwd)
     }
 
     /// The environment in its own order; HOME is the user's in the container's own passwd file, unless it is given.
@@ -136,7 +121,6 @@ impl LastSteps {
                 Err(errno) => return Err(Failure::internal(format!("join a session keyring: {errno}"))),
             }
         }
-        self.set_selinux_label()?;
         for limit in &self.late.rlimits {
             limits::set(limit)?;
         }
@@ -161,16 +145,6 @@ impl LastSteps {
         let Some(capabilities) = &self.late.capabilities else { return Ok(()) };
         capabilities::set(capabilities)
     }
-
-    /// For the next execve(2) of this thread (proc_pid_attr(5)). The kernel refuses what its policy does not know.
-    fn set_selinux_label(&self) -> Result<(), Failure> {
-        let (Some(label), Some(proc)) = (&self.late.selinux_label, &self.proc) else { return Ok(()) };
-        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        nix::fcntl::openat(proc, "thread-self/attr/exec", flags, Mode::empty())
-            .map_err(std::io::Error::from)
-            .and_then(|file| File::from(file).write_all(label.as_bytes()))
-            .map_err(|error| invalid(format!("set the SELinux label {label:?}: {error}")))
-    }
 }
 
 /// nakai's executor for a container's init that libcontainer makes.
@@ -179,14 +153,33 @@ pub(super) struct ContainerExecutor {
     steps: LastSteps,
     report: Rc<OwnedFd>,
     terminal_ready: Option<Rc<OwnedFd>>,
+    /// The guest's `/proc`, if the program is labelled.
+    proc: Option<Rc<OwnedFd>>,
     /// Where the program was found when the container was created.
     found: OnceCell<CString>,
 }
 
 impl ContainerExecutor {
-    pub(super) fn new(steps: LastSteps, report: OwnedFd, terminal_ready: Option<OwnedFd>) -> Self {
-        let terminal_ready = terminal_ready.map(Rc::new);
-        Self { steps, report: Rc::new(report), terminal_ready, found: OnceCell::new() }
+    pub(super) fn new(
+        steps: LastSteps,
+        report: OwnedFd,
+        terminal_ready: Option<OwnedFd>,
+    ) -> Result<Self, Failure> {
+        let proc = steps.selinux_label().map(|_| open_proc()).transpose()?.map(Rc::new);
+        let (report, terminal_ready) = (Rc::new(report), terminal_ready.map(Rc::new));
+        Ok(Self { steps, report, terminal_ready, proc, found: OnceCell::new() })
+    }
+
+    fn check(&self, process: &Process) -> Result<Option<CString>, Failure> {
+        if self.steps.late.cwd.is_none() {
+            // libcontainer asks glibc.
+            user::check_directory(process.cwd())?;
+        }
+        if let (Some(label), Some(proc)) = (self.steps.selinux_label(), &self.proc) {
+            user::set_selinux_label(proc, label)?;
+        }
+        capabilities::set(self.steps.early_capabilities())?;
+        self.steps.look(process)
     }
 }
 
@@ -197,13 +190,14 @@ impl Executor for ContainerExecutor {
             // The end of the relay is the end of this pipe.
             let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
         }
+        // Nothing of libcontainer's is needed any more.
+        sys::keep_only(std::iter::empty());
         self.steps.run_started(process, self.found.get().cloned())
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let process = spec.process().as_ref().ok_or_else(|| invalid("no process is given".to_owned()));
-        let ready = capabilities::set(self.steps.early_capabilities());
-        let found = ready.and(process).and_then(|process| self.steps.look(process));
+        let found = process.and_then(|process| self.check(process));
         let kept = found.map(|program| drop(program.map(|program| self.found.set(program))));
         kept.map_err(|failure| {
             report::leave(&self.report, &failure);

@@ -10,6 +10,7 @@
 
 mod capabilities;
 mod cgroups;
+mod child;
 mod compact;
 pub(crate) mod console;
 mod copy_up;
@@ -87,7 +88,7 @@ pub fn enter(mut fds: Vec<OwnedFd>, job_len: usize) -> ! {
         Ok(_) => Failure::internal("a job that needs a worker"),
         Err(failure) => failure,
     };
-    exec::tell(&server, failure);
+    child::tell(&server, failure);
     sys::exit_now(1)
 }
 

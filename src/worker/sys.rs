@@ -3,14 +3,14 @@
 #![expect(unsafe_code, reason = "raw system calls and one glibc function without a safe wrapper")]
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::NixPath;
 use nix::errno::Errno;
 
-use crate::supervisor::own;
+use crate::supervisor::{close_all_but, own};
 
 #[cfg(target_env = "gnu")]
 unsafe extern "C" {
@@ -216,25 +216,20 @@ pub(super) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64)
     Errno::result(result).map(drop)
 }
 
-/// Lets execve(2) close every descriptor from `first` on (close_range(2)).
-pub(super) fn close_later(first: u32) -> Result<(), Errno> {
-    // SAFETY: plain integers.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    Errno::result(result).map(drop)
+/// Whether the working directory is below this process's root. Only the kernel itself says so (getcwd(2)): where it says
+/// that there is no way, glibc's function of that name looks for one by `..`, and finds another mount of the root.
+pub(super) fn is_inside_root() -> Result<bool, Errno> {
+    let mut path = [0_u8; 4096];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has, which outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) };
+    Errno::result(result)?;
+    Ok(path.first() == Some(&b'/'))
 }
 
-/// Closes every descriptor but the standard streams and `kept`, which gets another number. Only for a process that uses
-/// none of the others any more.
-pub(super) fn keep_alone(kept: OwnedFd) -> OwnedFd {
-    const FIRST: libc::c_int = libc::STDERR_FILENO + 1;
-    const NEXT: libc::c_uint = FIRST.unsigned_abs() + 1;
-    let kept = kept.into_raw_fd();
-    // SAFETY: plain integers; the caller answers for who owns the descriptors. Where both have one number already, it
-    // refuses and nothing has to be done.
-    let _ = unsafe { libc::dup3(kept, FIRST, libc::O_CLOEXEC) };
-    // SAFETY: likewise.
-    let _ = unsafe { libc::syscall(libc::SYS_close_range, NEXT, u32::MAX, 0) };
-    own(FIRST)
+/// Closes every descriptor but the standard streams and `kept`. Only for a process that uses none of the others any more.
+pub(super) fn keep_only<'a>(kept: impl Iterator<Item = BorrowedFd<'a>>) {
+    let mut numbers: Vec<_> = kept.map(|fd| fd.as_raw_fd()).collect();
+    close_all_but(&mut numbers);
 }
 
 /// Sets the domain name of this UTS namespace (setdomainname(2)).

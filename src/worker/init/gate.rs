@@ -3,7 +3,7 @@
 //! The server opens it and writes a byte (`sandbox::start`). A server that comes after another finds by it whether init
 //! still waits: nobody has it open any more once the program runs.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -12,7 +12,6 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use super::super::job::Failure;
-use super::super::sys;
 
 /// The side of init.
 #[derive(Debug)]
@@ -33,11 +32,6 @@ impl Gate {
             .map_err(|error| Failure::internal(format!("make the gate {}: {error}", path.display())))
     }
 
-    /// Closes every other descriptor but the standard streams.
-    pub(super) fn keep_alone(self) -> Self {
-        Self(sys::keep_alone(self.0))
-    }
-
     /// Returns when the container is started.
     pub(super) fn wait(&self) -> Result<(), Errno> {
         loop {
@@ -46,6 +40,12 @@ impl Gate {
                 other => return other.map(drop),
             }
         }
+    }
+}
+
+impl AsFd for Gate {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

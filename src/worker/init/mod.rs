@@ -6,8 +6,9 @@
 //! specification in files, and looks at each place again and again.
 //!
 //! Order: cgroups, session, standard streams, namespaces, mounts, `/dev`, the new root, propagation, sysctls, terminal,
-//! security labels and umask, read-only and masked paths, working directory, credentials, capabilities (`user`), the
-//! look for the program (`executor`). Then the worker is told, and everything closed but the standard streams.
+//! security labels and umask, read-only and masked paths; all descriptors are closed that lead out of the container; working
+//! directory, credentials, capabilities (`user`), the look for the program (`executor`). Then the worker is told, and
+//! everything closed but the standard streams and the gate.
 //!
 //! Failure behaviour: the child sends the worker one [`Failure`] and ends. It can't be looked into from a container (it
 //! is not dumpable) until it is the program, and ends with the worker before it is ready. What the server takes back
@@ -19,16 +20,17 @@ mod namespaces;
 mod paths;
 mod root;
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, socketpair};
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::sys::socket::MsgFlags;
 
 use self::gate::Gate;
 use self::namespaces::Namespaces;
+use super::child::{self, failed};
 use super::create::{self, Started, started};
 use super::executor::{LastSteps, open_proc};
 use super::filter::Filter;
@@ -62,7 +64,7 @@ pub(super) fn launch(
     filter: Option<Filter>,
 ) -> Result<Started, Failure> {
     limits::raise(&job.late.rlimits)?;
-    let steps = LastSteps::new(job.late.clone(), filter)?;
+    let steps = LastSteps::new(job.late.clone(), filter);
     let gate = Gate::make(&job.state_root.join(&job.id))?;
     let cgroup = job.unified.as_ref().map(cgroups::make_unified).transpose()?;
     let cgroup = cgroup.map(cgroups::Directory::open).transpose()?;
@@ -70,35 +72,24 @@ pub(super) fn launch(
         cgroups::make_trees(trees)?;
     }
     let proc = open_proc()?;
-    // Inherited. Who is not dumpable may not write there without a capability.
-    if let Some(score) = wanted.process.oom_score_adj() {
-        std::fs::write("/proc/self/oom_score_adj", score.to_string())
-            .map_err(|error| Failure::internal(format!("set the OOM score to {score}: {error}")))?;
-    }
-    prctl::set_dumpable(false).map_err(|errno| failed("become undumpable", errno))?;
+    child::set_oom_score(wanted.process.oom_score_adj())?;
+    child::hide()?;
     let namespaces = Namespaces::of(&wanted.linux)?;
     let stdio = stdio.into_iter().map(|fd| create::give(fd, job.io.owner)).collect();
     Init { job, wanted, namespaces, cgroup, stdio, steps, gate, proc }.launch()
-}
-
-fn failed(step: &str, errno: Errno) -> Failure {
-    Failure::internal(format!("{step}: {}", errno.desc()))
 }
 
 impl Init<'_> {
     /// Forks the child and waits until it is ready, or says why it can't be.
     fn launch(self) -> Result<Started, Failure> {
         self.namespaces.join_for_children()?;
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(|errno| failed("socket pair", errno))?;
+        let (ours, theirs) = child::pair()?;
         let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
         match fork_apart(self.namespaces.born_in(), cgroup).map_err(about_fork)?.forked {
             Forked::Child => {
                 drop(ours);
                 let failure = self.become_init(&theirs);
-                let text = serde_json::to_vec(&failure.brief()).unwrap_or_default();
-                let _ = nix::sys::socket::send(theirs.as_raw_fd(), &text, MsgFlags::MSG_NOSIGNAL);
+                child::tell(&theirs, failure);
                 sys::exit_now(1)
             }
             Forked::Parent(pid) => {
@@ -120,7 +111,7 @@ impl Init<'_> {
             match message.fd {
                 Some(master) => process.fds.push(master),
                 None if message.text == READY => break,
-                None => return Err(told(&message.text)),
+                None => return Err(child::told(&message.text)),
             }
         }
         if self.job.io.terminal && process.fds.len() < 2 {
@@ -131,10 +122,13 @@ impl Init<'_> {
 
     /// Everything up to execve(2); comes back only with the reason why not.
     fn become_init(self, worker: &OwnedFd) -> Failure {
-        let found = self.enter(worker).and_then(|()| {
-            user::become_user(&self.wanted.process, self.steps.early_capabilities())?;
+        // Most of its descriptors are not its own any more in a moment.
+        let this = ManuallyDrop::new(self);
+        let found = this.enter(worker).and_then(|()| {
+            sys::keep_only([worker.as_fd(), this.gate.as_fd()].into_iter());
+            user::become_user(&this.wanted.process, this.steps.early_capabilities())?;
             user::depend_on(worker)?;
-            self.steps.look(&self.wanted.process)
+            this.steps.look(&this.wanted.process)
         });
         let found = match found {
             Ok(found) => found,
@@ -145,12 +139,12 @@ impl Init<'_> {
         if let Err(errno) = nix::sys::socket::send(worker.as_raw_fd(), READY, MsgFlags::MSG_NOSIGNAL) {
             return failed("tell the worker", errno);
         }
-        let Self { steps, wanted, gate, .. } = self;
-        let gate = if steps.needs_descriptors() { gate } else { gate.keep_alone() };
-        if gate.wait().is_err() {
+        sys::keep_only(std::iter::once(this.gate.as_fd()));
+        if this.gate.wait().is_err() {
             sys::exit_now(1);
         }
-        steps.run_started(&wanted.process, found)
+        sys::keep_only(std::iter::empty());
+        this.steps.run_started(&this.wanted.process, found)
     }
 
     /// Into the container, still as root.
@@ -160,13 +154,7 @@ impl Init<'_> {
         if let Some((trees, _)) = &self.job.cgroups {
             cgroups::enter_trees(trees)?;
         }
-        setsid().map_err(|errno| failed("begin a session", errno))?;
-        if let [stdin, stdout, stderr] = self.stdio.as_slice() {
-            dup2_stdin(stdin)
-                .and_then(|()| dup2_stdout(stdout))
-                .and_then(|()| dup2_stderr(stderr))
-                .map_err(|errno| failed("connect the standard streams", errno))?;
-        }
+        child::connect(&self.stdio)?;
         self.namespaces.enter()?;
         namespaces::name_host(self.wanted)?;
         let root = root::make(self.job, self.cgroup.as_ref().map(cgroups::Directory::path))?;
@@ -182,7 +170,7 @@ impl Init<'_> {
             let terminal = console::open(&self.proc, &self.job.io, worker)?;
             dev::show_console(&dev, &terminal)?;
         }
-        user::confine(&self.wanted.process, &self.proc)?;
+        user::confine(&self.wanted.process, self.steps.selinux_label(), &self.proc)?;
         if self.wanted.is_read_only {
             root::make_read_only(&root)?;
         }
@@ -192,18 +180,6 @@ impl Init<'_> {
     }
 }
 
-/// A fork that is refused for want of room, in the container's cgroup or in the guest, or for want of an init.
 fn about_fork(errno: Errno) -> Failure {
-    let (kind, message) = match errno {
-        Errno::EAGAIN => (FailureKind::ProcessLimit, "no more processes are allowed (pids limit)"),
-        // A PID namespace whose init has ended (pid_namespaces(7)).
-        Errno::ENOMEM => (FailureKind::Internal, "the shared PID namespace is gone, or memory is short"),
-        _ => (FailureKind::Internal, "fork the container's init"),
-    };
-    Failure { kind, message: format!("{message}: {}", errno.desc()) }
-}
-
-/// What the child said went wrong.
-fn told(text: &[u8]) -> Failure {
-    serde_json::from_slice(text).unwrap_or_else(|_| Failure::internal("the init could not be made"))
+    child::not_forked(errno, (FailureKind::Internal, "the shared PID namespace is gone, or memory is short"))
 }

@@ -13,9 +13,10 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sched::{CloneFlags, setns, unshare};
 use oci_spec::runtime::{Linux, LinuxNamespaceType as Type};
 
+use super::super::child::failed;
 use super::super::job::Failure;
 use super::super::sys;
-use super::failed;
+use crate::guest::loopback;
 use crate::spec::OwnInit;
 
 /// Which ones init makes, and which it joins.
@@ -54,6 +55,10 @@ impl Namespaces {
         if self.new.contains(CloneFlags::CLONE_NEWCGROUP) {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|errno| failed("begin a cgroup namespace", errno))?;
+        }
+        if self.new.contains(CloneFlags::CLONE_NEWNET) {
+            // Nobody else would, and 127.0.0.1 is to be reached everywhere.
+            loopback::up().map_err(|error| Failure::internal(error.to_string()))?;
         }
         Ok(())
     }

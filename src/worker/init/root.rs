@@ -11,9 +11,9 @@ use nix::mount::{MntFlags, umount2};
 use nix::unistd::{chdir, fchdir, pivot_root};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+use super::super::child::failed;
 use super::super::job::{CreateJob, Failure};
 use super::super::{cgroups, mounts, sys};
-use super::failed;
 use crate::guest::beneath::Root;
 use crate::spec::WorkingDirectory;
 

@@ -115,7 +115,7 @@ async fn a_network_of_its_own_is_told(ctx: Ctx) -> Outcome {
             })
         })
         .await?;
-    own.sh("ip link set lo up && ping -c 1 127.0.0.1 > /dev/null").await?;
+    own.sh("ping -c 1 127.0.0.1 > /dev/null").await?;
     let stats = ctx.client().stats_container(&own.id).await?;
     let lo = stats.network_stats.iter().find(|interface| interface.name == "lo").ok_or("no loopback")?;
     assert!(lo.rx_packets >= 2 && lo.rx_packets == lo.tx_packets, "{lo}");

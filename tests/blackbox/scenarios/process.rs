@@ -28,6 +28,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(the_oom_score_is_not_the_agents),
         scenario!(signals_are_as_after_boot),
         scenario!(only_standard_streams_are_open),
+        scenario!(no_descriptor_leads_out_of_a_container),
         scenario!(a_program_for_its_owner_alone_runs),
         scenario!(a_missing_program_is_told),
         scenario!(a_file_that_is_no_program_is_told),
@@ -285,6 +286,41 @@ async fn only_standard_streams_are_open(ctx: Ctx) -> Outcome {
     assert_eq!(succeeded(ctx.run(|spec| spec.args(["ls", "/proc/self/fd"])).await?), "0\n1\n2\n3");
     let container = ctx.idle(|spec| spec).await?;
     assert_eq!(succeeded(container.exec(["ls", "/proc/self/fd"]).await?), "0\n1\n2\n3");
+    Ok(())
+}
+
+/// A program and a working directory are looked up in the container before execve(2) has closed what was open: a path by
+/// way of a descriptor must lead to none of the guest's directories, whatever its number.
+async fn no_descriptor_leads_out_of_a_container(ctx: Ctx) -> Outcome {
+    let container = ctx.idle(|spec| spec).await?;
+    // A directory that the guest has mounted elsewhere, too: the container's own root.
+    let beyond = |number: i32| format!("/proc/self/fd/{number}/..{}", ctx.guest_root(&container.id));
+    let in_directory = |directory: &str| container.spec().clone().cwd(directory).args(["true"]);
+    // In a VM few are open, and a creation takes long.
+    let (execs, creations) = if ctx.is_host() { (3..32, 3..24) } else { (3..20, 3..9) };
+    for number in execs {
+        let exec =
+            async |process| ctx.client().exec_process(&container.id, &ctx.fresh_exec_id(), process).await;
+        let program = format!("/proc/self/fd/{number}/.");
+        refused(exec(container.process([&program])).await, Code::NOT_FOUND, &[&program]);
+        let directory = beyond(number);
+        let refusal = exec(in_directory(&directory).process()).await;
+        refused(refusal, Code::INVALID_ARGUMENT, &["working directory", &directory]);
+    }
+    for number in creations.clone() {
+        let program = format!("/proc/self/fd/{number}/.");
+        let init = ctx.container(|spec| spec.args([&program]))?;
+        refused(init.create().await, Code::NOT_FOUND, &[&program]);
+    }
+    // The same whoever makes it: with tmpcopyup libcontainer does.
+    let copied = |spec: nakai_ctl::SpecBuilder| spec.mount("/copied", "tmpfs", "tmpfs", &["tmpcopyup"]);
+    for number in creations {
+        for libcontainers in [false, true] {
+            let init = ctx.container(|spec| spec.cwd(&beyond(number)).args(["true"]))?;
+            let init = if libcontainers { init.edit(copied) } else { init };
+            refused(init.create().await, Code::INVALID_ARGUMENT, &[&beyond(number)]);
+        }
+    }
     Ok(())
 }
 
