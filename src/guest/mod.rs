@@ -9,7 +9,8 @@
 //! - [`clock`], [`random`]: set and reseeded when the host asks;
 //! - [`copy_file`], [`volume`]: files that the host sends, and volumes that it asks about; [`tree`] goes through
 //!   directories for them and for storages; [`kata_dir`]: where their paths may be;
-//! - [`bulkhead`]: keeps a file system that hangs from taking all threads;
+//! - [`bulkhead`]: keeps a file system that hangs from taking all threads; [`spare_thread`]: there is one even where the kernel
+//!   has no room for more;
 //! - [`allocator`]: the server's own memory; [`program`]: what of it is the program;
 //! - [`cgroups`], [`hostname`], [`loopback`], [`rlimit`], [`security`]: one step each.
 //!
@@ -38,6 +39,7 @@ pub mod random;
 pub mod rlimit;
 pub mod root;
 pub mod security;
+pub mod spare_thread;
 pub mod swap;
 pub mod tree;
 pub mod volume;

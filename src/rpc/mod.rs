@@ -55,6 +55,7 @@ pub use server::{Continuity, ServeError, Server};
 
 use crate::guest::allocator::GiveBack;
 use crate::guest::net_dev::OwnTraffic;
+use crate::guest::spare_thread::SpareThread;
 use crate::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::sandbox::{KeptFiles, Sandbox};
@@ -73,6 +74,8 @@ pub struct Agent {
     /// Calls leave memory behind.
     memory: GiveBack,
     kept: Arc<Kept>,
+    /// For calls that wait for a thread.
+    spare: SpareThread,
 }
 
 /// Files that stay open while statistics are asked for often. At rest they are closed.
@@ -98,7 +101,8 @@ impl Agent {
             open.network.close();
             journal.trim();
         });
-        Self { sandbox, destroyed, metrics: Arc::default(), logger, memory, kept }
+        let spare = SpareThread::start(&tokio::runtime::Handle::current());
+        Self { sandbox, destroyed, metrics: Arc::default(), logger, memory, kept, spare }
     }
 
     /// The sandbox; waits for the boot to get there.
@@ -132,7 +136,7 @@ impl Agent {
             body.await
         } else {
             let begun = Instant::now();
-            let result = watchdog::watch(&self.logger, name, object, body).await;
+            let result = watchdog::watch(&self.logger, &self.spare, (name, object), body).await;
             self.metrics.calls.note(name, begun.elapsed(), result.is_err());
             result
         };

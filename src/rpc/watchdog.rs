@@ -1,10 +1,12 @@
-//! A watch over calls: how long they took, and a word in the log about one that takes long.
+//! A watch over calls: how long they took, and a word in the log about one that takes long. As it may be waiting for a
+//! thread that the kernel does not give, the spare one is asked for help.
 
 use std::time::{Duration, Instant};
 
 use slog::{Logger, info, warn};
 
 use super::Answer;
+use crate::guest::spare_thread::SpareThread;
 
 /// From when on a call is said to take long.
 const LONG: Duration = Duration::from_secs(1);
@@ -20,8 +22,8 @@ pub(super) fn waits(name: &str) -> bool {
 /// Runs the body of a call, and says so when it takes long, and when it then ends or is given up.
 pub(super) async fn watch<T>(
     logger: &Logger,
-    name: &'static str,
-    object: &str,
+    spare: &SpareThread,
+    (name, object): (&'static str, &str),
     body: impl Future<Output = Answer<T>>,
 ) -> Answer<T> {
     let mut body = std::pin::pin!(body);
@@ -34,7 +36,15 @@ pub(super) async fn watch<T>(
     }
     warn!(logger, "call takes long"; "call" => name, "object" => object);
     let mut end = End { logger, name, object, begun, how: "given up" };
-    let result = body.await;
+    let result = loop {
+        spare.help();
+        tokio::select! {
+            biased;
+            result = &mut body => break result,
+            // It may be waiting for the next thread by now.
+            () = tokio::time::sleep(LONG) => {}
+        }
+    };
     end.how = if result.is_ok() { "done" } else { "refused" };
     result
 }
@@ -85,11 +95,12 @@ mod tests {
     fn a_call_that_takes_long_is_told_of_and_so_is_its_end() {
         let said = Said::default();
         let logger = Logger::root(said.clone(), slog::o!());
+        let spare = SpareThread::default();
         run(async {
-            watch(&logger, "Quick", "", async { Ok(()) }).await.unwrap();
+            watch(&logger, &spare, ("Quick", ""), async { Ok(()) }).await.unwrap();
             assert!(said.0.lock().unwrap().is_empty());
             let (release, released) = tokio::sync::oneshot::channel::<()>();
-            let call = watch(&logger, "Slow", "c1", async {
+            let call = watch(&logger, &spare, ("Slow", "c1"), async {
                 let _ = released.await;
                 Ok(())
             });

@@ -109,6 +109,8 @@ pub struct Supervisor<F> {
     /// What a server does.
     main: F,
     server: Server,
+    /// Why there is no server, as far as it has been said.
+    told: Option<String>,
     /// How many servers have been started.
     generation: u32,
     /// Whether one of them has ever listened.
@@ -148,6 +150,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         Ok(Self {
             main,
             server: Server::Due(now),
+            told: None,
             generation: 0,
             served: false,
             signals,
@@ -305,6 +308,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 self.server = Server::Running { pid, channel: ours };
                 self.generation = self.generation.saturating_add(1);
                 self.restarts.started(Instant::now());
+                self.told = None;
             }
             Err(errno) if is_first => return Err(SupervisorError::ForkServer(errno)),
             Err(errno) => self.start_server_later(&errno),
@@ -317,7 +321,12 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         let now = Instant::now();
         let pause = self.restarts.pause_after_death(now).max(Duration::from_millis(100));
         self.server = Server::Due(now.checked_add(pause).unwrap_or(now));
-        console::say(format_args!("no process for a server: {why}"));
+        let why = why.to_string();
+        // It is tried again and again.
+        if self.told.as_ref() != Some(&why) {
+            console::say(format_args!("no process for a server: {why}; it is tried until there is one"));
+            self.told = Some(why);
+        }
     }
 
     /// In a forked child, which never comes back here: what only the supervisor needs.

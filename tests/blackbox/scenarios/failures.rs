@@ -26,6 +26,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_container_dies_with_its_start_under_way),
         scenario!(many_containers_are_made_at_once),
         scenario!(execs_without_end_take_turns).host_only(),
+        scenario!(a_guest_without_room_for_a_thread_still_kills).vm_only().own_agent(),
     ]
 }
 
@@ -344,5 +345,30 @@ async fn execs_without_end_take_turns(ctx: Ctx) -> Outcome {
     while let Some(status) = execs.join_next().await {
         assert_eq!(status??, 0);
     }
+    Ok(())
+}
+
+/// As a fork bomb in a container without a limit leaves it: the kernel refuses every process and every thread.
+async fn a_guest_without_room_for_a_thread_still_kills(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&nakai_ctl::sandbox::request("full", "full", true)).await?;
+    let server = ctx.guest_sh("echo $SERVER").await?;
+    let victim = ctx.idle(|spec| spec).await?;
+    let script = "exec 2>&1; cd /proc/sys/kernel && most=$(cat threads-max) && echo 20 > threads-max && echo none && read go; \
+         echo $most > threads-max; echo again; read go";
+    let bomb = ctx
+        .started(|spec| spec.readonly_paths([""; 0]).masked_paths([""; 0]).args(["sh", "-c", script]))
+        .await?;
+    let said = async || ctx.client().read_stdout(&bomb.id, "", 100).await;
+    assert_eq!(said().await?, b"none\n");
+    // Idle threads have ended.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let exec = ctx.client().exec_process(&victim.id, "late", victim.process(["true"])).await;
+    refused(exec, Code::RESOURCE_EXHAUSTED, &[]);
+    victim.signal(libc::SIGKILL).await?;
+    assert_eq!(victim.wait().await?, 137);
+    ctx.client().write_stdin(&bomb.id, "", b"go\n".to_vec()).await?;
+    assert_eq!(said().await?, b"again\n");
+    bomb.sh("true").await?;
+    assert_eq!(ctx.guest_sh("echo $SERVER").await?, server, "it is the same server");
     Ok(())
 }
