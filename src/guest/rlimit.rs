@@ -91,13 +91,15 @@ pub fn raise_open_files(proc: &Path) -> Result<OpenFiles, RlimitError> {
 /// How many files a process may be allowed to have open: as many as where systemd runs. Hosts ask for that number.
 const MOST_OPEN_FILES: u64 = 1_073_741_816;
 
-/// Lets limits go as far, where that is further than the kernel's default, which is a million.
+/// Lets limits go as far, where that is further than the kernel's default, which is a million. And the guest's memory is the
+/// only limit of all open files together: else a container could take those that others need (as systemd does).
 ///
 /// # Errors
 ///
 /// [`RlimitError::Limit`].
 pub fn allow_many_open_files(proc: &Path) -> Result<(), RlimitError> {
     std::fs::write(proc.join("sys/fs/nr_open"), MOST_OPEN_FILES.to_string())
+        .and_then(|()| std::fs::write(proc.join("sys/fs/file-max"), i64::MAX.to_string()))
         .map_err(|source| RlimitError::Limit { step: "raise", source })
 }
 

@@ -36,6 +36,7 @@ pub use self::line::{Line, Sender};
 use self::bits::Bits;
 use self::layout::{CALLS, LARGE_CHUNKS, LEN, LINES, MAGIC, SMALL_CHUNKS, head};
 use self::memory::Memory;
+use crate::observe::console;
 
 /// See the module.
 #[derive(Debug)]
@@ -138,10 +139,10 @@ impl Journal {
 /// Has the last words of this process told to the next one, which answers the call that it was working at. Then this one
 /// ends, whatever thread it was.
 pub fn note_panics(journal: Arc<Journal>) {
-    let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         journal.note_panic(call::current_number(), &panic.to_string());
-        usual(panic);
+        // Not by the usual way, which waits for a reader of standard error.
+        console::say(format_args!("{panic}"));
         std::process::abort();
     }));
 }

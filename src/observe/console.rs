@@ -7,10 +7,10 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::{getpid, write};
 
@@ -24,8 +24,15 @@ pub fn say(message: fmt::Arguments<'_>) {
     let text = line(message);
     match device() {
         Some(console) => drop(write(console, text.as_bytes())),
-        None => drop(write(io::stderr().as_fd(), text.as_bytes())),
+        None if has_room(io::stderr().as_fd()) => drop(write(io::stderr().as_fd(), text.as_bytes())),
+        None => {}
     }
+}
+
+/// Whether a line can be written without waiting for a reader: a pipe that is ready takes as much (pipe(7)).
+fn has_room(file: BorrowedFd<'_>) -> bool {
+    let mut watched = [PollFd::new(file, PollFlags::POLLOUT)];
+    poll(&mut watched, PollTimeout::ZERO) == Ok(1)
 }
 
 mod ioctls {
@@ -70,6 +77,19 @@ fn device() -> Option<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_that_does_not_read_is_not_waited_for() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let mut lines = 0;
+        while has_room(writer.as_fd()) {
+            write(&writer, &[b'x'; 1000]).unwrap();
+            lines += 1;
+        }
+        assert!(lines > 10);
+        nix::unistd::read(&reader, &mut [0; 4096]).unwrap();
+        assert!(has_room(writer.as_fd()));
+    }
 
     #[test]
     fn a_message_is_one_line() {

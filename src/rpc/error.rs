@@ -349,7 +349,7 @@ fn launch_code(error: &LaunchError) -> Code {
         FailureKind::ProgramNotExecutable => Code::PERMISSION_DENIED,
         FailureKind::WorkingDirectory | FailureKind::InvalidSpec => Code::INVALID_ARGUMENT,
         FailureKind::ContainerState => Code::FAILED_PRECONDITION,
-        FailureKind::ProcessLimit => Code::RESOURCE_EXHAUSTED,
+        FailureKind::Exhausted => Code::RESOURCE_EXHAUSTED,
         FailureKind::Hook | FailureKind::Internal => Code::INTERNAL,
     }
 }

@@ -278,7 +278,7 @@ impl Way {
             && current > max
         {
             let message = format!("no more processes are allowed (pids limit): the container may have {max}");
-            return Err(Failure { kind: FailureKind::ProcessLimit, message });
+            return Err(Failure { kind: FailureKind::Exhausted, message });
         }
         Ok(())
     }
@@ -382,7 +382,7 @@ mod tests {
             fs::write(root.path().join(file), text).unwrap();
         }
         let way = Way::open(&ExecCgroups::V1(vec![root.path().to_owned()])).unwrap();
-        assert_eq!(way.take().unwrap_err().kind, FailureKind::ProcessLimit);
+        assert_eq!(way.take().unwrap_err().kind, FailureKind::Exhausted);
         fs::write(root.path().join("pids.max"), "max\n").unwrap();
         way.take().unwrap();
     }

@@ -12,7 +12,13 @@ use super::job::{Failure, FailureKind};
 
 /// A step that the kernel refuses.
 pub(super) fn failed(step: &str, errno: Errno) -> Failure {
-    Failure::internal(format!("{step}: {}", errno.desc()))
+    let kind = if is_exhausted(errno) { FailureKind::Exhausted } else { FailureKind::Internal };
+    Failure { kind, message: format!("{step}: {}", errno.desc()) }
+}
+
+/// Whether the guest has no more of what is asked for.
+pub(super) fn is_exhausted(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
 }
 
 /// What the child inherits of its OOM score. For who is dumpable yet: others may not write there without a capability.
@@ -59,7 +65,7 @@ pub(super) fn told(text: &[u8]) -> Failure {
 /// PID namespace any more, of which `gone` is said.
 pub(super) fn not_forked(errno: Errno, gone: (FailureKind, &str)) -> Failure {
     let (kind, message) = match errno {
-        Errno::EAGAIN => (FailureKind::ProcessLimit, "no more processes are allowed (pids limit)"),
+        Errno::EAGAIN => (FailureKind::Exhausted, "no more processes are allowed (pids limit)"),
         // A PID namespace whose init has ended (pid_namespaces(7)).
         Errno::ENOMEM => gone,
         _ => (FailureKind::Internal, "fork a process in the container's cgroup"),

@@ -20,8 +20,8 @@ use nix::sys::stat::{Mode, SFlag, fstat, major, minor};
 use nix::sys::statfs::{DEVPTS_SUPER_MAGIC, fstatfs};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use super::job::{Failure, ProcessIo};
-use super::sys;
+use super::job::{Failure, FailureKind, ProcessIo};
+use super::{child, sys};
 use crate::supervisor::{Forked, fork, own};
 
 /// The socket's name in a container's bundle. A worker that is killed leaves it there.
@@ -104,7 +104,14 @@ fn dress(master: &OwnedFd, peer: Option<&OwnedFd>, io: &ProcessIo) {
 /// `proc` is the agent's `/proc`. Returns the terminal.
 pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<OwnedFd, Failure> {
     let failed = |step: &'static str| {
-        move |errno: nix::Error| Failure::internal(format!("make a terminal: {step}: {}", errno.desc()))
+        move |errno: nix::Error| match errno {
+            // The guest has as many as it may (`kernel.pty.max`).
+            nix::Error::ENOSPC => Failure {
+                kind: FailureKind::Exhausted,
+                message: format!("make a terminal: {step}: there are no more"),
+            },
+            _ => child::failed(&format!("make a terminal: {step}"), errno),
+        }
     };
     let place = multiplexer().map_err(failed("look for /dev/ptmx"))?;
     let place = place

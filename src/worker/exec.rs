@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn a_cgroup_that_stays_busy_and_any_other_refusal_are_told() {
         let (refused, tried) = born(&[Err(Errno::EAGAIN)], &[]);
-        assert_eq!((refused.unwrap_err().kind, tried.as_str()), (FailureKind::ProcessLimit, "c"));
+        assert_eq!((refused.unwrap_err().kind, tried.as_str()), (FailureKind::Exhausted, "c"));
         let (busy, tried) = born(&[], &[]);
         assert!(busy.unwrap_err().message.contains("cgroup"));
         assert_eq!(tried.len(), PLACES_MAX);

@@ -26,7 +26,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::filter::Filter;
 use super::job::{Failure, FailureKind};
-use super::{capabilities, limits, passwd, report, sys, user};
+use super::{capabilities, child, limits, passwd, report, sys, user};
 use crate::spec::{CapabilitySets, LateProcess};
 
 /// Where programs are looked for when the environment has no `PATH` (execvp(3)).
@@ -284,6 +284,7 @@ fn exec_failure(program: &CStr, errno: Errno) -> Failure {
     let kind = match errno {
         Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => FailureKind::ProgramNotFound,
         Errno::EACCES | Errno::EPERM | Errno::ENOEXEC | Errno::EISDIR => FailureKind::ProgramNotExecutable,
+        errno if child::is_exhausted(errno) => FailureKind::Exhausted,
         _ => FailureKind::Internal,
     };
     let program = program.to_string_lossy();

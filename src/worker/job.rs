@@ -232,8 +232,8 @@ pub enum FailureKind {
     WorkingDirectory,
     /// The specification asks for something that can't be.
     InvalidSpec,
-    /// No more processes are allowed.
-    ProcessLimit,
+    /// No more processes are allowed, or the guest has no more files, terminals or memory.
+    Exhausted,
     /// A hook failed.
     Hook,
     /// The container is not in a state for this.
