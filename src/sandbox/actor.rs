@@ -222,10 +222,16 @@ async fn start(environment: &Environment, container: &Container) -> Result<(), S
         // Else the next server would finish what the host is told has failed.
         let (records, name) = (environment.records.clone(), started_name(container.id().as_str()));
         blocking(move || Ok(records.remove(&name)?)).await?;
-        return Err(error);
+        return Err(if waits_no_more(&error) { container.refuse_ended() } else { error });
     }
     run_hooks(environment, container, &container.description.poststart, true).await;
     Ok(())
+}
+
+/// Whether init was not released because it has ended, of which this server may not have heard yet.
+fn waits_no_more(error: &SandboxError) -> bool {
+    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    matches!(cause.and_then(std::io::Error::raw_os_error), Some(libc::ENXIO | libc::ECONNREFUSED))
 }
 
 /// Tells init to go on: one that waits at its gate, or libcontainer's, which listens in the state directory.
@@ -324,4 +330,21 @@ fn birthplace(cgroups: &ExecCgroups, late: &LateProcess) -> Option<Place> {
     };
     let own_pids = late.namespaces.iter().any(|namespace| namespace.own && namespace.kind == "pid");
     Some(Place { own_pids, cgroup, held: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_init_that_has_ended_is_told_from_one_that_cannot_be_reached() {
+        let directory = tempfile::tempdir().unwrap();
+        let (gate, missing) = (directory.path().join("gate"), directory.path().join("missing"));
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(waits_no_more(&release_init(&gate).await.unwrap_err()));
+        assert!(!waits_no_more(&release_init(&missing).await.unwrap_err()));
+        let socket = directory.path().join("notify.sock");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        assert!(waits_no_more(&release_init(directory.path()).await.unwrap_err()));
+    }
 }

@@ -222,6 +222,12 @@ impl Container {
         }
     }
 
+    /// The refusal of a start that came too late.
+    pub(super) fn refuse_ended(&self) -> SandboxError {
+        let (state, needed) = (Status::Stopped.name(), Status::Created.name());
+        SandboxError::ContainerState { id: self.id().clone(), state, needed }
+    }
+
     /// Lets init go.
     pub async fn start(&self) -> Result<(), SandboxError> {
         self.ask(Command::Start).await
