@@ -27,9 +27,10 @@ mod scenarios;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use harness::reasons::Reasons;
 use harness::shared_vm::SharedVm;
 use harness::{Images, host, own_vm};
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed};
 
 /// Scenarios wait more than they work; one of the threads feeds the shared VM.
 const THREADS: usize = 4;
@@ -42,26 +43,31 @@ fn main() -> ExitCode {
     nix::sys::stat::umask(nix::sys::stat::Mode::S_IWGRP | nix::sys::stat::Mode::S_IWOTH);
     let images = Images::of_environment();
     let vm = Arc::new(SharedVm::new(images.clone()));
+    let reasons = Reasons::default();
     let mut trials = Vec::new();
     for scenario in scenarios::all() {
         let scenario = Arc::new(scenario);
         // The slow ones first, so that nothing is left to wait for alone at the end.
         if scenario.in_vm {
             let (scenario, vm, images) = (scenario.clone(), vm.clone(), images.clone());
-            trials.push(Trial::test(format!("vm::{}", scenario.name), move || {
+            trials.push(reasons.trial(format!("vm::{}", scenario.name), move || {
                 if scenario.own_agent { own_vm::run(&images, &scenario) } else { vm.run(scenario) }
             }));
         }
         if scenario.on_host {
             let (scenario, images) = (scenario.clone(), images.clone());
-            trials
-                .push(Trial::test(format!("host::{}", scenario.name), move || host::run(&images, &scenario)));
+            let name = format!("host::{}", scenario.name);
+            trials.push(reasons.trial(name, move || host::run(&images, &scenario)));
         }
     }
-    trials.push(Trial::test("docs::orchestrators_md", scenarios::page_is_up_to_date));
-    trials.push(Trial::test("docs::coverage_md", scenarios::all_is_covered));
-    trials.push(Trial::test("docs::faults_md", scenarios::faults_are_tested));
+    let documents: [(&str, fn() -> Result<(), Failed>); 3] = [
+        ("orchestrators_md", scenarios::page_is_up_to_date),
+        ("coverage_md", scenarios::all_is_covered),
+        ("faults_md", scenarios::faults_are_tested),
+    ];
+    trials.extend(documents.map(|(name, check)| reasons.trial(format!("docs::{name}"), check)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     vm.stop();
+    reasons.repeat();
     conclusion.exit_code()
 }

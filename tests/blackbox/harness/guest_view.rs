@@ -25,6 +25,9 @@ const FIND_SERVER: &str = r#"for child in $(cat $PROC/$SUPERVISOR/task/*/childre
     [ "$(cat $PROC/$child/comm 2> /dev/null)" != nakai-server ] || SERVER=$child
 done"#;
 
+/// How long a script on this host may take at most.
+const HOST_SECONDS: &str = "300";
+
 /// Whose side is looked at.
 pub(crate) enum GuestView {
     Host { supervisor: u32 },
@@ -65,8 +68,9 @@ impl GuestView {
 }
 
 fn on_host(supervisor: u32, prefix: &str, script: &str) -> Fallible<String> {
-    let output = Command::new("sh")
-        .args(["-c", &format!("{FIND_SERVER}\n{script}")])
+    // It holds the thread: nothing else would end one that waits for what does not come.
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", HOST_SECONDS, "sh", "-c", &format!("{FIND_SERVER}\n{script}")])
         .env("PROC", "/proc")
         .env("RUN", format!("/proc/{supervisor}/root/run"))
         .env("CGROUP", "/sys/fs/cgroup")
@@ -74,7 +78,8 @@ fn on_host(supervisor: u32, prefix: &str, script: &str) -> Fallible<String> {
         .env("SUPERVISOR", supervisor.to_string())
         .output()?;
     if !output.status.success() {
-        return Err(format!("{script}: {}", String::from_utf8_lossy(&output.stderr)).into());
+        let words = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{script}: {}: {words}", output.status).into());
     }
     Ok(String::from_utf8(output.stdout)?)
 }

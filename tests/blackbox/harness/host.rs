@@ -197,13 +197,19 @@ fn first_child(pid: u32) -> Fallible<u32> {
     Ok(first.parse()?)
 }
 
-/// The directories with `name` in theirs, parents first.
+/// The directories that have `name`, which ends with a number, in theirs; parents first.
 fn find_directories(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        if entry.path().to_string_lossy().contains(name) {
+        if is_named(&entry.path().to_string_lossy(), name) {
             found.push(entry.path());
         }
         find_directories(&entry.path(), name, found);
     }
+}
+
+/// Whether a path has `name` in it; `t7-12` is another agent's than `t7-1`, and may be at work.
+fn is_named(path: &str, name: &str) -> bool {
+    path.match_indices(name)
+        .any(|(at, _)| !path[at + name.len()..].starts_with(|next: char| next.is_ascii_digit()))
 }

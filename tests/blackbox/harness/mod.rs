@@ -6,6 +6,7 @@
 //! - [`context`]: the client, containers with ids and roots of their own, programs run in them.
 //! - [`elf`]: programs of a few instructions.
 //! - [`inventory`]: what the agent holds (mounts, descriptors, cgroups, files), to compare before and after.
+//! - [`reasons`]: why trials failed, told again at the end.
 //!
 //! Every scenario in a shared sandbox is checked for leaving nothing behind, whatever else it is about.
 
@@ -17,6 +18,7 @@ pub(crate) mod host;
 pub(crate) mod images;
 pub(crate) mod inventory;
 pub(crate) mod own_vm;
+pub(crate) mod reasons;
 pub(crate) mod shared_vm;
 pub(crate) mod wire;
 
@@ -26,12 +28,12 @@ use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
-use libtest_mimic::Failed;
 use nakai_ctl::sandbox;
 use nakai_ctl::vm::VmConfig;
 
 pub(crate) use context::{Container, Ctx};
 pub(crate) use images::Images;
+use reasons::failed;
 
 /// How a scenario ends. A failed call names itself, so `?` is enough.
 pub(crate) type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
@@ -191,13 +193,6 @@ pub(crate) const QUIET_MILLISECONDS: u32 = 2000;
 
 /// What containers of [`create_sandbox`]'s sandbox see as their host name.
 pub(crate) const SANDBOX_HOSTNAME: &str = "blackbox-pod";
-
-/// A failure with the last words of the agent behind it.
-fn failed(error: &dyn std::fmt::Display, log: &str) -> Failed {
-    let lines: Vec<&str> = log.lines().collect();
-    let tail = lines[lines.len().saturating_sub(25)..].join("\n");
-    format!("{error}\n--- the agent's last words:\n{tail}").into()
-}
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()

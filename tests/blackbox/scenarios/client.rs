@@ -288,8 +288,11 @@ async fn an_attendant_outlives_the_server(ctx: Ctx) -> Outcome {
     let [logs, attached, exec] = &seen[..] else { panic!("{seen:?}") };
     let after = "after".to_owned();
     assert_eq!((logs, attached), (&(Some(0), after.clone()), &(Some(7), after.clone())));
-    // The container's end has killed it, or it was faster.
-    assert!([(Some(5), after), (Some(137), String::new())].contains(exec), "{exec:?}");
+    // The container's end has killed it before its last word or before its end, or it was faster.
+    assert!(
+        [(Some(5), after.clone()), (Some(137), after), (Some(137), String::new())].contains(exec),
+        "{exec:?}"
+    );
     assert_eq!(client.run(&[&at[..], &["logs", "one"]].concat()).await?, "before\nafter");
     client.run(&[&at[..], &["rm", "one"]].concat()).await?;
     ctx.client().destroy_sandbox().await?;
@@ -331,7 +334,9 @@ pub(super) fn write_layout(root: &Path, layout: &Path) -> Outcome {
 
 pub(super) fn tar(directory: &Path) -> Fallible<Vec<u8>> {
     let tar = std::process::Command::new("tar").arg("-C").arg(directory).args(["-c", "."]).output()?;
-    assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+    // Other scenarios make and remove links to the same programs meanwhile: "file changed as we read it" is 1.
+    let words = String::from_utf8_lossy(&tar.stderr);
+    assert!(tar.status.code().is_some_and(|code| code <= 1), "{}: {words}", tar.status);
     Ok(tar.stdout)
 }
 
@@ -369,7 +374,7 @@ async fn a_machine_outlives_the_client_that_started_it(ctx: Ctx) -> Outcome {
     let mut lines = BufReader::new(killed.stdout.take().ok_or("no output")?).lines();
     assert_eq!(tokio::time::timeout(SHELL_LIMIT, lines.next_line()).await??.as_deref(), Some("runs"));
     killed.kill().await?;
-    assert_eq!(client.run(&["--sandbox", "one", "exec", "orphan", "cat", "/proc/1/comm"]).await?, "sleep");
+    client.until(&["--sandbox", "one", "exec", "orphan", "cat", "/proc/1/comm"], "sleep").await?;
     client.run(&["--sandbox", "one", "rm", "orphan"]).await?;
 
     // On a disk what is written past its end fails, and the share has nothing of it.

@@ -18,7 +18,7 @@ use protobuf::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use ttrpc::Code;
 
-use crate::harness::context::WARM;
+use crate::harness::context::{SHELL_LIMIT, WARM};
 use crate::harness::expect::{refused, succeeded};
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
@@ -218,9 +218,8 @@ const HANG: &str = "mkdir -p /run/kata-containers/hung; exec 9<>/dev/fuse; \
      mount -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 hung /run/kata-containers/hung; \
      exec setsid sleep 1000000 > /dev/null 2>&1 &";
 
-/// What nobody's hanging may slow down; how long it took.
-async fn others_go_on(ctx: &Ctx, other: &Container, full: &Container) -> Fallible<Duration> {
-    let begun = std::time::Instant::now();
+/// What nobody's hanging may keep waiting: each call has its own limit.
+async fn others_go_on(ctx: &Ctx, other: &Container, full: &Container) -> Outcome {
     for round in 0..3 {
         let exec = format!("round{round}");
         ctx.client().check().await?;
@@ -230,9 +229,9 @@ async fn others_go_on(ctx: &Ctx, other: &Container, full: &Container) -> Fallibl
         ctx.client().stats_container(&full.id).await?;
         ctx.client().exec_process(&other.id, &exec, other.process(["sleep", "1000000"])).await?;
         ctx.client().signal_process(&other.id, &exec, 9).await?;
-        assert_eq!(ctx.client().wait_process(&other.id, &exec).await?, 137);
+        assert_eq!(ctx.client().within(SHELL_LIMIT).wait_process(&other.id, &exec).await?, 137);
     }
-    Ok(begun.elapsed())
+    Ok(())
 }
 
 async fn what_hangs_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
@@ -241,7 +240,6 @@ async fn what_hangs_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
     const ROOTS: usize = 560;
     let other = ctx.idle(|spec| spec).await?;
     let full = ctx.idle(|spec| spec).await?;
-    let alone = others_go_on(&ctx, &other, &full).await?;
 
     let hanging =
         ctx.container(|spec| spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", HANG], 0))?;
@@ -281,9 +279,7 @@ async fn what_hangs_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
     let (client, id) = (ctx.another_client().await?, full.id.clone());
     let write = tokio::spawn(async move { client.write_stdin(&id, "full", vec![0; 1 << 20]).await });
 
-    let beside = others_go_on(&ctx, &other, &full).await?;
-    // Beside hundreds of calls, and whatever else this machine does.
-    assert!(beside < 10 * alone + Duration::from_secs(60), "{alone:?} alone, {beside:?} beside what hangs");
+    others_go_on(&ctx, &other, &full).await?;
     ctx.client().stats_container(&after.id).await?;
     assert_eq!(after.wait().await?, 0, "the process of the container whose hook hangs has run");
     ctx.client().signal_process(&full.id, "full", 9).await?;
@@ -445,7 +441,7 @@ async fn a_removal_takes_those_that_got_away(ctx: Ctx) -> Outcome {
     assert_eq!(container.wait().await?, 137);
     let cgroup = ctx.cgroup(&container.id);
     let left = format!(
-        "for try in $(seq 200); do \
+        "for try in $(seq 2000); do \
          found=$(find $CGROUP -path '*{cgroup}*' -name cgroup.procs -exec cat {{}} + 2> /dev/null); \
          [ -n \"$found\" ] || break; sleep 0.05; done; echo left: $found"
     );

@@ -167,6 +167,8 @@ fn asks_for(spec: SpecBuilder, device: &str) -> SpecBuilder {
 async fn devices_have_names_too(ctx: Ctx) -> Outcome {
     ctx.client().create_sandbox(&sandbox::request("names", "names", true)).await?;
     let container = ctx.idle(|spec| asks_for(spec, "blackbox.test/fuse=0")).await?;
+    // Init becomes its program behind the hook that is its own.
+    container.sh_until("cat /proc/1/comm", "sleep").await?;
     let init =
         container.sh("tr '\\0' '\\n' < /proc/1/environ | grep ^CDI; grep ^Groups /proc/1/status").await?;
     assert_eq!(

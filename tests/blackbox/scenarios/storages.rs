@@ -107,8 +107,8 @@ async fn a_pod_whose_images_the_guest_pulls_has_the_guests_pause_image(ctx: Ctx)
     ctx.client().create_container_with(&request).await?;
     container.start().await?;
     // Its arguments, user and terminal.
-    let script = "/busybox tr '\\0' ' ' < /proc/1/cmdline; /busybox stat -c %u:%g /proc/1; \
-                  /busybox cut -d ' ' -f 7 /proc/1/stat";
+    let script = "until /busybox grep -qx busybox /proc/1/comm; do /busybox sleep 0.01; done; \
+                  /busybox tr '\\0' ' ' < /proc/1/cmdline; /busybox stat -c %u:%g /proc/1; /busybox cut -d ' ' -f 7 /proc/1/stat";
     let seen = String::from_utf8(container.exec(["/busybox", "sh", "-c", script]).await?.stdout)?;
     assert_eq!(seen, "/busybox sleep 1000000 65535:65535\n0\n");
     container.remove().await?;

@@ -34,6 +34,7 @@ impl Terminal {
     fn start(command: &Command) -> Fallible<Self> {
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let OpenptyResult { master, slave } = openpty(&size, None)?;
+        assert!(echoes(&slave)?);
         let stdio = || Ok::<_, std::io::Error>(Stdio::from(slave.try_clone()?));
         // The terminal has to be the session's own: who resizes it, or types ^C, is heard by the session.
         let mut session = Command::new("setsid");
@@ -82,10 +83,6 @@ impl Terminal {
         waited.map_err(|_| format!("{wanted:?} is not in {:?}", self.seen))?
     }
 
-    fn echoes(&self) -> Fallible<bool> {
-        Ok(tcgetattr(&self.slave)?.local_flags.contains(LocalFlags::ECHO | LocalFlags::ICANON))
-    }
-
     async fn resize(&self, rows: &str, columns: &str) -> Outcome {
         let mut stty = Command::new("stty");
         stty.args(["rows", rows, "cols", columns]).stdin(Stdio::from(self.slave.try_clone()?));
@@ -95,11 +92,10 @@ impl Terminal {
 
     /// Talks to a shell that has just been started, and ends it with 7.
     async fn talk(mut self) -> Outcome {
-        assert!(self.echoes()?);
         // What is typed is echoed, so no word is typed as it is printed.
         self.type_in("until stty size | grep '^24 80'; do sleep 0.1; done\n")?;
         self.until("\n24 80").await?;
-        assert!(!self.echoes()?, "the keys are the container's");
+        assert!(!echoes(&self.slave)?, "the keys are the container's");
         self.resize("33", "99").await?;
         self.type_in("until stty size | grep '^33 99'; do sleep 0.1; done\n")?;
         self.until("\n33 99").await?;
@@ -111,9 +107,14 @@ impl Terminal {
         self.type_in("exit 7\n")?;
         let status = tokio::time::timeout(SHELL_LIMIT, self.child.wait()).await??;
         assert_eq!(status.code(), Some(7), "{}", self.seen);
-        assert!(self.echoes()?, "the terminal is as it was");
+        assert!(echoes(&self.slave)?, "the terminal is as it was");
         Ok(())
     }
+}
+
+/// Whether it is as it is made.
+fn echoes(terminal: &OwnedFd) -> Fallible<bool> {
+    Ok(tcgetattr(terminal)?.local_flags.contains(LocalFlags::ECHO | LocalFlags::ICANON))
 }
 
 async fn a_users_terminal_is_the_containers(ctx: Ctx) -> Outcome {

@@ -127,7 +127,7 @@ impl Bench {
         Ok(self.ctx.guest_sh(&script).await?.trim().to_owned())
     }
 
-    /// Looks at a running container: one process runs all scripts.
+    /// Looks at a running container: one process runs all scripts. Its init may still have to become its program.
     pub(super) async fn look(&self, id: &str, checks: &[Check]) -> Outcome {
         const MARK: &str = "@@ next @@\n";
         let scripts: Vec<_> = checks.iter().map(|check| format!("({})", check.script)).collect();

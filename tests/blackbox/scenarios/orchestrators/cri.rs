@@ -56,7 +56,12 @@ const UNPRIVILEGED: &[Check] = &[
         "grep ' /proc/sys ' /proc/mounts | cut -d ' ' -f 4 | cut -d , -f 1",
         &["ro"],
     ),
-    check("`namespace_options.pid` CONTAINER", "it is the first process", "cat /proc/1/comm", &["sleep"]),
+    check(
+        "`namespace_options.pid` CONTAINER",
+        "it is the first process",
+        "until grep -x sleep /proc/1/comm; do sleep 0.01; done",
+        &["sleep"],
+    ),
     check(
         "`resources.oom_score_adj`",
         "`/proc/self/oom_score_adj`",

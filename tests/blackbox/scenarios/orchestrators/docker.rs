@@ -75,7 +75,12 @@ const FLAGS: &[Check] = &[
     check("`--ulimit`", "the limit", "ulimit -n", &["77"]),
     check("`--sysctl`", "the parameter", "cat /proc/sys/kernel/msgmax", &["4098"]),
     check("`--device`", "the node", "stat -c %t:%T /dev/mine", &["1:7"]),
-    check("`--pid`", "a PID namespace of its own", "cat /proc/1/comm", &["sleep"]),
+    check(
+        "`--pid`",
+        "a PID namespace of its own",
+        "until grep -x sleep /proc/1/comm; do sleep 0.01; done",
+        &["sleep"],
+    ),
     check("`--network none`", "nothing but the loopback interface", "grep -c : /proc/net/dev", &["1"]),
     check("`--oom-score-adj`", "`/proc/self/oom_score_adj`", "cat /proc/self/oom_score_adj", &["400"]),
     check(
@@ -174,7 +179,7 @@ const PRIVILEGED: &[Check] = &[
     check(
         "`--entrypoint`",
         "the program, with the arguments behind the image",
-        "cat /proc/1/comm",
+        "until grep -x sleep /proc/1/comm; do sleep 0.01; done",
         &["sleep"],
     ),
 ];

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::bench::Bench;
 use super::{Group, Row, Section, group};
+use crate::harness::context::SHELL_LIMIT;
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
 
 pub(super) fn groups() -> Vec<Group> {
@@ -111,9 +112,17 @@ async fn cri_refusals(ctx: Ctx) -> Outcome {
     // The exec is warned of, too.
     let warned = format!(
         "grep '\"{}\"' $PROC/$SUPERVISOR/fd/2 | grep '\"specification\"' | \
-         grep -c 'cri-containerd.apparmor.d.*left out'",
+         grep -c 'cri-containerd.apparmor.d.*left out' || :",
         default.id
     );
+    // Lines are written when the log's thread gets round to it.
+    let logged = async {
+        while ctx.guest_sh(&warned).await?.trim() == "0" {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        Outcome::Ok(())
+    };
+    tokio::time::timeout(SHELL_LIMIT, logged).await.map_err(|_| "the agent warns of no profile")??;
     assert_eq!(ctx.guest_sh(&warned).await?.trim(), "1");
 
     let cases = [

@@ -24,7 +24,7 @@ const CONTAINER: &[Check] = &[
     check(
         "`command` as a string",
         "split as a shell does",
-        "tr '\\0' '|' < /proc/1/cmdline",
+        "until grep -qx sh /proc/1/comm; do sleep 0.01; done; tr '\\0' '|' < /proc/1/cmdline",
         &["sh|-c|sleep 1000000; echo 'a  b'|"],
     ),
     check("`environment`, `workdir`", "environment and directory", "echo $A; pwd", &["1\n/tmp"]),
