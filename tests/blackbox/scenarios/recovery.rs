@@ -197,11 +197,13 @@ async fn an_end_without_a_server_is_not_lost(ctx: Ctx) -> Outcome {
         .await?;
     let mut text = Vec::new();
     read_some(&ctx, &container.id, "", &mut text).await?;
-    // Both end while nobody is there to hear of it.
+    // Both end while nobody is there to hear of it. Each is known by the file that it waits for.
     let script = format!(
         "cgroup=$(find $CGROUP -type d -name {id} | head -n 1); \
-         until_left() {{ while [ \"$(wc -l < $cgroup/cgroup.procs)\" -gt $1 ]; do sleep 0.05; done; }}; \
-         : > {root}/first; until_left 1; : > {root}/stop; until_left 0",
+         lives() {{ for p in $(cat $cgroup/cgroup.procs); do \
+             ! grep -q $1 /proc/$p/cmdline 2> /dev/null || return 0; done; return 1; }}; \
+         : > {root}/first; while lives /first; do sleep 0.05; done; \
+         : > {root}/stop; while lives /stop; do sleep 0.05; done",
         id = container.id,
         root = container.root.display(),
     );
