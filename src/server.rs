@@ -296,7 +296,7 @@ fn listen_for_streams(config: &Config, logger: &Logger) -> Result<Option<Arc<Por
 /// Whoever stops the agent wants nothing of it left.
 async fn stop(sandbox: &Sandbox, logger: &Logger) {
     info!(logger, "asked to stop");
-    match tokio::time::timeout(STOP_LIMIT, sandbox.destroy()).await {
+    match tokio::time::timeout(STOP_LIMIT, sandbox.end()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => warn!(logger, "the sandbox is not all gone"; "error" => %error),
         Err(_) => warn!(logger, "the sandbox is not gone in time"; "after" => ?STOP_LIMIT),

@@ -32,7 +32,7 @@ pub(super) async fn destroy(agent: &Agent) -> Answer<Empty> {
     let (sandbox, told) = (agent.sandbox().await?, agent.destroyed.clone());
     // In a task of its own: the caller may go away meanwhile, and nobody would come to ask for the agent's end again.
     let work = tokio::spawn(async move {
-        let destroyed = sandbox.destroy().await;
+        let destroyed = sandbox.end().await;
         // Whatever stayed behind, the host has no more use for this guest; unless another call is still at work on it.
         if !matches!(destroyed, Err(SandboxError::SandboxState { .. })) {
             told.notify_one();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,6 +41,9 @@ impl Sandbox {
     pub async fn create(&self, request: CreateSandbox) -> Result<(), SandboxError> {
         {
             let mut state = lock(&self.inner.state);
+            if self.inner.ending.load(Ordering::Relaxed) {
+                return Err(SandboxError::SandboxExists { state: State::Stopping.name() });
+            }
             if !matches!(*state, State::None) {
                 return Err(SandboxError::SandboxExists { state: state.name() });
             }
@@ -75,11 +79,28 @@ impl Sandbox {
     /// # Errors
     /// When something stays behind. The sandbox is gone all the same.
     pub async fn destroy(&self) -> Result<(), SandboxError> {
+        self.take_down(false).await
+    }
+
+    /// As [`Sandbox::destroy`], and the agent ends with it: whoever asks for another one meanwhile would lose it.
+    ///
+    /// # Errors
+    /// As there. [`SandboxError::SandboxState`]: another call is at work on it, and the agent goes on.
+    pub async fn end(&self) -> Result<(), SandboxError> {
+        self.take_down(true).await
+    }
+
+    async fn take_down(&self, ends: bool) -> Result<(), SandboxError> {
         let running = {
             let mut state = lock(&self.inner.state);
+            let ending = || self.inner.ending.fetch_or(ends, Ordering::Relaxed);
             match std::mem::replace(&mut *state, State::Stopping) {
-                State::Running(running) => running,
+                State::Running(running) => {
+                    ending();
+                    running
+                }
                 State::None => {
+                    ending();
                     *state = State::None;
                     return Ok(());
                 }

@@ -54,7 +54,7 @@ mod undo;
 mod update;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime;
@@ -219,6 +219,8 @@ struct Inner {
     /// Both are held for single operations only, never across an await.
     state: Mutex<State>,
     containers: Mutex<HashMap<ContainerId, Place>>,
+    /// The agent ends: there will be no other sandbox. Changes with `state` locked.
+    ending: AtomicBool,
     /// Whether the sandbox is to go: creations under way are given up then.
     closing: watch::Sender<bool>,
     /// A creation has come to its end.
@@ -242,6 +244,7 @@ impl Sandbox {
                 environment: Arc::new(environment),
                 state: Mutex::new(State::None),
                 containers: Mutex::default(),
+                ending: AtomicBool::new(false),
                 closing: watch::Sender::new(false),
                 created: Notify::new(),
                 looking: shares::Looking::default(),

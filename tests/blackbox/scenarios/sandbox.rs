@@ -17,6 +17,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_sandbox_lives_from_create_to_destroy).ends_its_agent(),
         scenario!(the_agent_ends_though_its_host_has_hung_up).ends_its_agent(),
+        scenario!(an_agent_that_ends_takes_no_other_sandbox).ends_its_agent().host_only(),
         scenario!(a_pid_namespace_can_be_shared).own_agent(),
         scenario!(a_shared_pid_namespace_ends_with_the_container_that_made_it).own_agent(),
         scenario!(guest_hooks_run_for_every_container).own_agent(),
@@ -66,6 +67,30 @@ async fn the_agent_ends_though_its_host_has_hung_up(ctx: Ctx) -> Outcome {
     ctx.idle(slow).await?;
     let impatient = ctx.another_client().await?.within(Duration::from_millis(500));
     assert!(impatient.destroy_sandbox().await.is_err(), "the hook takes longer");
+    Ok(())
+}
+
+/// Whoever asked for one just then would have it for a moment.
+async fn an_agent_that_ends_takes_no_other_sandbox(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request(&ctx)).await?;
+    let mut asking = Vec::new();
+    for _ in 0..4 {
+        let (ctx, client) = (ctx.clone(), ctx.another_client().await?);
+        asking.push(tokio::spawn(async move {
+            // Until the connection ends.
+            loop {
+                match client.create_sandbox(&request(&ctx)).await {
+                    Ok(()) => return Err("there is another sandbox"),
+                    Err(error) if matches!(error.code, Code::ALREADY_EXISTS | Code::FAILED_PRECONDITION) => {}
+                    Err(_) => return Ok(()),
+                }
+            }
+        }));
+    }
+    ctx.client().destroy_sandbox().await?;
+    for asked in asking {
+        asked.await??;
+    }
     Ok(())
 }
 
