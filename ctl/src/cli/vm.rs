@@ -16,8 +16,8 @@ use super::error::CliError;
 use super::process::{interrupted, unless_interrupted};
 use super::target::seconds;
 
-/// How long a guest may take to end by itself.
-const DESTROY_LIMIT: Duration = Duration::from_secs(10);
+/// How long a guest may take to end by itself: emulated, on a busy host, it is slow.
+const DESTROY_LIMIT: Duration = Duration::from_secs(40);
 
 /// What a keeper tells the command that started it, a line each.
 #[derive(Debug, Deserialize, Serialize)]
