@@ -32,6 +32,9 @@ use harness::shared_vm::SharedVm;
 use harness::{Images, host, own_vm};
 use libtest_mimic::{Arguments, Failed};
 
+/// A look at a page of the documentation.
+type Check = fn() -> Result<(), Failed>;
+
 /// Scenarios wait more than they work; one of the threads feeds the shared VM.
 const THREADS: usize = 4;
 
@@ -60,7 +63,7 @@ fn main() -> ExitCode {
             trials.push(reasons.trial(name, move || host::run(&images, &scenario)));
         }
     }
-    let documents: [(&str, fn() -> Result<(), Failed>); 3] = [
+    let documents: [(&str, Check); 3] = [
         ("orchestrators_md", scenarios::page_is_up_to_date),
         ("coverage_md", scenarios::all_is_covered),
         ("faults_md", scenarios::faults_are_tested),

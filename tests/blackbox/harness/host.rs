@@ -210,6 +210,5 @@ fn find_directories(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
 
 /// Whether a path has `name` in it; `t7-12` is another agent's than `t7-1`, and may be at work.
 fn is_named(path: &str, name: &str) -> bool {
-    path.match_indices(name)
-        .any(|(at, _)| !path[at + name.len()..].starts_with(|next: char| next.is_ascii_digit()))
+    path.split(name).skip(1).any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
 }

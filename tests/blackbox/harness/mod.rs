@@ -189,7 +189,7 @@ pub(crate) const STREAM_PORT: u32 = 1027;
 
 /// How long streams that outlive their process are listened to: on a busy machine a writer may stand still for longer
 /// than usual.
-pub(crate) const QUIET_MILLISECONDS: u32 = 2000;
+pub(crate) const QUIET_MILLISECONDS: u32 = 5000;
 
 /// What containers of [`create_sandbox`]'s sandbox see as their host name.
 pub(crate) const SANDBOX_HOSTNAME: &str = "blackbox-pod";

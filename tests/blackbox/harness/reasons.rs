@@ -1,5 +1,7 @@
 //! Why trials failed: told at once, and again at the end of the run, where whoever sees only its last lines finds it.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "whoever runs the tests reads it")]
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libtest_mimic::{Failed, Trial};
