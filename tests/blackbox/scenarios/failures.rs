@@ -318,7 +318,7 @@ async fn many_containers_are_made_at_once(ctx: Ctx) -> Outcome {
 /// the end, and the server its own.
 async fn workers(ctx: &Ctx) -> Fallible<usize> {
     let names = "for child in $(cat $PROC/$SUPERVISOR/task/*/children); do \
-                 cat $PROC/$child/comm 2> /dev/null; done | grep -cx nakai || :";
+                 cat $PROC/$child/comm 2> /dev/null; done | grep -cxF \"$(cat $PROC/$SUPERVISOR/comm)\" || :";
     Ok(ctx.guest_sh(names).await?.trim().parse()?)
 }
 
