@@ -22,8 +22,6 @@ use super::format;
 
 /// Where it listens.
 const SOCKET: &str = "/run/confidential-containers/cdh.sock";
-/// How long it may take to end what was given up.
-const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why there is no image, or no volume.
 #[derive(Debug, thiserror::Error)]
@@ -69,15 +67,23 @@ pub struct Hub {
     connections: Arc<Mutex<HashMap<PathBuf, Connection>>>,
 }
 
-/// Work under way. The hub hears of it when that is given up.
+/// Work under way. The hub hears of it when that is given up, by whoever waits for it or by its time-out.
 struct Work<'a> {
     hub: &'a Hub,
     mount_point: PathBuf,
 }
 
 impl Work<'_> {
-    fn done(self) {
-        self.hub.connections().remove(&self.mount_point);
+    /// Unless the hub has said itself how it ended, it may still be at it.
+    fn done<T>(self, answer: &ttrpc::Result<T>) {
+        let is_given_up = match answer {
+            Ok(_) => false,
+            Err(ttrpc::Error::RpcStatus(status)) => status.code() == ttrpc::Code::DEADLINE_EXCEEDED,
+            Err(_) => true,
+        };
+        if !is_given_up {
+            self.hub.connections().remove(&self.mount_point);
+        }
     }
 }
 
@@ -114,7 +120,7 @@ impl Hub {
             ..Default::default()
         };
         let pulled = service.pull_image(within(self.limits.pull), &request).await;
-        work.done();
+        work.done(&pulled);
         pulled.map(drop).map_err(|source| HubError::Refused(Box::new(source)))
     }
 
@@ -145,25 +151,23 @@ impl Hub {
         let (client, work) = self.begin(mount_point.to_owned()).await?;
         let service = SecureMountServiceClient::new(client);
         let mounted = service.secure_mount(within(self.limits.call), &request).await;
-        work.done();
+        work.done(&mounted);
         mounted.map(drop).map_err(|source| HubError::Refused(Box::new(source)))
     }
 
-    /// Waits until the hub has closed the connection of what was given up: it does nothing more at `mount_point` then.
+    /// Waits until the hub has closed the connection of what was given up, if anything was: it does nothing more at
+    /// `mount_point` then. To be called once.
     pub async fn ended(&self, mount_point: &Path) {
         let connection = self.connections().remove(mount_point);
         let Some(Ok(connection)) = connection.map(UnixStream::from_std) else { return };
-        let closed = async {
-            let mut answer = [0; 512];
-            while connection.readable().await.is_ok() {
-                match connection.try_read(&mut answer) {
-                    Ok(1..) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Ok(0) | Err(_) => return,
-                }
+        let mut answer = [0; 512];
+        while connection.readable().await.is_ok() {
+            match connection.try_read(&mut answer) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => return,
             }
-        };
-        let _ = tokio::time::timeout(END_LIMIT, closed).await;
+        }
     }
 
     async fn begin(&self, mount_point: PathBuf) -> Result<(Client, Work<'_>), HubError> {
@@ -287,6 +291,14 @@ mod tests {
     /// What it was about to do is done, and can be taken back, when the wait is over.
     #[tokio::test]
     async fn what_is_given_up_is_waited_for() {
+        let minute = Duration::from_secs(60);
+        // By its caller, and by its own time-out.
+        for limit in [minute, Duration::from_millis(50)] {
+            is_waited_for(limit, limit < minute).await;
+        }
+    }
+
+    async fn is_waited_for(limit: Duration, ends: bool) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("cdh.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -300,11 +312,10 @@ mod tests {
             }
             std::fs::write(act, "").unwrap();
         });
-        let limit = Duration::from_secs(60);
         let agent = Hub::at(&socket, HubLimits { pull: limit, call: limit }, false);
         tokio::select! {
-            pulled = agent.pull("registry/image:1", dir.path()) => panic!("{pulled:?}"),
-            _ = is_asked.recv() => {}
+            pulled = agent.pull("registry/image:1", dir.path()) => assert!(ends && pulled.is_err()),
+            _ = is_asked.recv(), if !ends => {}
         }
         agent.ended(&dir.path().join("rootfs")).await;
         assert!(last.exists());

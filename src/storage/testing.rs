@@ -31,6 +31,8 @@ pub(super) struct FakeGuest {
     pub(super) devices: Semaphore,
     /// Where mounting and unmounting hang.
     hanging: (Mutex<Vec<PathBuf>>, Condvar),
+    /// The hub's last act at what was given up waits for a permit, if it is there.
+    pub(super) late: Mutex<Option<Arc<Semaphore>>>,
     /// Called before anything is mounted.
     pub(super) before_mount: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -56,8 +58,8 @@ fn real(path: &Path) -> PathBuf {
 impl FakeGuest {
     pub(super) fn new() -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let (state, hanging, before_mount) = Default::default();
-        Arc::new(Self { dir, state, devices: Semaphore::new(0), hanging, before_mount })
+        let (state, hanging, late, before_mount) = Default::default();
+        Arc::new(Self { dir, state, devices: Semaphore::new(0), hanging, late, before_mount })
     }
 
     pub(super) fn storages(self: &Arc<Self>) -> Storages {
@@ -242,7 +244,12 @@ impl BlockLookup for FakeGuest {
 
     /// The hub's last act.
     async fn ended(&self, mount_point: &Path) {
-        if mount_point.ends_with("rootfs") {
+        let late = self.late.lock().unwrap().clone();
+        if let Some(late) = late {
+            late.acquire().await.unwrap().forget();
+        }
+        let is_refused = self.state.lock().unwrap().failing.get("pull") == Some(&"no hub");
+        if mount_point.ends_with("rootfs") && !is_refused {
             fs::write(mount_point.join("late"), "").unwrap();
             self.state.lock().unwrap().mounted.push(mount_point.to_owned());
         }

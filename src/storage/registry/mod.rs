@@ -48,9 +48,17 @@ use crate::records::Records;
 enum Phase {
     Mounting,
     Ready,
+    /// What has been done is still to be taken down, or it is gone at once.
     Failed(StorageError),
     Detaching,
     Gone,
+}
+
+impl Phase {
+    /// The place will be free.
+    fn is_leaving(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Detaching)
+    }
 }
 
 #[derive(Debug)]
@@ -184,7 +192,7 @@ impl Storages {
                 Claim::Joined(handle) => return handle.ready().await,
                 Claim::Wait(mut phase) => {
                     // An error means that the entry is gone altogether, which is as good.
-                    let _gone = phase.wait_for(|phase| !matches!(phase, Phase::Detaching)).await;
+                    let _gone = phase.wait_for(|phase| !phase.is_leaving()).await;
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use slog::{Logger, debug, info, warn};
 use tokio::sync::watch;
@@ -16,6 +17,9 @@ use super::{
 };
 use crate::guest::bulkhead::Bulkhead;
 use crate::ids::{ContainerId, GuestPath};
+
+/// How long those who wait for a storage that has failed wait for the end of what somebody else does for it.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 10_000 });
 
 /// Runs blocking work off the runtime.
 pub(super) async fn blocking<T: Send + 'static>(
@@ -101,7 +105,7 @@ impl Inner {
         let mut table = self.table();
         let Table { entries, next_serial } = &mut *table;
         if let Some(entry) = entries.get_mut(&request.mount_point) {
-            if matches!(*entry.phase.borrow(), Phase::Detaching) {
+            if entry.phase.borrow().is_leaving() {
                 return Ok(Claim::Wait(entry.phase.subscribe()));
             }
             if entry.driver != request.driver || entry.source != request.source {
@@ -204,9 +208,16 @@ impl Inner {
             source = task.job.driver.find_source(&task.job.request, &*self.lookup) => source,
             () = self.unwanted(&task.job) => Err(StorageError::Released { mount_point: mount_point.clone() }),
         };
-        if matches!(source, Err(StorageError::Released { .. })) {
-            // Whoever fills it has just heard of that, and may be about to mount something.
-            self.lookup.ended(&mount_point).await;
+        if let Err(error) = &source
+            && fills.is_some()
+        {
+            // Whoever fills it may have heard only now that it is given up, and be about to mount something.
+            let mut ended = self.lookup.ended(&mount_point);
+            if tokio::time::timeout(PATIENCE, &mut ended).await.is_err() {
+                warn!(self.log, "what was given up goes on"; "mount_point" => %mount_point.display());
+                self.tell_failed(&task.job, error);
+                ended.await;
+            }
         }
         let touched = match &source {
             Ok(source) => touched(&task.job.request, source),
@@ -225,6 +236,15 @@ impl Inner {
             Ok(task.or_take_down(attached)?.attachment)
         });
         attach.await.map_err(|error| cut_short(error.to_string()))?
+    }
+
+    /// Lets nobody wait any longer, though it is not taken down yet.
+    fn tell_failed(&self, job: &Job, error: &StorageError) {
+        let table = self.table();
+        let entry = table.entries.get(&job.request.mount_point).filter(|entry| entry.serial == job.serial);
+        if let Some(entry) = entry {
+            entry.phase.send_replace(Phase::Failed(error.clone()));
+        }
     }
 
     /// Comes back when nobody waits for the storage any more.
@@ -264,7 +284,7 @@ impl Inner {
                 }
                 Eviction::Busy(phase) => phase,
             };
-            let _gone = busy.wait_for(|phase| !matches!(phase, Phase::Mounting | Phase::Detaching)).await;
+            let _gone = busy.wait_for(|phase| !matches!(phase, Phase::Mounting) && !phase.is_leaving()).await;
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use super::*;
 
@@ -171,6 +173,36 @@ fn a_caller_that_goes_away_leaves_nothing() {
         drop(attach(&storages, &guest.request("virtio-fs", "x", "v")).await.unwrap());
         eventually("an empty table", || storages.mount_points().is_empty()).await;
         guest.assert_clean();
+    });
+}
+
+/// Who waits is told, and what comes in spite of that goes before anybody else has the place.
+#[test]
+fn what_the_hub_mounts_too_late_goes() {
+    run(async |guest, storages| {
+        fs::create_dir(guest.path("c1")).unwrap();
+        let wire = guest.request("image_guest_pull", "image", "c1/rootfs");
+        let hub = Arc::new(Semaphore::new(0));
+        *guest.late.lock().unwrap() = Some(Arc::clone(&hub));
+        guest.fail("pull", "it takes too long");
+        assert!(refused(&storages, &wire).await.contains("it takes too long"));
+        assert_eq!(storages.mount_points(), [guest.path("c1/rootfs")]);
+
+        guest.succeed("pull");
+        guest.devices.add_permits(1);
+        let next = tokio::spawn({
+            let (storages, wire) = (storages.clone(), wire.clone());
+            async move { attach(&storages, &wire).await }
+        });
+        settle().await;
+        assert!(!next.is_finished());
+        hub.add_permits(1);
+        let next = next.await.unwrap().unwrap();
+        assert!(!guest.path("c1/rootfs/late").exists(), "it is not its own image");
+        assert_eq!(guest.mounted(), [Path::new("c1/rootfs")]);
+        next.release().await.unwrap();
+        assert_eq!(fs::read_dir(guest.path("c1")).unwrap().count(), 0);
+        assert_eq!(guest.mounted(), [""; 0].map(PathBuf::from));
     });
 }
 
