@@ -74,6 +74,8 @@ pub struct Config {
     pub cdi_timeout: Duration,
     /// Whether a container's environment may name CDI devices.
     pub visible_cdi_devices: bool,
+    /// Whether a container whose AppArmor profile the guest has not is refused.
+    pub apparmor_required: bool,
     /// The longest call to the confidential data hub, image pulls apart.
     pub cdh_api_timeout: Duration,
     /// Whether encrypted volumes notice that their disk was changed behind their back.

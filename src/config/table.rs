@@ -124,6 +124,14 @@ pub(super) const OPTIONS: &[Opt] = &[
         set!(visible_cdi_devices, parse::boolean),
     ),
     plain(
+        "apparmor_required",
+        &["agent.apparmor_required"],
+        ("BOOL", "true"),
+        "Refuse a container or process whose AppArmor profile is not loaded in the guest. If not, it runs without, and \
+         the log warns. The host's engine's own default profile is never required.",
+        set!(apparmor_required, parse::boolean),
+    ),
+    plain(
         "cdh_api_timeout",
         &["agent.cdh_api_timeout"],
         ("SECONDS", "50"),
@@ -352,6 +360,7 @@ pub(super) fn defaults() -> Config {
         hotplug_timeout: Duration::ZERO,
         cdi_timeout: Duration::ZERO,
         visible_cdi_devices: false,
+        apparmor_required: false,
         cdh_api_timeout: Duration::ZERO,
         secure_storage_integrity: false,
         image_pull_timeout: Duration::ZERO,

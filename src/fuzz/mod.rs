@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use nakai_protocols::agent::{CopyFileRequest, CreateContainerRequest, Device, Storage};
@@ -25,7 +25,7 @@ use crate::guest::mount::MountOptions;
 use crate::guest::mountinfo;
 use crate::ids::{ContainerId, GuestPath};
 use crate::rpc::{read_frames, read_request};
-use crate::spec::{CdiEdits, CgroupVersion, CpuSet, Facts, PidNamespace, SharedNamespaces};
+use crate::spec::{CdiEdits, CgroupVersion, CpuSet, Facts, PidNamespace, Profiles, SharedNamespaces};
 use crate::storage::{self, StorageRequest};
 use crate::supervisor::channel::Header;
 
@@ -61,7 +61,7 @@ fn prepare(read: Spec) {
         system_chars: Vec::new(),
         systemd: false,
         selinux: false,
-        apparmor_profiles: BTreeSet::new(),
+        apparmor: Profiles::default(),
     };
     let Ok(prepared) = crate::spec::prepare(read, &facts) else { return };
     let root = prepared.spec.root().as_ref().map(|root| root.path().as_path());

@@ -17,7 +17,8 @@ use crate::guest::details::Hardware;
 use crate::guest::security::has_selinux_policy;
 use crate::ids::ContainerId;
 use crate::spec::{
-    AddedDevice, CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, SharedNamespaces,
+    AddedDevice, CgroupVersion, CpuSet, DeviceKind, DeviceNumber, DeviceUpdate, Facts, Profiles,
+    SharedNamespaces,
 };
 use crate::systemd;
 use crate::worker::stand_in;
@@ -56,7 +57,7 @@ pub(super) fn gather(
         root_devices: system.blocks,
         system_chars: system.chars,
         selinux: has_selinux_policy(Path::new("/sys/fs/selinux")),
-        apparmor_profiles: apparmor_profiles(),
+        apparmor: Profiles { loaded: apparmor_profiles(), required: environment.config.apparmor_required },
     })
 }
 

@@ -1,11 +1,11 @@
 //! What the edits need to know of the guest and of the sandbox: plain data, gathered by the caller.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::Hooks;
 
-use super::{AddedDevice, CpuSet, DeviceNumber, DeviceUpdate, LentDevice};
+use super::{AddedDevice, CpuSet, DeviceNumber, DeviceUpdate, LentDevice, Profiles};
 use crate::ids::ContainerId;
 
 /// What [`super::prepare`] is told of the guest, the sandbox and the container's devices.
@@ -49,8 +49,8 @@ pub struct Facts {
     pub system_chars: Vec<DeviceNumber>,
     /// Whether the guest's kernel runs SELinux, with a policy.
     pub selinux: bool,
-    /// The AppArmor profiles that are loaded in the guest; none where its kernel does not run AppArmor.
-    pub apparmor_profiles: BTreeSet<String>,
+    /// What it has of AppArmor.
+    pub apparmor: Profiles,
 }
 
 /// The namespaces that the sandbox's containers share. A member that is `None` is made anew for each

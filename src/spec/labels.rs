@@ -7,10 +7,12 @@
 //! One kind of AppArmor profile is another matter. An engine on a host with AppArmor names its own default profile
 //! for every container, whether or not anybody asked for it, and shims pass the name on. It is about the host: where
 //! the guest has no profile of that name it is left out, with a warning. Refused, no such host could run a container.
+//! Other profiles are left out in the same way if the agent is configured so ([`Profiles::required`]).
 
 use std::collections::BTreeSet;
 
 use oci_spec::runtime::{Linux, Process, Spec};
+use serde::{Deserialize, Serialize};
 
 use super::SpecError;
 
@@ -23,6 +25,15 @@ const OWN_FILE_SYSTEMS: [&str; 5] = ["tmpfs", "ramfs", "devpts", "hugetlbfs", "o
 
 /// What Podman's begin with; the version follows.
 const PODMAN_DEFAULT: &str = "containers-default-";
+
+/// What the guest has of AppArmor.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profiles {
+    /// The names of those that are loaded; none where the kernel does not run AppArmor.
+    pub loaded: BTreeSet<String>,
+    /// Whether a profile that somebody has chosen must be one of them.
+    pub required: bool,
+}
 
 /// Takes the SELinux label out of `process`; `inherited` where it brings none.
 pub(super) fn selinux(
@@ -46,24 +57,27 @@ pub(super) fn selinux(
     }
 }
 
-/// Leaves the AppArmor profile in `process` only when it is one of those `loaded` in the guest; `inherited` where the
+/// Leaves the AppArmor profile in `process` only when it is one of those loaded in the guest; `inherited` where the
 /// process brings none.
 pub(super) fn apparmor(
     process: &mut Process,
     inherited: Option<&str>,
-    loaded: &BTreeSet<String>,
+    profiles: &Profiles,
     warnings: &mut Vec<String>,
 ) -> Result<(), SpecError> {
     let own = process.apparmor_profile().clone().filter(|profile| !profile.is_empty());
     let profile = own.or_else(|| inherited.map(str::to_owned)).filter(|profile| profile != "unconfined");
     process.set_apparmor_profile(None);
     match profile {
-        Some(profile) if loaded.contains(&profile) => {
+        Some(profile) if profiles.loaded.contains(&profile) => {
             process.set_apparmor_profile(Some(profile));
         }
         Some(profile) if is_engine_default(&profile) => warnings.push(format!(
             "process.apparmorProfile {profile:?} left out: it is the host's engine's own, and the guest has none of \
              that name"
+        )),
+        Some(profile) if !profiles.required => warnings.push(format!(
+            "process.apparmorProfile {profile:?} left out: no such profile is loaded in the guest, and none is required"
         )),
         Some(label) => {
             return Err(SpecError::NoAppArmorProfile { field: "process.apparmorProfile", label });
@@ -144,10 +158,17 @@ mod tests {
         ] {
             let mut process = process(profile);
             let loaded = loaded.iter().map(|&name| name.to_owned()).collect();
-            let mut warnings = Vec::new();
-            let result = apparmor(&mut process, inherited, &loaded, &mut warnings);
+            let mut profiles = Profiles { loaded, required: true };
+            let (mut warnings, mut lenient) = (Vec::new(), process.clone());
+            let result = apparmor(&mut process, inherited, &profiles, &mut warnings);
             assert_eq!(result.map(|()| process.apparmor_profile().as_deref()).map_err(|_| ()), expected);
             assert_eq!(warnings.len(), warned);
+            // Not required: what would be refused is left out, and the warning has its name.
+            let (mut warnings, name) = (Vec::new(), format!("{:?}", lenient.apparmor_profile()));
+            profiles.required = false;
+            apparmor(&mut lenient, inherited, &profiles, &mut warnings).unwrap();
+            assert_eq!(lenient.apparmor_profile().as_deref(), expected.unwrap_or_default());
+            assert_eq!(warnings.len(), warned + usize::from(expected.is_err()), "{name}: {warnings:?}");
         }
     }
 

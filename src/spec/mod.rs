@@ -59,6 +59,7 @@ pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate, LentDevic
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
 pub use hidden::{OutsideNode, WorkingDirectory};
+pub use labels::Profiles;
 pub use own_cgroups::{CgroupMount, OwnCgroups};
 pub use own_init::OwnInit;
 pub use own_mounts::{MountAttributes, Mounted, OwnMount, OwnMounts, Tie};

@@ -1,6 +1,6 @@
 //! What the edits return: the spec for libcontainer, and what others must do around it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
@@ -9,7 +9,8 @@ use oci_spec::runtime::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CapabilitySets, Facts, MountPropagation, OutsideNode, OwnCgroups, OwnMounts, Sysctl, WorkingDirectory,
+    CapabilitySets, Facts, MountPropagation, OutsideNode, OwnCgroups, OwnMounts, Profiles, Sysctl,
+    WorkingDirectory,
 };
 use crate::systemd::Unit;
 
@@ -150,7 +151,7 @@ pub struct ExecFacts {
     pub(super) apparmor_profile: Option<String>,
     pub(super) selinux_label: Option<String>,
     pub(super) selinux: bool,
-    pub(super) apparmor_profiles: BTreeSet<String>,
+    pub(super) apparmor: Profiles,
     pub(super) pci_map: BTreeMap<String, String>,
     pub(super) namespaces: Vec<NamespaceId>,
 }
@@ -168,7 +169,7 @@ impl ExecFacts {
             apparmor_profile: None,
             selinux_label: None,
             selinux: facts.selinux,
-            apparmor_profiles: facts.apparmor_profiles.clone(),
+            apparmor: facts.apparmor.clone(),
             pci_map: facts.pci_map.clone(),
             namespaces: Vec::new(),
         }

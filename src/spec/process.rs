@@ -39,12 +39,7 @@ pub(super) fn prepare(
     oom_score_adj(&mut process, container.oom_score_adj)?;
     let rlimits = rlimits::take(&mut process, &container.rlimits)?;
     let selinux_label = labels::selinux(&mut process, container.selinux_label.as_deref(), container.selinux)?;
-    labels::apparmor(
-        &mut process,
-        container.apparmor_profile.as_deref(),
-        &container.apparmor_profiles,
-        warnings,
-    )?;
+    labels::apparmor(&mut process, container.apparmor_profile.as_deref(), &container.apparmor, warnings)?;
 
     let no_new_privileges = container.no_new_privileges || process.no_new_privileges() == Some(true);
     // Some(false) makes libcontainer load a filter when it may no longer do so.

@@ -30,7 +30,7 @@ pub(super) fn facts() -> Facts {
         root_devices: Vec::new(),
         system_chars: Vec::new(),
         selinux: false,
-        apparmor_profiles: std::collections::BTreeSet::new(),
+        apparmor: Profiles { required: true, ..Profiles::default() },
     }
 }
 
