@@ -15,7 +15,7 @@ use slog::Logger;
 use super::StorageError;
 use super::huge_pages::HugePagesError;
 use super::ops::{MountOps, MountOrder, Target};
-use super::ownership;
+use super::ownership::{self, Giver};
 use super::places::{Place, Places, fd_path};
 use super::registry::OpenRecord;
 use super::request::StorageRequest;
@@ -61,8 +61,8 @@ pub(super) enum StepRecord {
     Mount(PathBuf),
     HugePages(u64, u64),
     Verity(String),
-    /// Of what, where, and by which directory.
-    Watch([PathBuf; 3]),
+    /// Of what, where, and by which directory; and whose it is.
+    Watch([PathBuf; 3], Option<Giver>),
 }
 
 impl Attachment {
@@ -76,7 +76,7 @@ impl Attachment {
             Step::Mount(place) => StepRecord::Mount(place.path()),
             Step::HugePages(size, count) => StepRecord::HugePages(*size, *count),
             Step::Verity(name) => StepRecord::Verity(name.clone()),
-            Step::Watch(watch) => StepRecord::Watch(watch.places.clone()),
+            Step::Watch(watch) => StepRecord::Watch(watch.places.clone(), watch.group),
         };
         self.steps.iter().map(record).collect()
     }
@@ -104,10 +104,10 @@ impl Attachment {
                 StepRecord::Mount(path) => Step::Mount(places.locate(&path)?),
                 StepRecord::HugePages(size, count) => Step::HugePages(size, count),
                 StepRecord::Verity(name) => Step::Verity(name),
-                StepRecord::Watch([source, target, aside]) => {
+                StepRecord::Watch([source, target, aside], group) => {
                     let [source, target, aside] = [source, target, aside].map(|path| places.locate(&path));
                     Step::Watch(Watch::start(
-                        Mirror::new(source?, target?, aside?),
+                        Mirror::new(source?, target?, aside?, group),
                         bulkhead.clone(),
                         log.clone(),
                     ))

@@ -14,6 +14,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::libc;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
 use nix::unistd::{Gid, fchownat};
+use serde::{Deserialize, Serialize};
 
 use super::StorageError;
 use super::places::{Place, fd_path};
@@ -31,13 +32,11 @@ pub(super) fn apply(place: &Place, group: FsGroup, read_only: bool) -> Result<()
     let at = |cause| StorageError::Path { step: "giving to its group", path: place.path(), cause };
     let root = place.handle().map_err(at)?;
     let stat = fstat(&root).map_err(at)?;
-    let mut giver = Giver { gid: group.gid, mask: if read_only { READ_ONLY } else { READ_WRITE } };
+    let mut giver = Giver::new(group, read_only);
     if tree::file_type(&stat) != libc::S_IFDIR {
         return ignore_read_only(giver.give(root.as_fd()), read_only).map_err(at);
     }
-    let wanted = giver.mask | SEARCH | libc::S_ISGID;
-    let fits = stat.st_gid == group.gid.as_raw() && stat.st_mode & wanted == wanted;
-    if fits && group.policy == FsGroupPolicy::OnRootMismatch {
+    if giver.leaves(stat.st_gid, stat.st_mode) {
         return Ok(());
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -80,16 +79,37 @@ pub(super) fn set_mode(file: BorrowedFd<'_>, mode: libc::mode_t) -> Result<(), E
     fchmodat(AT_FDCWD, &fd_path(file), mode, FchmodatFlags::FollowSymlink)
 }
 
-struct Giver {
-    gid: Gid,
+/// How a volume is given to its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Giver {
+    gid: libc::gid_t,
     mask: libc::mode_t,
+    always: bool,
 }
 
 impl Giver {
+    pub(super) fn new(group: FsGroup, read_only: bool) -> Self {
+        let mask = if read_only { READ_ONLY } else { READ_WRITE };
+        Self { gid: group.gid.as_raw(), mask, always: group.policy == FsGroupPolicy::Always }
+    }
+
+    /// Whether a volume with such a root stays as it is.
+    pub(super) fn leaves(&self, gid: libc::gid_t, mode: libc::mode_t) -> bool {
+        !self.always && gid == self.gid && mode | self.more(true) == mode
+    }
+
+    /// The group and the mode that a directory or file gets, which has this mode.
+    pub(super) fn given(&self, is_directory: bool, mode: libc::mode_t) -> (libc::gid_t, libc::mode_t) {
+        (self.gid, mode | self.more(is_directory))
+    }
+
+    fn more(&self, is_directory: bool) -> libc::mode_t {
+        self.mask | if is_directory { SEARCH | libc::S_ISGID } else { 0 }
+    }
+
     fn give(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
         let is_directory = tree::file_type(&fstat(file)?) == libc::S_IFDIR;
-        let more = if is_directory { SEARCH | libc::S_ISGID } else { 0 };
-        give(file, self.gid, self.mask | more)
+        give(file, Gid::from_raw(self.gid), self.more(is_directory))
     }
 }
 

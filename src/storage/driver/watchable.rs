@@ -8,9 +8,10 @@ use std::path::Path;
 
 use nix::libc;
 use nix::sys::stat::fstat;
-use slog::info;
+use slog::warn;
 
-use super::super::watch::{Mirror, Watch, is_too_much};
+use super::super::ownership::Giver;
+use super::super::watch::{Mirror, Watch, can_not_be_copied};
 use super::{Driver, Places, StorageError, Work};
 use crate::guest::tree::file_type;
 use crate::ids::GuestPath;
@@ -29,7 +30,8 @@ impl Driver for Watchable {
         let Some(parent) = parent.and_then(|parent| GuestPath::try_from(parent).ok()) else {
             return Err(request.refuse("mount_point", format!("it is not in a directory {PARENT}")));
         };
-        let options = ["nodev", "nosuid", "mode=0755"].map(str::to_owned);
+        // The number of files is counted by ourselves.
+        let options = ["nodev", "nosuid", "mode=0755", "nr_inodes=0"].map(str::to_owned);
         Ok(Some(StorageRequest {
             driver: "ephemeral".to_owned(),
             driver_options: Vec::new(),
@@ -43,9 +45,6 @@ impl Driver for Watchable {
     }
 
     fn attach(&self, work: &mut Work<'_>, places: &Places) -> Result<(), StorageError> {
-        if work.request.fs_group.is_some() {
-            return Err(work.request.unsupported("fs_group"));
-        }
         let source = places.locate(Path::new(work.source))?;
         let opened = source.handle().map_err(StorageError::at("opening", work.source))?;
         let stat = fstat(&opened).map_err(StorageError::at("looking at", work.source))?;
@@ -57,13 +56,15 @@ impl Driver for Watchable {
         }
         let aside = place.beside(".next-");
         work.make_owned_directory(&aside)?;
-        let mut mirror = Mirror::new(source, place, aside);
+        let group = work.request.fs_group.map(|group| Giver::new(group, work.request.read_only()));
+        let mut mirror = Mirror::new(source, place, aside, group);
         match mirror.update() {
             // Then the container has what virtio-fs shows.
-            Err(error) if is_too_much(&error) => {
-                info!(work.log, "a watched volume is too large for a copy";
-                    "mount_point" => %work.request.mount_point, "cause" => %error);
-                return work.bind(&opened, &["bind".to_owned()]);
+            Err(error) if can_not_be_copied(&error) => {
+                warn!(work.log, "a watched volume is bound, for want of room for a copy";
+                    "mount_point" => %work.request.mount_point, "source" => work.source, "cause" => %error);
+                work.bind(&opened, &["bind".to_owned()])?;
+                return work.give_to_group();
             }
             outcome => outcome?,
         };

@@ -6,10 +6,13 @@
 //! takes a tenth of the time at most. Nothing ends the watching but the storage's end: an error is logged, and the
 //! next look tries again.
 //!
-//! The copy is in the guest's memory, so there is a limit to it ([`is_too_much`]).
+//! The copy is in the guest's memory, so there is a limit to it ([`can_not_be_copied`]).
 
+mod limit;
 mod mirror;
 mod scan;
+mod share;
+mod step;
 #[cfg(test)]
 mod tests;
 
@@ -18,12 +21,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use slog::{Logger, debug, warn};
 use tokio::task::AbortHandle;
 
 pub(super) use self::mirror::Mirror;
 use self::scan::TOO_MUCH;
 use super::StorageError;
+use super::ownership::Giver;
 use crate::guest::bulkhead::Bulkhead;
 
 /// The time between two looks. virtio-fs itself may hold back a change for a second.
@@ -35,15 +40,19 @@ const REST: u32 = 9;
 /// How long the end waits for a look that is under way. A share may hang.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether that was why there is no copy, and nothing has been copied.
-pub(super) fn is_too_much(error: &StorageError) -> bool {
-    matches!(error, StorageError::Path { cause: TOO_MUCH, .. })
+/// Whether there is no copy because there is no room for one, in the guest or with the server of the share.
+pub(super) fn can_not_be_copied(error: &StorageError) -> bool {
+    use Errno::{EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC};
+    let StorageError::Path { cause, .. } = error else { return false };
+    matches!(*cause, TOO_MUCH | EMFILE | ENFILE | ENOSPC | EDQUOT | ENOMEM)
 }
 
 /// Keeps a copy up to date, until it is dropped.
 pub(super) struct Watch {
     /// What is followed, the copy, and where new things are made.
     pub(super) places: [PathBuf; 3],
+    /// Whom the copy belongs to.
+    pub(super) group: Option<Giver>,
     turn: Arc<Turn>,
     task: AbortHandle,
 }
@@ -95,9 +104,9 @@ impl Drop for Busy {
 impl Watch {
     /// Follows from now on, in a task of the current runtime.
     pub(super) fn start(mirror: Mirror, bulkhead: Bulkhead, log: Logger) -> Self {
-        let (places, turn) = (mirror.places(), Arc::<Turn>::default());
+        let (places, group, turn) = (mirror.places(), mirror.group(), Arc::<Turn>::default());
         let task = tokio::spawn(follow(mirror, Arc::clone(&turn), bulkhead, log)).abort_handle();
-        Self { places, turn, task }
+        Self { places, group, turn, task }
     }
 }
 
@@ -129,8 +138,14 @@ async fn follow(mut mirror: Mirror, turn: Arc<Turn>, bulkhead: Bulkhead, log: Lo
         });
         let Ok(Some((back, outcome, took))) = look.await else { return };
         mirror = back;
-        // What was copied is seldom: it says nothing of how long the next look takes.
-        let factor = if matches!(outcome, Ok(true)) { 1 } else { REST };
+        // What is copied, or is just being changed, is so for once: it says nothing of how long the next look takes.
+        let is_once = match &outcome {
+            Ok(changed) => *changed || mirror.is_volume(),
+            Err(error) => {
+                matches!(error, StorageError::Path { cause: Errno::EAGAIN | Errno::ENOENT, .. })
+            }
+        };
+        let factor = if is_once { 1 } else { REST };
         pause = PERIOD.max(took.saturating_mul(factor));
         report(&mirror, outcome, &mut trouble, &log);
     }

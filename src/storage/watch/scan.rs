@@ -12,6 +12,9 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
+use super::super::ownership::Giver;
+use super::mirror::DATA;
+use super::share::Share;
 use crate::guest::tree::file_type;
 
 /// One thing in the tree.
@@ -27,7 +30,8 @@ pub(super) struct Seen {
 pub(super) enum Kind {
     Directory,
     File(Stamp),
-    Link(OsString),
+    /// Where it leads, and what tells that it is still the same one.
+    Link(OsString, Stamp),
 }
 
 /// What changes when a file does: inode, size, and the times of its last changes.
@@ -83,6 +87,13 @@ impl Seen {
     pub(super) fn is_directory(&self) -> bool {
         self.kind == Kind::Directory
     }
+
+    /// As it is once it belongs to the group.
+    pub(super) fn give(&mut self, group: &Giver) {
+        if !matches!(self.kind, Kind::Link(..)) {
+            (self.owner.1, self.mode) = group.given(self.is_directory(), self.mode);
+        }
+    }
 }
 
 /// There is more than is copied.
@@ -100,24 +111,68 @@ pub(super) fn open(root: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd
     openat2(root, path, how)
 }
 
+/// Which version of a Kubernetes volume it is.
+pub(super) fn link_in(tree: &Tree) -> Option<&OsStr> {
+    match &tree.get(Path::new(DATA))?.kind {
+        Kind::Link(target, _) => Some(target),
+        _ => None,
+    }
+}
+
+/// The tree as it is once it belongs to the group.
+pub(super) fn give(tree: &mut Tree, group: &Giver) {
+    let root = tree.get(Path::new(""));
+    if root.is_some_and(|root| group.leaves(root.owner.1, root.mode)) {
+        return;
+    }
+    tree.values_mut().for_each(|seen| seen.give(group));
+}
+
 /// Looks at all that is in a directory: that must not be more than `limit` things. What is neither file, directory nor
-/// link is left out.
-pub(super) fn scan(root: &OwnedFd, limit: usize) -> Result<Tree, At> {
+/// link is left out. Links that were there the `last` time are not read again. Of a volume with this `version` no other
+/// is looked at: it is being made, or being removed; and it is not looked at itself if it was there the last time.
+pub(super) fn scan(
+    share: &Share<'_>,
+    limit: usize,
+    last: &Tree,
+    version: Option<&OsStr>,
+) -> Result<Tree, At> {
+    let root = share.root;
+    let is_other = |directory: &Path, name: &OsStr| {
+        let is_reserved = |name: &OsStr| name.as_bytes().starts_with(b"..");
+        let is_volume = directory.as_os_str().is_empty() && version.is_some_and(is_reserved);
+        is_volume && is_reserved(name) && Some(name) != version && name != DATA
+    };
+    let is_known = version.is_some() && link_in(last) == version;
     let mut tree = Tree::new();
     let stat = fstat(root).map_err(at("looking at", Path::new("")))?;
     tree.insert(PathBuf::new(), Seen::of(&stat, Kind::Directory));
     let mut waiting = vec![PathBuf::new()];
     while let Some(directory) = waiting.pop() {
-        let fd = open(root, &directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+        let fd = share.patiently(|| open(root, &directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY));
         let fd = fd.map_err(at("opening", &directory))?;
-        for name in names(&fd).map_err(at("reading", &directory))? {
-            let path = directory.join(&name);
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let listing = share.patiently(|| Dir::openat(&fd, c".", flags, Mode::empty()));
+        let mut listing = listing.map_err(at("opening", &directory))?;
+        let mut entries = listing.iter();
+        // Each name is looked at before the next are read: then the kernel has the host tell of those as well.
+        while let Some(entry) =
+            share.patiently(|| entries.next().transpose()).map_err(at("reading", &directory))?
+        {
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if matches!(name.as_bytes(), b"." | b"..") || is_other(&directory, name) {
+                continue;
+            }
+            let path = directory.join(name);
             if tree.len() > limit {
                 return Err(At { step: "copying", path: PathBuf::new(), cause: TOO_MUCH });
             }
-            match look(&fd, &name) {
+            match share.patiently(|| look(&fd, name, last.get(&path))) {
                 Ok(Some(seen)) => {
-                    if seen.is_directory() {
+                    if seen.is_directory() && is_known && Some(path.as_os_str()) == version {
+                        let beneath = last.range(path.clone()..).take_while(|(at, _)| at.starts_with(&path));
+                        tree.extend(beneath.map(|(path, seen)| (path.clone(), seen.clone())));
+                    } else if seen.is_directory() {
                         waiting.push(path.clone());
                     }
                     tree.insert(path, seen);
@@ -130,25 +185,18 @@ pub(super) fn scan(root: &OwnedFd, limit: usize) -> Result<Tree, At> {
     Ok(tree)
 }
 
-fn names(directory: &OwnedFd) -> Result<Vec<OsString>, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut names = Vec::new();
-    for entry in Dir::openat(directory, c".", flags, Mode::empty())?.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(OsStr::from_bytes(name).to_owned());
-        }
-    }
-    Ok(names)
-}
-
-fn look(directory: &OwnedFd, name: &OsStr) -> Result<Option<Seen>, Errno> {
+fn look(directory: &OwnedFd, name: &OsStr, last: Option<&Seen>) -> Result<Option<Seen>, Errno> {
     let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     let kind = match file_type(&stat) {
         libc::S_IFDIR => Kind::Directory,
         libc::S_IFREG => Kind::File(Stamp::of(&stat)),
-        libc::S_IFLNK => Kind::Link(readlinkat(directory, name)?),
+        libc::S_IFLNK => {
+            let stamp = Stamp::of(&stat);
+            match last.map(|last| &last.kind) {
+                Some(same @ Kind::Link(_, last)) if *last == stamp => same.clone(),
+                _ => Kind::Link(readlinkat(directory, name)?, stamp),
+            }
+        }
         _ => return Ok(None),
     };
     Ok(Some(Seen::of(&stat, kind)))

@@ -115,7 +115,10 @@ const DRIVERS: Lines = &[
     ),
     ("virtio-fs", "sandbox::a_sandbox_lives_from_create_to_destroy shims::a_pod_by_the_go_shim"),
     ("virtio-fs-nydus", "storages::a_directory_is_bound_and_laid_over"),
-    ("watchable-bind", "watching::a_watched_volume_follows_the_host"),
+    (
+        "watchable-bind",
+        "watching::a_watched_volume_follows_the_host watching::any_number_of_keys_is_followed",
+    ),
 ];
 
 const DEVICES: Lines = &[
