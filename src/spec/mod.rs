@@ -77,7 +77,8 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let mut warnings = Vec::new();
     validate::spec(&mut spec)?;
     let mut linux: Linux = spec.linux_mut().take().ok_or(SpecError::Missing { field: "linux" })?;
-    let process: Process = spec.process_mut().take().ok_or(SpecError::Missing { field: "process" })?;
+    // Hosts that send none (kata-agent-ctl) get the model's own: a shell in "/", with few rights.
+    let process: Process = spec.process_mut().take().unwrap_or_default();
     set_rootfs(&mut spec, &facts.rootfs)?;
 
     let layout = namespaces::apply(&mut linux, &facts.shared, facts.cgroup_version)?;

@@ -29,7 +29,7 @@ pub(super) fn prepare(
     container: &ExecFacts,
     warnings: &mut Vec<String>,
 ) -> Result<Edited, SpecError> {
-    args(&process)?;
+    args(&mut process)?;
     cwd(&mut process)?;
     user(&mut process, warnings)?;
     let mut env = environment(process.env().as_deref().unwrap_or_default())?;
@@ -77,14 +77,14 @@ fn invalid(field: &'static str, value: &str, reason: &'static str) -> SpecError 
     SpecError::Invalid { field, value: value.chars().take(80).collect(), reason }
 }
 
-fn args(process: &Process) -> Result<(), SpecError> {
+/// Without any it is a shell, as hosts of this protocol know it.
+fn args(process: &mut Process) -> Result<(), SpecError> {
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        process.set_args(Some(vec!["sh".to_owned()]));
+    }
     let args = process.args().as_deref().unwrap_or_default();
-    match args.first() {
-        None => return Err(SpecError::Missing { field: "process.args" }),
-        Some(program) if program.is_empty() => {
-            return Err(invalid("process.args", program, "the first one names the program"));
-        }
-        Some(_) => {}
+    if let Some(program) = args.first().filter(|program| program.is_empty()) {
+        return Err(invalid("process.args", program, "the first one names the program"));
     }
     match args.iter().find(|arg| arg.contains('\0')) {
         Some(arg) => Err(invalid("process.args", arg, "it has a NUL byte")),

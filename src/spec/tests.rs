@@ -197,7 +197,7 @@ fn hooks_are_divided_between_libcontainer_and_the_agent() {
 
 #[test]
 fn each_missing_part_is_named() {
-    for part in ["process", "root", "linux"] {
+    for part in ["root", "linux"] {
         let mut spec = pod_container();
         spec.as_object_mut().unwrap().remove(part);
         let error = run(spec, &facts()).unwrap_err();

@@ -1,7 +1,7 @@
 //! The process: of a container (its init) and of an exec.
 //!
 //! The model's own default process is a shell with an environment, capabilities and limits; nothing
-//! of it may show here. An empty argument list stays absent, so that the launch fails by name.
+//! of it may show here. An empty argument list stays absent: what that means is the agent's to say.
 
 use oci_spec::runtime;
 use oci_spec::runtime::PosixRlimitType;

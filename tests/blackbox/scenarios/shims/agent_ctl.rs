@@ -6,7 +6,7 @@ use nakai_protocols::agent::{CreateSandboxRequest, RemoveContainerRequest};
 use nakai_protocols::oci::LinuxResources;
 use ttrpc::Code;
 
-use crate::harness::expect::refused;
+use crate::harness::expect::{refused, succeeded};
 use crate::harness::{Ctx, Outcome};
 
 fn template(spec: SpecBuilder) -> SpecBuilder {
@@ -39,6 +39,18 @@ pub(super) async fn a_developers_tool_makes_a_container(ctx: Ctx) -> Outcome {
     container.start().await?;
     let finished = container.finish(b"").await?;
     assert_eq!((finished.status, &*finished.stdout), (2, &b"lo\n"[..]), "a network of its own");
+    // Its own template of a container, which has no process at all; and a command without words.
+    let bare = ctx.container(|spec| template(spec).edit(|spec| spec.Process = None.into()))?;
+    bare.create().await?;
+    bare.start().await?;
+    let shell = succeeded(bare.finish(b"pwd; id -u; echo $TERM; ulimit -n\n").await?);
+    assert_eq!(shell, "/\n0\nxterm\n1024");
+    let idle = ctx.idle(template).await?;
+    let mut process = idle.process(["sh"]);
+    process.Args.clear();
+    ctx.client().exec_process(&idle.id, "x", process).await?;
+    ctx.client().write_stdin(&idle.id, "x", b"exit 7\n".to_vec()).await?;
+    assert_eq!(ctx.client().wait_process(&idle.id, "x").await?, 7);
     // A connection for each command.
     let another = ctx.another_client().await?;
     let request = RemoveContainerRequest { container_id: container.id.clone(), ..Default::default() };
