@@ -18,7 +18,10 @@ use super::tree::{Dir, read_from_start};
 use super::{Cgroup, CgroupError, Hierarchy};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +29,8 @@ use tokio::io::Interest;
 
 /// Kills of this cgroup and all below.
 const V2_EVENTS: &str = "memory.events";
+/// Kills in the whole machine, since the topmost cgroup counts none.
+const ALL_EVENTS: &str = "/proc/vmstat";
 /// Kills of this cgroup alone.
 const V1_CONTROL: &str = "memory.oom_control";
 const KEY: &str = "oom_kill";
@@ -72,13 +77,22 @@ impl Cgroup {
         Ok(counter.map(|counter| OomKills { counter, seen: Mutex::new(seen) }))
     }
 
-    /// The count of the slice that its unit of systemd is in. `None` for one that is no unit, or in the topmost slice,
-    /// where nothing counts.
+    /// The count of the slice that its unit of systemd is in. `None` for one that is no unit.
     pub fn slice_kills(&self) -> Option<SliceKills> {
-        let (Some(_), Hierarchy::V2 { mount_point }) = (&self.unit, &*self.hierarchy) else { return None };
-        let path = self.path.parent().filter(|path| !path.as_os_str().is_empty())?.to_owned();
-        let events = Dir::open(mount_point.join(&path)).ok()??.file(V2_EVENTS).ok()??;
-        Some(SliceKills { path, events })
+        self.unit.as_ref().and_then(|_| self.kills_above(ALL_EVENTS))
+    }
+
+    /// `all` is where the kernel counts what is killed anywhere.
+    pub(super) fn kills_above(&self, all: &str) -> Option<SliceKills> {
+        let Hierarchy::V2 { mount_point } = &*self.hierarchy else { return None };
+        let (path, unit) = (self.path.parent()?, self.path.file_name()?);
+        let slice = Dir::open(mount_point.join(path)).ok()??;
+        let events = if path.as_os_str().is_empty() {
+            std::fs::File::open(all).ok()?.into()
+        } else {
+            slice.file(V2_EVENTS).ok()??
+        };
+        Some(SliceKills { path: path.to_owned(), unit: unit.to_owned(), slice, events })
     }
 
     fn memory_dir(&self) -> Result<Option<Dir>, CgroupError> {
@@ -93,6 +107,8 @@ impl Cgroup {
 #[derive(Debug)]
 pub struct SliceKills {
     path: PathBuf,
+    unit: OsString,
+    slice: Dir,
     events: OwnedFd,
 }
 
@@ -102,9 +118,25 @@ impl SliceKills {
         &self.path
     }
 
+    /// The unit, by the name of its cgroup.
+    pub fn unit(&self) -> &OsStr {
+        &self.unit
+    }
+
     /// How many there have been. `None` if the slice is gone.
     pub fn count(&self) -> Option<u64> {
         flat(&read_from_start(self.events.as_fd()).ok()?).get(KEY).copied()
+    }
+
+    /// How many there have been in each cgroup that is there, right below the slice. `None` if that can't be told.
+    pub fn counts(&self) -> Option<HashMap<OsString, u64>> {
+        let mut counts = HashMap::new();
+        for (name, dir) in self.slice.children().ok()? {
+            if let Some(kills) = kills_in(&dir, V2_EVENTS).ok()? {
+                counts.insert(OsString::from_vec(name.into_bytes()), kills);
+            }
+        }
+        Some(counts)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::tests::Fixture;
 use super::*;
 use proptest::prelude::*;
+use std::collections::HashMap;
 use std::fs;
 
 const V1_CONTROL: &str = "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n";
@@ -106,6 +107,23 @@ fn looks_at_the_same_time_count_each_kill_once() {
         lookers.into_iter().map(|looker| looker.join().unwrap()).sum()
     });
     assert_eq!(told.saturating_add(kills.news().unwrap()), 50);
+}
+
+#[test]
+fn a_slice_counts_its_units_and_the_machine_those_of_the_topmost() {
+    let fixture = v2();
+    fixture.set("pod/memory.events", "oom 9\noom_kill 7\n");
+    fs::create_dir(fixture.root.path().join("pod/two")).unwrap();
+    fixture.set("pod/two/memory.events", "oom_kill 4\n");
+    fixture.set("vmstat", "nr_free_pages 1\noom_kill 11\n");
+    let all = fixture.root.path().join("vmstat").to_str().unwrap().to_owned();
+    let slice = fixture.cgroup.kills_above(&all).unwrap();
+    assert_eq!((slice.path(), slice.unit(), slice.count()), ("pod".as_ref(), "one".as_ref(), Some(7)));
+    assert_eq!(slice.counts().unwrap(), HashMap::from([("one".into(), 2), ("two".into(), 4)]));
+    let topmost = Cgroup::new(fixture.cgroup.hierarchy.clone(), "/pod".into()).unwrap();
+    let slice = topmost.kills_above(&all).unwrap();
+    assert_eq!((slice.path(), slice.unit(), slice.count()), ("".as_ref(), "pod".as_ref(), Some(11)));
+    assert_eq!(slice.counts().unwrap(), HashMap::from([("pod".into(), 7)]));
 }
 
 #[tokio::test]

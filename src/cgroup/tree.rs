@@ -78,6 +78,17 @@ impl Dir {
         Ok(self.list()?.into_iter().filter_map(|(name, is_dir)| is_dir.then_some(name)))
     }
 
+    /// The sub-cgroups right below, with their names.
+    pub(super) fn children(&self) -> Result<Vec<(CString, Self)>, CgroupError> {
+        let mut children = Vec::new();
+        for name in self.sub_cgroups()? {
+            if let Some(child) = self.child(&name)? {
+                children.push((name, child));
+            }
+        }
+        Ok(children)
+    }
+
     /// Opens a file for reading. `None` if the kernel has no such file, or the cgroup is gone.
     pub(super) fn file(&self, name: &str) -> Result<Option<OwnedFd>, CgroupError> {
         match openat(&self.fd, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {

@@ -2,12 +2,14 @@
 //!
 //! systemd removes the cgroup of a unit whose last process has ended, and the kernel forgets what was counted there: as a
 //! rule within milliseconds of the kill, whose notice it may hold back for ten. But it has counted each kill in the slice
-//! above, too. What that has more than is known of the units in it was the unit's that is gone.
+//! above, too, or in the topmost one, which counts nothing, for the machine. What that has more than is known of the units
+//! in it was the unit's that is gone.
 //!
 //! Invariant: `known` of a slice is what its count was when all units in it had last been looked at, and what has been
-//! found in them since. Kills in units that are not ours are taken for known whenever one of ours comes.
+//! found in them since. Those that are not ours are looked at by their counts, whenever one of ours comes or is gone.
 
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -38,12 +40,24 @@ impl InSlice {
 struct Slice {
     known: u64,
     watches: Vec<Weak<OomWatch>>,
+    /// What each cgroup in it had counted at the last look.
+    counts: HashMap<OsString, u64>,
 }
 
 impl Slice {
     /// All units have been looked at after it had `counted` so many kills.
     fn looked_at(&mut self, counted: u64) {
         self.known = self.known.max(counted);
+    }
+
+    /// What the cgroups in it have counted by now. Of those that are not `ours` nobody else takes note.
+    fn look_at_others(&mut self, counts: HashMap<OsString, u64>, ours: &[&OsStr]) {
+        for (name, count) in counts.iter().filter(|(name, _)| !ours.contains(&name.as_os_str())) {
+            // Fewer than before: it is another, of the same name.
+            let before = self.counts.get(name).copied().filter(|before| before <= count).unwrap_or(0);
+            self.known = self.known.saturating_add(count.saturating_sub(before));
+        }
+        self.counts = counts;
     }
 
     /// The share of a unit that is gone, of the kills that nobody has seen: all, unless others are gone as well.
@@ -71,7 +85,7 @@ impl Slices {
         }
         // Before the looks: what comes after it is not known.
         let Some(counted) = in_slice.kills.count() else { return };
-        let all = self.look_at_all(in_slice);
+        let Some(all) = self.look_at_all(in_slice) else { return };
         // What one is gone with would be taken for known.
         if !all.iter().any(|watch| watch.is_unsettled()) {
             self.change(in_slice, |slice| slice.looked_at(counted));
@@ -83,28 +97,35 @@ impl Slices {
         self.change(in_slice, |slice| slice.known = slice.known.saturating_add(kills));
     }
 
-    /// Tells of the kills that a unit is gone with, if its end was none of its own will.
+    /// Tells of the kills that a unit is gone with. Are others gone as well, one that has not failed had none.
     pub(super) fn settle(&self, watch: &OomWatch, has_failed: bool) {
         let Some(in_slice) = watch.in_slice() else { return };
-        if in_slice.settled.swap(true, Ordering::Relaxed) || !has_failed {
+        if in_slice.settled.swap(true, Ordering::Relaxed) {
             return;
         }
         let Some(counted) = in_slice.kills.count() else { return };
-        let is_alone = !self.look_at_all(in_slice).iter().any(|watch| watch.is_unsettled());
+        let Some(all) = self.look_at_all(in_slice) else { return };
+        let is_alone = !all.iter().any(|watch| watch.is_unsettled());
+        if !is_alone && !has_failed {
+            return;
+        }
         let share = self.change(in_slice, |slice| slice.share(counted, is_alone));
         if share > 0 {
             watch.tell(share);
         }
     }
 
-    /// Looks at all units of the slice, so that what is found in them is known.
-    fn look_at_all(&self, in_slice: &InSlice) -> Vec<Arc<OomWatch>> {
+    /// Looks at all units of the slice, so that what is found in them is known. `None` if that can't be.
+    fn look_at_all(&self, in_slice: &InSlice) -> Option<Vec<Arc<OomWatch>>> {
         let all: Vec<_> = self.change(in_slice, |slice| {
             slice.watches.retain(|watch| watch.strong_count() > 0);
             slice.watches.iter().filter_map(Weak::upgrade).collect()
         });
         all.iter().for_each(|watch| watch.look_now());
-        all
+        let counts = in_slice.kills.counts()?;
+        let ours: Vec<&OsStr> = all.iter().filter_map(|watch| Some(watch.in_slice()?.kills.unit())).collect();
+        self.change(in_slice, |slice| slice.look_at_others(counts, &ours));
+        Some(all)
     }
 
     fn change<R>(&self, in_slice: &InSlice, change: impl FnOnce(&mut Slice) -> R) -> R {
@@ -131,5 +152,20 @@ mod tests {
         // A look that comes late takes nothing back.
         slice.looked_at(7);
         assert_eq!(slice.share(13, true), 1);
+    }
+
+    #[test]
+    fn what_is_counted_in_others_that_are_there_is_known() {
+        let counts = |all: &[(&str, u64)]| all.iter().map(|(name, count)| ((*name).into(), *count)).collect();
+        let mut slice = Slice::default();
+        slice.look_at_others(counts(&[("cron", 3), ("ours", 0)]), &[OsStr::new("ours")]);
+        slice.looked_at(5);
+        slice.look_at_others(counts(&[("cron", 4), ("ours", 2)]), &[OsStr::new("ours")]);
+        assert_eq!(slice.share(6, true), 0, "what is found in ours its own watch makes known");
+        // One that is not watched any more has nothing new, one that has come anew has.
+        slice.look_at_others(counts(&[("cron", 1), ("ours", 2)]), &[]);
+        assert_eq!(slice.share(7, true), 0);
+        slice.look_at_others(counts(&[]), &[]);
+        assert_eq!(slice.share(8, true), 1);
     }
 }

@@ -110,22 +110,50 @@ fn inner(name: &str, cgroup: &str) -> SpecBuilder {
         .cgroups_path(cgroup)
 }
 
+/// A container that goes on as `script` says when there is `/eat`, and has little memory.
+async fn goes_on_at_a_word(client: &Client, name: &str, slice: &str, script: &str) -> Outcome {
+    let script = format!("until [ -e /eat ]; do sleep 0.1; done; {script}");
+    let spec = SpecBuilder::new(name, "/two/rootfs").args(["sh", "-c", &script]).memory_limit(16 * MEGABYTE);
+    let spec = spec.memory_swap(16 * MEGABYTE).cgroups_path(&format!("{slice}:nakai:{name}"));
+    client.create_container(name, spec.build()).await?;
+    client.start_container(name).await?;
+    Ok(())
+}
+
+/// Gives the word, and comes back when the unit of `name` is gone, which no server has seen.
+async fn unseen(system: &Container, name: &str) -> Outcome {
+    let script = format!(
+        "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != nakai-server ] || server=${{p##*/}}; done; \
+         kill -STOP $server; : > /two/rootfs/eat; n=0; cd /sys/fs/cgroup; \
+         while {{ [ -d nakai-{name}.scope ] || [ -d pods.slice/pods-a.slice/nakai-{name}.scope ]; }} && \
+         [ $n -lt 600 ]; do sleep 0.1; n=$((n + 1)); done; \
+         rm /two/rootfs/eat; kill -CONT $server; [ $n -lt 600 ] || echo still there"
+    );
+    assert_eq!(shell(system, &script).await?, "");
+    Ok(())
+}
+
 /// systemd removes the cgroup of a unit whose last process was killed, and here it is faster than the server.
 async fn an_oom_kill_is_told_though_the_unit_is_gone(system: &Container, client: &Client) -> Outcome {
-    let eater = "until [ -e /eat ]; do sleep 0.1; done; x=a; while :; do x=$x$x; done";
-    let spec = SpecBuilder::new("eater", "/two/rootfs").args(["sh", "-c", eater]).memory_limit(16 * MEGABYTE);
-    let spec = spec.memory_swap(16 * MEGABYTE).cgroups_path("pods-a.slice:nakai:eater");
-    client.create_container("eater", spec.build()).await?;
-    client.start_container("eater").await?;
-    let script = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != nakai-server ] || server=${p##*/}; done; \
-         kill -STOP $server; : > /two/rootfs/eat; n=0; \
-         while [ -d /sys/fs/cgroup/pods.slice/pods-a.slice/nakai-eater.scope ] && [ $n -lt 600 ]; do \
-         sleep 0.1; n=$((n + 1)); done; kill -CONT $server; [ $n -lt 600 ] || echo still there";
-    assert_eq!(shell(system, script).await?, "");
-    assert_eq!(client.wait_process("eater", "").await?, 137);
-    let event = client.agent().get_oom_event(client.context(), &GetOOMEventRequest::new()).await?;
-    assert_eq!(event.container_id, "eater");
-    client.remove_container("eater").await?;
+    const EAT: &str = "x=a; while :; do x=$x$x; done";
+    for slice in ["pods-a.slice", "-.slice"] {
+        // In a process of init's, or itself. Each is told, and none is told of who has ended by its own will.
+        for (name, script, status, is_told) in [
+            ("forgiving", format!("sh -c '{EAT}'; exit 0"), 0, true),
+            ("failing", "exit 3".to_owned(), 3, false),
+            ("eater", EAT.to_owned(), 137, true),
+        ] {
+            goes_on_at_a_word(client, name, slice, &script).await?;
+            unseen(system, name).await?;
+            assert_eq!(client.wait_process(name, "").await?, status, "{name} in {slice}");
+            client.remove_container(name).await?;
+            if is_told {
+                let event =
+                    client.agent().get_oom_event(client.context(), &GetOOMEventRequest::new()).await?;
+                assert_eq!(event.container_id, name, "in {slice}");
+            }
+        }
+    }
     Ok(())
 }
 
