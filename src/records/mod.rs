@@ -42,6 +42,13 @@ pub enum RecordError {
     },
 }
 
+impl RecordError {
+    /// Whether the file system has no room for it.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::File { source, .. } if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)))
+    }
+}
+
 /// The name of a record in its directory, and what it says.
 pub type Named<T> = (String, Result<T, RecordError>);
 
@@ -84,15 +91,20 @@ impl Records {
             .map_err(|source| RecordError::Format { path: path.clone(), source })?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let unfinished = self.directory.join(UNFINISHED).join(number.to_string());
-        std::fs::write(&unfinished, text).map_err(failed("write", &unfinished))?;
-        let renamed = match std::fs::rename(&unfinished, &path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => path
-                .parent()
-                .map_or(Ok(()), std::fs::create_dir_all)
-                .and_then(|()| std::fs::rename(&unfinished, &path)),
-            other => other,
-        };
-        renamed.map_err(failed("put in place", &path))
+        let written = std::fs::write(&unfinished, text).map_err(failed("write", &unfinished));
+        let in_place = written.and_then(|()| put_in_place(&unfinished, &path));
+        // It may be the room that is missing.
+        in_place.inspect_err(|_| {
+            let _ = std::fs::remove_file(&unfinished);
+        })
+    }
+
+    /// Removes what an earlier server had begun to write.
+    pub fn drop_unfinished(&self) {
+        let unfinished = std::fs::read_dir(self.directory.join(UNFINISHED)).into_iter().flatten();
+        for file in unfinished.flatten() {
+            let _ = std::fs::remove_file(file.path());
+        }
     }
 
     /// Removes a record; none there is as good.
@@ -161,6 +173,17 @@ impl Records {
     }
 }
 
+fn put_in_place(unfinished: &Path, path: &Path) -> Result<(), RecordError> {
+    let renamed = match std::fs::rename(unfinished, path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => path
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::rename(unfinished, path)),
+        other => other,
+    };
+    renamed.map_err(failed("put in place", path))
+}
+
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> RecordError {
     let path = path.to_owned();
     move |source| RecordError::File { step, path, source }
@@ -200,6 +223,20 @@ mod tests {
         records.clear().unwrap();
         records.clear().unwrap();
         assert!(records.is_empty());
+    }
+
+    #[test]
+    fn what_can_not_be_written_leaves_nothing() {
+        let (directory, records) = records();
+        records.prepare(&["a"]).unwrap();
+        let unfinished = directory.path().join("records").join(UNFINISHED);
+        let left = || std::fs::read_dir(&unfinished).unwrap().count();
+        // In the place of a directory.
+        records.write(Path::new("a"), &1).unwrap_err();
+        assert_eq!(left(), 0);
+        std::fs::write(unfinished.join("7"), "of a server that was killed").unwrap();
+        records.drop_unfinished();
+        assert_eq!(left(), 0);
     }
 
     #[test]

@@ -185,6 +185,10 @@ fn sandbox_code(error: &SandboxError) -> Code {
         E::Swap(SwapError { source: Errno::EINVAL, .. }) => Code::INVALID_ARGUMENT,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Code::NOT_FOUND,
         E::File { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => Code::INVALID_ARGUMENT,
+        E::File { source, .. } if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+            Code::RESOURCE_EXHAUSTED
+        }
+        E::Record(error) if error.is_full() => Code::RESOURCE_EXHAUSTED,
         E::Port(PortError::Off { .. }) => Code::FAILED_PRECONDITION,
         E::Port(PortError::Missing { .. }) | E::RemovalTimeout { .. } => Code::DEADLINE_EXCEEDED,
         E::CallerGone => Code::CANCELLED,
@@ -387,6 +391,15 @@ mod tests {
             assert_eq!(failed(errno).map(code), [Code::RESOURCE_EXHAUSTED; 5], "{errno}");
         }
         assert_eq!(failed(Errno::EPERM).map(code), [Code::INTERNAL; 5]);
+        let record = |errno: Errno| {
+            SandboxError::from(crate::records::RecordError::File {
+                step: "write",
+                path: "/r".into(),
+                source: errno.into(),
+            })
+        };
+        assert_eq!(code(record(Errno::ENOSPC)), Code::RESOURCE_EXHAUSTED);
+        assert_eq!(code(record(Errno::EPERM)), Code::INTERNAL);
         assert_eq!(code(launch(LaunchError::NoDescriptors)), Code::RESOURCE_EXHAUSTED);
     }
 }

@@ -69,6 +69,7 @@ impl Sandbox {
         let environment = self.environment();
         let records = environment.records.clone();
         let (sandbox, containers) = blocking(move || {
+            records.drop_unfinished();
             let sandbox: Option<SandboxRecord> = records.read("sandbox".as_ref())?;
             Ok((sandbox, records.read_all::<ContainerRecord>("containers".as_ref())?))
         })
