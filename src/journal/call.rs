@@ -140,6 +140,7 @@ impl Open {
         memory.store(at.saturating_add(field::HEADER), layout::pair(request.stream, request.len));
         memory.store(at.saturating_add(field::DEADLINE), 0);
         memory.store(at.saturating_add(field::ANSWER), 0);
+        memory.store(at.saturating_add(field::REST), 0);
         let state = State {
             line: line.number(),
             kind: request.kind,
@@ -149,6 +150,13 @@ impl Open {
         };
         self.journal.raise_end(head::CALLS_END, number);
         memory.store(at, state.to_word());
+    }
+
+    /// Whether an earlier server had begun it, too.
+    pub(super) fn is_again(&self) -> bool {
+        let state =
+            self.number.and_then(|number| State::from_word(self.journal.memory.load(layout::call(number))));
+        state.is_some_and(|state| state.runs > 0)
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {

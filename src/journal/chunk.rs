@@ -65,6 +65,21 @@ impl Chunk {
         end.checked_sub(at.saturating_add(HEAD_ROOM)).filter(|len| *len <= size.saturating_sub(HEAD_ROOM))
     }
 
+    /// Puts so much there as there is room for.
+    pub(super) fn put(&mut self, data: &[u8]) {
+        let (entry, at, size) = layout::chunk(self.number);
+        let at = at.saturating_add(HEAD_ROOM);
+        let data = data.get(..size.saturating_sub(HEAD_ROOM)).unwrap_or(data);
+        let memory = &self.journal.memory;
+        memory.write(at, data);
+        memory.store(entry.saturating_add(CHUNK_FILLED), at.saturating_add(data.len()) as u64);
+        self.len = data.len();
+    }
+
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
     /// Takes what is in a pipe, up to `limit` bytes, without waiting. None is its end.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use super::memory::{MESSAGE, MESSAGE_WORD};
 pub(super) const PAGE: usize = 4096;
 
 /// Raised when the layout changes.
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nakaiJ01");
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nakaiJ02");
 
 pub(super) mod head {
     pub(in super::super) const MAGIC: usize = 8;
@@ -91,7 +91,9 @@ pub(super) mod call_field {
     pub(in super::super) const ANSWER: usize = 24;
     /// How much there is of the request.
     pub(in super::super) const KEPT: usize = 32;
-    pub(in super::super) const REQUEST: usize = 40;
+    /// Where the rest is of what it writes to a process that does not read; 0 is nowhere, or that can't be told.
+    pub(in super::super) const REST: usize = 40;
+    pub(in super::super) const REQUEST: usize = 48;
 }
 
 /// How much of a request is kept.

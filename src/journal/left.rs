@@ -13,6 +13,7 @@ use super::layout::{
 };
 use super::line::Line;
 use super::memory::Memory;
+use super::rest::LeftRest;
 use super::{Journal, layout::REQUEST_MAX};
 
 /// How many servers may fail to take a journal over.
@@ -67,6 +68,8 @@ pub struct LeftCall {
     pub answer: Option<Answer>,
     /// What was taken from a pipe to be the answer.
     pub data: Option<Chunk>,
+    /// What a process had not read yet of what the call writes.
+    pub rest: Option<LeftRest>,
 }
 
 impl Journal {
@@ -145,6 +148,7 @@ impl Journal {
         let deadline = Some(word(field::DEADLINE)).filter(|at| *at > 0);
         let answer = self.claim_answer(word(field::ANSWER));
         let data = if answer.is_none() { self.claim_data(number, owned) } else { None };
+        let rest = if answer.is_none() { self.claim_rest(&call, word(field::REST)) } else { None };
         let left = LeftCall {
             call,
             stream,
@@ -158,6 +162,7 @@ impl Journal {
             limit: deadline.map(|at| Duration::from_nanos(at).saturating_sub(now())),
             answer,
             data,
+            rest,
         };
         Some((state.line, left))
     }
@@ -174,6 +179,12 @@ impl Journal {
         let Place { chunk, start, len } = Place::from_word(word)?;
         let data = len.saturating_add(start).saturating_sub(super::HEAD_ROOM);
         self.claim_chunk(chunk).then(|| Answer::Kept { chunk: Chunk::left(self, chunk, data), start, len })
+    }
+
+    fn claim_rest(self: &Arc<Self>, call: &Call, word: u64) -> Option<LeftRest> {
+        let Place { chunk: number, len, .. } = Place::from_word(word)?;
+        let filled = Chunk::filled(self, number).filter(|filled| len <= *filled)?;
+        self.claim_chunk(number).then(|| LeftRest::new(call, Chunk::left(self, number, filled), len))
     }
 
     /// Chunks in which something may have been put for a call, and that call.

@@ -5,7 +5,8 @@
 //! - for each connection its *line*: what has been read and is no whole request yet, and how far the answer that is being
 //!   sent has got;
 //! - each *call* that has no answer yet, by its request or the beginning of it, and where its answer is when it has one;
-//! - *chunks* of memory: answers, and what has been taken from a process's pipe to become one.
+//! - *chunks* of memory: answers, what has been taken from a process's pipe to become one, and what a process has not
+//!   read yet of what is written to it (`rest`).
 //!
 //! A process can be killed between any two instructions. So each change is one store of one word, in an order in which
 //! every state in between can be gone on from; and system calls that move bytes are those whose result the kernel stores
@@ -21,6 +22,7 @@ mod layout;
 mod left;
 mod line;
 mod memory;
+mod rest;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +34,7 @@ pub use self::call::{Call, Request};
 pub use self::chunk::{Answer, Chunk, HEAD_ROOM, chunk_of_current_call, hand_over};
 pub use self::left::{Left, LeftCall, LeftLine};
 pub use self::line::{Line, Sender};
+pub use self::rest::{Keeper, LeftRest, Rest};
 
 use self::bits::Bits;
 use self::layout::{CALLS, LARGE_CHUNKS, LEN, LINES, MAGIC, SMALL_CHUNKS, head};

@@ -409,3 +409,43 @@ proptest::proptest! {
         }
     }
 }
+
+/// What the next server would find that is left of the only call's write.
+fn rest_of(journal: &Arc<Journal>) -> Option<Vec<u8>> {
+    let left = reopened(journal);
+    left.journal.is_taken_over();
+    let rest = left.lines[0].calls[0].rest.as_ref().map(|rest| rest.data().to_vec());
+    forget(left);
+    rest
+}
+
+#[tokio::test]
+async fn what_a_process_has_not_read_is_found_again_unless_it_is_being_written() {
+    let journal = Journal::create().unwrap();
+    let line = Line::open(&journal).unwrap();
+    let call = line.open_call(request(1));
+    let keeper = call.run(async { Keeper::of_current_call() }).await;
+    assert!(!keeper.is_again());
+    call.begun_again();
+    assert!(keeper.is_again());
+    assert_eq!(rest_of(&journal), None);
+    let data: Vec<u8> = (0..=250).cycle().take(10_000).collect();
+    let mut rest = keeper.keep(&data).unwrap();
+    assert_eq!(rest_of(&journal).as_deref(), Some(&data[..]));
+    let during = |result| {
+        assert_eq!(rest_of(&journal), None);
+        result
+    };
+    assert_eq!(rest.advance(|_| during(Ok(3000))).unwrap(), 3000);
+    rest.advance(|_| during(Err(std::io::ErrorKind::WouldBlock.into()))).unwrap_err();
+    assert_eq!((rest.data(), rest_of(&journal).as_deref()), (&data[3000..], Some(&data[3000..])));
+    drop(rest);
+    assert_eq!(rest_of(&journal), None, "it is written, or given up");
+    // Who is gone has nothing kept, and another may have the call's place.
+    let mut rest = keeper.keep(&data).unwrap();
+    drop(call);
+    let other = line.open_call(request(3));
+    rest.advance(|_| Ok(1)).unwrap();
+    assert!(rest_of(&journal).is_none() && keeper.keep(&data).is_none());
+    drop(other);
+}

@@ -306,7 +306,7 @@ async fn exec(
     }));
     let wiring = wiring.behind(init);
     let process = launch::start_process(environment, place, &job, wiring, Box::new(turns), what).await?;
-    let links = Links::hold(connections, &environment.launcher, process.key());
+    let links = Links::hold(connections, &environment.launcher, &process);
     let process = Arc::new(process.recorded(container.id(), &request.exec_id, &environment.records).await?);
     pumps::start(&process, links, environment.config.stream_quiet_time);
     Ok(process)

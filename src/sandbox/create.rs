@@ -128,7 +128,7 @@ async fn steps(
     let end = push_wait_for_worker(undo);
     let launch = launch_init(environment, &id, &bundle, rootfs, &mut prepared, &cgroup, end);
     let init = gone.unless(launch).await?;
-    let links = Links::hold(connections, &environment.launcher, init.key());
+    let links = Links::hold(connections, &environment.launcher, &init);
     let is_own = prepared.own_init || prepared.own_cgroups.is_some();
     gone.unless(shared_mounts::share(environment, &id, &init, shared)).await?;
     let rules = (environment.hierarchy.is_v2() || is_own).then_some(prepared.device_rules);

@@ -21,14 +21,17 @@ use crate::supervisor::client::{HeldStreams, Hold, Launcher, stream_key};
 pub(super) struct Links([Option<(Link, Hold)>; 3]);
 
 impl Links {
-    /// Has connections held for a process that was launched under `process`. One that can't be is closed.
-    pub(super) fn hold(connections: StreamConnections, launcher: &Launcher, process: u64) -> Self {
+    /// Has connections held for a process. One that can't be is closed.
+    pub(super) fn hold(connections: StreamConnections, launcher: &Launcher, process: &Process) -> Self {
         let StreamConnections { stdin, stdout, stderr } = connections;
         let mut links = Self::default();
         for ((number, place), connection) in (0..).zip(&mut links.0).zip([stdin, stdout, stderr]) {
             let Some(connection) = connection else { continue };
-            if let (Ok(copy), Ok(link)) = (connection.try_clone(), Link::new(connection)) {
-                *place = Some((link, launcher.hold_stream(process, number, copy)));
+            let is_terminal = process.streams().is_terminal();
+            if let Ok(link) = Link::new(connection, is_terminal)
+                && let Ok(fds) = link.duplicates()
+            {
+                *place = Some((link, launcher.hold_stream(process.key(), number, fds)));
             }
         }
         links
@@ -39,7 +42,7 @@ impl Links {
         let mut links = Self::default();
         for (number, place) in (0..).zip(&mut links.0) {
             let held = streams.remove(&stream_key(process, number));
-            *place = held.and_then(|(connection, hold)| Some((Link::new(connection).ok()?, hold)));
+            *place = held.and_then(|(fds, hold)| Some((Link::held(fds)?, hold)));
         }
         links
     }

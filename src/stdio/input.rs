@@ -6,6 +6,9 @@
 //! they were made: none is done at once while another waits. A process that does not read makes writers
 //! wait (for ever, if it must), and nobody else.
 //!
+//! A write that has had its turn and waits is kept in the journal after a moment ([`PATIENCE`]), so that the next server can
+//! finish it.
+//!
 //! ```text
 //! Open --write without room--> Writing --close--> Closed (the task writes what was accepted, then closes the fd)
 //! Open --close--> Closed
@@ -16,11 +19,13 @@ use super::link::{Missing, Moved, is_memory_short, missing};
 use super::source::Source;
 use super::sys::splice;
 use super::{StdioError, StreamName};
+use crate::journal::{Keeper, Rest};
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -42,12 +47,43 @@ enum State {
     Closed { writer: Option<AbortHandle> },
 }
 
+/// How long a write waits before it is kept in the journal. Most wait for less, and to copy them would take longer.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// What is left of a write.
+#[derive(Debug)]
+enum Unwritten {
+    /// Of these bytes so many have been written.
+    Own(Vec<u8>, usize),
+    /// In the journal.
+    Kept(Rest),
+}
+
+impl Unwritten {
+    fn data(&self) -> &[u8] {
+        match self {
+            Self::Own(data, written) => data.get(*written..).unwrap_or_default(),
+            Self::Kept(rest) => rest.data(),
+        }
+    }
+
+    fn advance(&mut self, write: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
+        match self {
+            Self::Own(data, written) => {
+                let now = write(data.get(*written..).unwrap_or_default())?;
+                *written = written.saturating_add(now);
+                Ok(now)
+            }
+            Self::Kept(rest) => rest.advance(write),
+        }
+    }
+}
+
 /// One write, or what is left of it, and where its outcome goes.
 #[derive(Debug)]
 struct Job {
-    data: Vec<u8>,
-    /// How much of it has been written.
-    written: usize,
+    unwritten: Unwritten,
+    keeper: Keeper,
     done: oneshot::Sender<Result<(), StdioError>>,
     waiting: Waiting,
 }
@@ -113,15 +149,19 @@ impl InputStream {
         Ok(len)
     }
 
-    /// Moves what is there from a connection to the process, when there is room, `most` bytes at a time.
+    /// Moves what is there from a connection to the process, when there is room, `most` bytes at a time; one of the two is
+    /// a pipe.
     ///
     /// # Errors
     /// As [`InputStream::write`].
     pub(super) async fn move_from(&self, from: BorrowedFd<'_>, most: usize) -> Result<Moved, StdioError> {
         let source = self.source().ok_or(StdioError::Closed { stream: self.name })?;
         let moved = source.perform(Interest::WRITABLE, |to| match splice(from, to, most) {
+            // A stopped terminal takes nothing and does not say why.
+            Ok(0) if self.is_terminal() => Err(io::ErrorKind::WouldBlock.into()),
             Ok(0) => Ok(Moved::End),
             Ok(_) => Ok(Moved::Bytes),
+            Err(Errno::EINVAL) => Ok(Moved::Never),
             Err(Errno::EAGAIN) => match missing(from, to) {
                 Missing::Bytes => Ok(Moved::NotNow),
                 Missing::Room => Err(Errno::EAGAIN.into()),
@@ -147,12 +187,14 @@ impl InputStream {
         let closed = || StdioError::Closed { stream: self.name };
         let mut state = self.state();
         let is_first = self.waiting.load(Ordering::Relaxed) == 0;
-        let mut job = Job { data, written: 0, done, waiting: Waiting::new(&self.waiting) };
+        let unwritten = Unwritten::Own(data, 0);
+        let keeper = Keeper::of_current_call();
+        let mut job = Job { unwritten, keeper, done, waiting: Waiting::new(&self.waiting) };
         if is_first {
             let (State::Open(source) | State::Writing { source, .. }) = &*state else { return Err(closed()) };
-            match write_some(source.fd().as_fd(), &job.data) {
-                Ok(written) if written == job.data.len() => return Ok(None),
-                Ok(written) => job.written = written,
+            match job.unwritten.advance(|data| write_some(source.fd().as_fd(), data)) {
+                Ok(_) if job.unwritten.data().is_empty() => return Ok(None),
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(outcome(self.name, error)),
             }
@@ -223,9 +265,8 @@ impl Drop for InputStream {
 
 /// The writer task: ends when the stream is closed and drained, or when a pipe's reader is gone.
 async fn write_jobs(stream: StreamName, source: Arc<Source>, mut queue: mpsc::Receiver<Job>) {
-    while let Some(Job { data, written, done, waiting }) = queue.recv().await {
-        let rest = data.get(written..).unwrap_or_default();
-        let result = write_all(&source, rest).await.map_err(|error| outcome(stream, error));
+    while let Some(Job { unwritten, keeper, done, waiting }) = queue.recv().await {
+        let result = write_all(&source, unwritten, keeper).await.map_err(|error| outcome(stream, error));
         // A terminal that hung up may be opened again; a pipe stays broken.
         let broken = result.is_err() && stream != StreamName::Terminal;
         // Before its caller can come with the next one.
@@ -237,10 +278,20 @@ async fn write_jobs(stream: StreamName, source: Arc<Source>, mut queue: mpsc::Re
     }
 }
 
-async fn write_all(source: &Source, mut data: &[u8]) -> io::Result<()> {
-    while !data.is_empty() {
-        let written = source.perform(Interest::WRITABLE, |fd| write_some(fd, data)).await?;
-        data = data.get(written..).unwrap_or_default();
+async fn write_all(source: &Source, mut unwritten: Unwritten, keeper: Keeper) -> io::Result<()> {
+    let mut patience = if keeper.is_again() { Duration::ZERO } else { PATIENCE };
+    while !unwritten.data().is_empty() {
+        let written = source.perform(Interest::WRITABLE, |fd| unwritten.advance(|data| write_some(fd, data)));
+        match tokio::time::timeout(patience, written).await {
+            Ok(written) => drop(written?),
+            Err(_) => {
+                // Once, whether there was room for it or not.
+                patience = Duration::MAX;
+                if let Some(rest) = keeper.keep(unwritten.data()) {
+                    unwritten = Unwritten::Kept(rest);
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! A connection of the host's that carries one stream of a process.
 //!
 //! Between a pipe and the connection bytes are moved by splice(2): whenever the server is killed, each byte is on the one
-//! side or on the other, and who is given both goes on without a loss. A terminal's go through memory, because not all
-//! kernels move them: what has been read of one and not been written is lost with the server, 4 KiB at most.
+//! side or on the other, and who is given both goes on without a loss. A terminal's are moved through a pipe between the two
+//! ([`Stage`]). Kernels before 5.11 can't move them: there they go through memory, and what has been read and not been
+//! written is lost with the server, 4 KiB at most.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::source::prepare;
+use super::stage::Stage;
 use super::sys::register;
 use super::{InputStream, OutputStream};
 
@@ -31,20 +33,20 @@ const LITTLE: usize = 2 << 10;
 const RECOVERY: Duration = Duration::from_millis(20);
 
 /// How much to move at a time.
-struct Piece(usize);
+pub(super) struct Piece(pub(super) usize);
 
 impl Piece {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(MOST)
     }
 
     /// Some has been moved.
-    fn moved(&mut self) {
+    pub(super) fn moved(&mut self) {
         self.0 = self.0.saturating_mul(2).min(MOST);
     }
 
     /// There was no memory for so much.
-    async fn refused(&mut self) {
+    pub(super) async fn refused(&mut self) {
         if self.0 > LITTLE {
             self.0 = LITTLE;
         } else {
@@ -67,13 +69,19 @@ pub(super) enum Moved {
     NotNow,
     /// None: the kernel had no memory for so much.
     NoMemory,
+    /// None: the kernel has no way to.
+    Never,
     /// There are no more.
     End,
 }
 
 /// See the module. The host sees the end when it is dropped, whoever else has the connection.
 #[derive(Debug)]
-pub struct Link(AsyncFd<Arc<OwnedFd>>);
+pub struct Link {
+    connection: AsyncFd<Arc<OwnedFd>>,
+    /// For a terminal's stream.
+    stage: Option<Stage>,
+}
 
 impl Drop for Link {
     fn drop(&mut self) {
@@ -86,13 +94,38 @@ impl Link {
     ///
     /// # Errors
     /// When it can't be put into the event loop.
-    pub fn new(connection: OwnedFd) -> io::Result<Self> {
-        prepare(&connection)?;
-        register(Arc::new(connection), Interest::READABLE | Interest::WRITABLE).map(Self)
+    pub fn new(connection: OwnedFd, is_terminal: bool) -> io::Result<Self> {
+        Self::with(connection, if is_terminal { Stage::new() } else { None })
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.0.get_ref().as_fd()
+    /// One of an earlier server's, by its [`Link::duplicates`].
+    pub fn held(fds: Vec<OwnedFd>) -> Option<Self> {
+        let mut fds = fds.into_iter();
+        let connection = fds.next()?;
+        Self::with(connection, Stage::held(fds.next(), fds.next())).ok()
+    }
+
+    fn with(connection: OwnedFd, stage: Option<Stage>) -> io::Result<Self> {
+        prepare(&connection)?;
+        let connection = register(Arc::new(connection), Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self { connection, stage })
+    }
+
+    /// What the next server needs to go on with it.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
+        let of_stage = self.stage.iter().flat_map(Stage::ends);
+        std::iter::once(self.fd()).chain(of_stage).map(|fd| fd.try_clone_to_owned()).collect()
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.connection.get_ref().as_fd()
+    }
+
+    pub(super) fn connection(&self) -> &AsyncFd<Arc<OwnedFd>> {
+        &self.connection
     }
 
     /// Moves what a process writes, until its end or the host's. `exited` and `quiet` as in [`OutputStream::take`].
@@ -102,8 +135,14 @@ impl Link {
         exited: &watch::Receiver<Option<T>>,
         quiet: Duration,
     ) {
+        if let (Some(stage), true) = (&self.stage, stream.is_terminal())
+            && stage.carry_output(self, stream, exited, quiet).await != Moved::Never
+        {
+            let _ = shutdown(self.fd().as_raw_fd(), Shutdown::Write);
+            return;
+        }
         let mut piece = Piece::new();
-        while let Ok(mut room) = self.0.writable().await {
+        while let Ok(mut room) = self.connection.writable().await {
             if stream.is_terminal() {
                 match stream.read(TERMINAL, exited, quiet).await {
                     Ok(bytes) if !bytes.is_empty() && self.write_all(&bytes).await.is_ok() => {}
@@ -114,7 +153,7 @@ impl Link {
                     Ok(Moved::Bytes) => piece.moved(),
                     Ok(Moved::NoMemory) => piece.refused().await,
                     Ok(Moved::NotNow) => room.clear_ready(),
-                    Ok(Moved::End) | Err(_) => break,
+                    Ok(Moved::End | Moved::Never) | Err(_) => break,
                 }
             }
             tokio::task::consume_budget().await;
@@ -125,8 +164,13 @@ impl Link {
     /// Moves what the host writes, until its end or the process's. What the process does not read holds up nobody but
     /// the host.
     pub async fn carry_input(&self, stream: &InputStream) {
+        if let (Some(stage), true) = (&self.stage, stream.is_terminal())
+            && stage.carry_input(self, stream).await != Moved::Never
+        {
+            return;
+        }
         let mut piece = Piece::new();
-        while let Ok(mut ready) = self.0.readable().await {
+        while let Ok(mut ready) = self.connection.readable().await {
             let moved = if stream.is_terminal() {
                 self.move_by_memory(stream).await
             } else {
@@ -136,7 +180,7 @@ impl Link {
                 Ok(Moved::Bytes) => piece.moved(),
                 Ok(Moved::NoMemory) => piece.refused().await,
                 Ok(Moved::NotNow) => ready.clear_ready(),
-                Ok(Moved::End) | Err(_) => break,
+                Ok(Moved::End | Moved::Never) | Err(_) => break,
             }
             tokio::task::consume_budget().await;
         }
@@ -160,7 +204,7 @@ impl Link {
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         let mut piece = Piece::new();
         while !bytes.is_empty() {
-            let mut room = self.0.writable().await?;
+            let mut room = self.connection.writable().await?;
             match nix::unistd::write(self.fd(), bytes.get(..piece.0).unwrap_or(bytes)) {
                 Ok(written) => {
                     bytes = bytes.get(written..).unwrap_or_default();
@@ -233,11 +277,19 @@ mod tests {
 
     /// Servers that carry a stream, of which each but the last is killed: nothing that it had is dropped.
     fn carry(fd: &OwnedFd, name: StreamName, connection: &OwnedFd, carry: impl AsyncFn(&Link, &Streams)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let held = runtime.block_on(async {
+            let first = Link::new(connection.try_clone().unwrap(), name == StreamName::Terminal).unwrap();
+            let held = first.duplicates().unwrap();
+            std::mem::forget(first);
+            held
+        });
         for life in 1.. {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let is_done = runtime.block_on(async {
                 let streams = Streams::from_fds([(name, fd.try_clone().unwrap())]).unwrap();
-                let link = Link::new(connection.try_clone().unwrap()).unwrap();
+                let fds = held.iter().map(|fd| fd.try_clone().unwrap()).collect();
+                let link = Link::held(fds).unwrap();
                 let killed = async {
                     for _ in 0..life * 2 {
                         tokio::task::yield_now().await;
@@ -293,6 +345,45 @@ mod tests {
         assert!(all.join().unwrap() == bytes());
     }
 
+    /// A terminal that changes nothing, and whose process neither reads nor writes yet.
+    fn terminal() -> (OwnedFd, File) {
+        let nix::pty::OpenptyResult { master, slave } = nix::pty::openpty(None, None).unwrap();
+        let mut raw = nix::sys::termios::tcgetattr(&slave).unwrap();
+        nix::sys::termios::cfmakeraw(&mut raw);
+        nix::sys::termios::tcsetattr(&slave, nix::sys::termios::SetArg::TCSANOW, &raw).unwrap();
+        (master, slave.into())
+    }
+
+    #[test]
+    fn what_a_terminal_shows_arrives_once_however_often_its_server_is_killed() {
+        let (master, slave) = terminal();
+        let (ours, peer) = UnixStream::pair().unwrap();
+        write_all(slave);
+        let all = read_all(peer);
+        let (process, exited) = watch::channel(None::<()>);
+        drop(process);
+        carry(&master, StreamName::Terminal, &ours.into(), async |link, streams| {
+            link.carry_output(&streams.stdout, &exited, Duration::from_secs(600)).await;
+        });
+        assert!(all.join().unwrap() == bytes());
+    }
+
+    #[test]
+    fn what_is_typed_arrives_once_however_often_its_server_is_killed() {
+        let (master, mut slave) = terminal();
+        let (ours, peer) = UnixStream::pair().unwrap();
+        write_all(peer);
+        let all = thread::spawn(move || {
+            let mut all = vec![0; LEN];
+            slave.read_exact(&mut all).unwrap();
+            all
+        });
+        carry(&master, StreamName::Terminal, &ours.into(), async |link, streams| {
+            link.carry_input(&streams.stdin).await;
+        });
+        assert!(all.join().unwrap() == bytes());
+    }
+
     #[test]
     fn it_is_known_which_side_is_not_ready() {
         let (from, feeder) = nix::unistd::pipe().unwrap();
@@ -313,7 +404,7 @@ mod tests {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let (ours, peer) = UnixStream::pair().unwrap();
         let _another = ours.try_clone().unwrap();
-        let link = Link::new(ours.into()).unwrap();
+        let link = Link::new(ours.into(), false).unwrap();
         let streams = Streams::from_fds([(StreamName::Stdout, reader)]).unwrap();
         File::from(writer).write_all(b"last words").unwrap();
         let (_process, exited) = watch::channel(None::<()>);
@@ -354,7 +445,7 @@ mod tests {
             let fds = [(StreamName::Stdout, from), (StreamName::Stdin, to)];
             let streams = Streams::from_fds(fds).unwrap();
             let (_process, exited) = watch::channel(None::<()>);
-            let link = |connection: UnixStream| Link::new(connection.into()).unwrap();
+            let link = |connection: UnixStream| Link::new(connection.into(), false).unwrap();
             link(output).carry_output(&streams.stdout, &exited, Duration::ZERO).await;
             link(input).carry_input(&streams.stdin).await;
             link(terminal).write_all(&shown).await.unwrap();

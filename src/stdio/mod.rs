@@ -23,6 +23,7 @@ mod link;
 mod output;
 pub mod ports;
 mod source;
+mod stage;
 mod sys;
 #[cfg(test)]
 mod tests;

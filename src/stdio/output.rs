@@ -153,7 +153,7 @@ impl OutputStream {
             .map_err(|error| StdioError::Read { stream: self.name, source: error })
     }
 
-    /// The same from a pipe to a connection that had room, `most` bytes at a time.
+    /// The same to a connection that had room, `most` bytes at a time; one of the two is a pipe.
     pub(super) async fn move_to<T>(
         &self,
         to: BorrowedFd<'_>,
@@ -174,6 +174,8 @@ impl OutputStream {
                 Missing::Nothing => Ok(Look::Bytes(Moved::Bytes)),
             },
             Err(errno) if is_memory_short(errno) => Ok(Look::Bytes(Moved::NoMemory)),
+            Err(nix::errno::Errno::EIO) if self.is_terminal() => Ok(Look::HungUp),
+            Err(nix::errno::Errno::EINVAL) => Ok(Look::Bytes(Moved::Never)),
             Err(errno) => Err(errno.into()),
         };
         let moved = self.read_from(source, look, exited.clone(), quiet).await;

@@ -137,8 +137,8 @@ pub struct Listed {
     pub streams: HeldStreams,
 }
 
-/// Connections that carry streams, by [`stream_key`].
-pub type HeldStreams = HashMap<u64, (OwnedFd, Hold)>;
+/// Connections that carry streams, each with what else that takes, by [`stream_key`].
+pub type HeldStreams = HashMap<u64, (Vec<OwnedFd>, Hold)>;
 
 /// The number under which the connection for a stream is held, of a process that was launched under `process`.
 pub fn stream_key(process: u64, stream: u8) -> u64 {
@@ -245,20 +245,20 @@ impl Launcher {
 
     /// Has the journal held, for as long as there is an agent.
     pub fn hold_journal(&self, journal: OwnedFd) {
-        let _ = self.commands.send(Command::Hold { key: JOURNAL, fd: journal });
+        let _ = self.commands.send(Command::Hold { key: JOURNAL, fds: vec![journal] });
     }
 
     /// Has the connection on a line of the journal held.
     pub fn hold_connection(&self, line: u16, connection: OwnedFd) -> Hold {
         let key = CONNECTIONS | u64::from(line);
-        let _ = self.commands.send(Command::Hold { key, fd: connection });
+        let _ = self.commands.send(Command::Hold { key, fds: vec![connection] });
         Hold { key, commands: self.commands.clone() }
     }
 
-    /// Has the connection held that carries a stream of a process.
-    pub fn hold_stream(&self, process: u64, stream: u8, connection: OwnedFd) -> Hold {
+    /// Has the connection held that carries a stream of a process, and what else that takes.
+    pub fn hold_stream(&self, process: u64, stream: u8, fds: Vec<OwnedFd>) -> Hold {
         let key = stream_key(process, stream);
-        let _ = self.commands.send(Command::Hold { key, fd: connection });
+        let _ = self.commands.send(Command::Hold { key, fds });
         Hold { key, commands: self.commands.clone() }
     }
 

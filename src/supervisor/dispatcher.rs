@@ -51,7 +51,7 @@ pub(super) enum Command {
     },
     Hold {
         key: u64,
-        fd: OwnedFd,
+        fds: Vec<OwnedFd>,
     },
     Release {
         key: u64,
@@ -237,7 +237,7 @@ impl Dispatcher {
                 }
                 self.outbox.push_back((Header::new(Kind::Serving, 0), Vec::new()));
             }
-            Command::Hold { key, fd } => self.outbox.push_back((Header::new(Kind::Hold, key), vec![fd])),
+            Command::Hold { key, fds } => self.outbox.push_back((Header::new(Kind::Hold, key), fds)),
             Command::Release { key, keep } => {
                 let release = Header { status: keep, ..Header::new(Kind::Release, key) };
                 self.outbox.push_back((release, Vec::new()));
@@ -319,9 +319,7 @@ impl Dispatcher {
                 return;
             }
             key if key >= STREAMS => {
-                if let Some(fd) = fds.pop() {
-                    listed.streams.insert(key, (fd, process.hold));
-                }
+                listed.streams.insert(key, (fds, process.hold));
                 return;
             }
             key => {

@@ -120,6 +120,13 @@ pub(super) fn data_begins(beginning: &[u8]) -> Option<usize> {
     payload.bytes.start.checked_add(data.bytes.start).filter(|start| *start <= beginning.len())
 }
 
+/// How long the data of a request to write is, by the beginning of that request.
+pub(super) fn data_len(beginning: &[u8]) -> Option<usize> {
+    let payload = find_begun(beginning, REQUEST_PAYLOAD)?;
+    let data = find_begun(beginning.get(payload.bytes.start..)?, WRITE_DATA)?;
+    Some(data.bytes.len())
+}
+
 /// A request to write of which `head` is what is in front of the data, and `rest` is the data and what is behind it. `None`
 /// if one of the fields is there more than once, or `rest` is too short.
 pub(super) fn parse_write(
@@ -222,6 +229,7 @@ mod tests {
         assert_eq!((request.method.as_str(), request.timeout_nano, request.payload.len()), (WRITE, 5, 0));
         assert_eq!((write.exec_id.as_str(), write.data), ("e", vec![9; 300]));
         assert_eq!(data_begins(&self::request("CopyFile", 300)), None);
+        assert_eq!((data_len(&bytes[..begins]), data_len(&bytes)), (Some(300), Some(300)));
     }
 
     #[test]

@@ -6,14 +6,19 @@
 //! | that wait or ask; that may be made twice | are begun again, with what is left of their time |
 //! | that make something | are answered by whether it is there once the sandbox has been taken over; what was half made has been undone then |
 //! | RemoveContainer | is begun again; that the container is gone is what was asked for |
-//! | WriteStdin and others that must not be done twice | UNAVAILABLE: whether it was done can't be told |
+//! | WriteStdin that waits for its process to read | goes on with what is left |
+//! | WriteStdin else, and others that must not be done twice | UNAVAILABLE: whether it was done can't be told |
 //! | whose request had not come in whole | UNAVAILABLE: nothing was done |
 //! | that the server panicked at; that two servers died of | INTERNAL, with the panic's message |
 
+use std::time::Duration;
+
 use async_trait::async_trait;
+use nakai_protocols::agent::WriteStreamRequest;
 use ttrpc::Code;
 use ttrpc::proto::MessageHeader;
 
+use super::around::data_len;
 use super::asked::Asked;
 use super::frame::{Body, Frame};
 use super::reply::Reply;
@@ -104,10 +109,17 @@ impl Router {
         if left.strikes > 1 {
             return Some(Reply::refusal(Code::INTERNAL, format!("{died} at {what}, a second time")));
         }
+        if let (Some(rest), Some(len)) = (left.rest.take(), data_len(&left.request)) {
+            self.effects.settled().await;
+            left.call.begun_again();
+            let (container_id, exec_id, data) = (asked.container, asked.exec, rest.take());
+            let write = WriteStreamRequest { container_id, exec_id, data, ..Default::default() };
+            return Some(in_time(left.limit, self.write_rest(write, len)).await);
+        }
         if !waits(&asked.method) {
             // A server that dies before it gets so far has not died of this.
             self.effects.settled().await;
-            if left.runs > 0 {
+            if left.runs > 0 && Course::of(&asked) != Course::Unknown {
                 let text = format!("{died} at {what}, and again when that was begun again");
                 return Some(Reply::refusal(Code::INTERNAL, text));
             }
@@ -140,12 +152,17 @@ impl Router {
         call.begun_again();
         let header = MessageHeader { length: len, stream_id: stream, type_: kind, flags: 0 };
         let served = self.serve(Frame { header, body: Body::Bytes(request) }, &call, room);
-        match limit {
-            None => served.await,
-            Some(limit) => match tokio::time::timeout(limit, served).await {
-                Ok(reply) => reply,
-                Err(_) => Some(Reply::refusal(Code::DEADLINE_EXCEEDED, "timeout")),
-            },
-        }
+        in_time(limit, served).await
+    }
+}
+
+/// What is left of a call's time goes for it.
+async fn in_time<R: From<Reply>>(limit: Option<Duration>, served: impl Future<Output = R>) -> R {
+    match limit {
+        None => served.await,
+        Some(limit) => match tokio::time::timeout(limit, served).await {
+            Ok(reply) => reply,
+            Err(_) => Reply::refusal(Code::DEADLINE_EXCEEDED, "timeout").into(),
+        },
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use nakai_protocols::agent::{ReadStreamRequest, WriteStreamRequest};
+use nakai_protocols::agent::{ReadStreamRequest, WriteStreamRequest, WriteStreamResponse};
 use nakai_protocols::agent_ttrpc::{AgentService, create_agent_service};
 use nakai_protocols::health_ttrpc::{Health, create_health};
 use protobuf::Message as _;
@@ -151,6 +151,25 @@ impl Router {
 
     async fn write_or_fail(&self, context: TtrpcContext, call: Call) -> ttrpc::Result<Reply> {
         let response = self.agent.write_stdin(&context, call.into_write().map_err(unreadable)?).await?;
+        Self::written(&response)
+    }
+
+    /// Writes what an earlier server has not written of a request whose data had `len` bytes.
+    pub(super) async fn write_rest(&self, write: WriteStreamRequest, len: usize) -> Reply {
+        let context = TtrpcContext {
+            mh: MessageHeader::default(),
+            metadata: HashMap::new(),
+            timeout_nano: 0,
+            ..Default::default()
+        };
+        let written = self.agent.write_stdin(&context, write).await.and_then(|mut response| {
+            response.len = u32::try_from(len).unwrap_or(u32::MAX);
+            Self::written(&response)
+        });
+        written.unwrap_or_else(Reply::failure)
+    }
+
+    fn written(response: &WriteStreamResponse) -> ttrpc::Result<Reply> {
         let payload = response.write_to_bytes().map_err(|error| ttrpc::Error::Others(error.to_string()))?;
         let status = Some(ttrpc::get_status(Code::OK, "")).into();
         Ok(Reply::Message(Response { status, payload, ..Default::default() }))

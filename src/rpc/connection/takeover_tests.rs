@@ -159,6 +159,24 @@ fn a_calls_time_goes_on_over_the_death_of_its_server() {
 }
 
 #[test]
+fn a_write_that_waits_goes_on_with_what_is_left_however_often_its_server_dies() {
+    let mut host = Host::new();
+    let write =
+        WriteStreamRequest { container_id: "stuck".into(), data: numbered(300), ..Default::default() };
+    host.killed_at(1, "WriteStdin", write.write_to_bytes().unwrap());
+    for _ in 0..5 {
+        host.kill();
+        host.turns(20);
+        assert!(host.answers().is_empty());
+    }
+    host.fake.go_on.notify_waiters();
+    let answer = &host.until(1)[&1];
+    assert_eq!(status(answer).0, Code::OK);
+    // To its caller it is one write.
+    assert_eq!(WriteStreamResponse::parse_from_bytes(&answer.payload).unwrap().len, 300);
+}
+
+#[test]
 fn what_changes_something_is_answered_by_what_is_there() {
     let mut host = Host::new();
     let create = |id: &str| CreateContainerRequest { container_id: id.to_owned(), ..Default::default() };

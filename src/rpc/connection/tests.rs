@@ -20,7 +20,7 @@ use ttrpc::r#async::{Client, TtrpcContext};
 use ttrpc::{Code, context};
 
 use super::*;
-use crate::journal::Line;
+use crate::journal::{Keeper, Line};
 use crate::rpc::HealthService;
 
 /// Answers reads with as many bytes as were asked for, and waits until it is told to go on. Reads of the process "late"
@@ -95,6 +95,16 @@ impl AgentService for Shared {
         _: &TtrpcContext,
         r: WriteStreamRequest,
     ) -> ttrpc::Result<WriteStreamResponse> {
+        if r.container_id == "stuck" {
+            // The process takes some of it, and nothing more until it is told to.
+            let taken = if r.data.len() == 300 { 100 } else { 0 };
+            let mut rest = Keeper::of_current_call().keep(&r.data).unwrap();
+            rest.advance(|_| Ok(taken)).unwrap();
+            let _waiting = Waiting::new(&self.0);
+            self.0.go_on.notified().await;
+            let len = if rest.data() == &numbered(300)[100..] { rest.data().len() } else { 0 };
+            return Ok(WriteStreamResponse { len: u32::try_from(len).unwrap(), ..Default::default() });
+        }
         let len = if r.data == numbered(r.data.len()) { r.data.len() } else { 0 };
         Ok(WriteStreamResponse { len: u32::try_from(len).unwrap(), ..Default::default() })
     }

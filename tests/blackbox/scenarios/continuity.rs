@@ -10,13 +10,14 @@ use tokio::task::JoinHandle;
 use ttrpc::Code;
 
 use super::recovery::{COUNT, KILL_SERVER, counted};
-use crate::harness::expect::{refused, succeeded};
+use crate::harness::expect::{noise, refused, same_bytes, succeeded};
 use crate::harness::{Container, Ctx, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_connection_and_its_calls_outlive_servers).ends_its_agent(),
         scenario!(bytes_under_way_arrive_once).ends_its_agent().host_only(),
+        scenario!(a_write_that_waits_outlives_servers).ends_its_agent().host_only(),
     ]
 }
 
@@ -96,6 +97,32 @@ async fn a_connection_and_its_calls_outlive_servers(ctx: Ctx) -> Outcome {
     assert!(!oom.is_finished(), "nothing has run out of memory");
     ctx.returns_to(&before).await?;
     oom.abort();
+    ctx.client().destroy_sandbox().await?;
+    Ok(())
+}
+
+/// A process does not read for now, and its pipe is full.
+async fn a_write_that_waits_outlives_servers(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("continuity", "pod", false)).await?;
+    let idle = ctx.idle(|spec| spec).await?;
+    let script = "until [ -e /go ]; do sleep 0.1; done; exec cat";
+    ctx.client().exec_process(&idle.id, "slow", idle.process(["sh", "-c", script])).await?;
+    let sent = noise(300_000, 3);
+    let (writing, id, data) = (ctx.clone(), idle.id.clone(), sent.clone());
+    let written = tokio::spawn(async move { writing.client().write_stdin(&id, "slow", data).await });
+    // Longer than it takes until the write is kept, by the server's own clock.
+    idle.sh("sleep 0.5").await?;
+    for _ in 0..3 {
+        killed_within_a_creation(&ctx).await?;
+    }
+    assert!(!written.is_finished(), "it waits for its process");
+    fs::write(idle.file("go"), "")?;
+    let output = tokio::spawn(read_all(ctx.clone(), idle.id.clone(), "slow".to_owned()));
+    assert_eq!(written.await??, 300_000);
+    ctx.client().close_stdin(&idle.id, "slow").await?;
+    same_bytes(&output.await??, &sent);
+    assert_eq!(ctx.client().wait_process(&idle.id, "slow").await?, 0);
+    idle.remove().await?;
     ctx.client().destroy_sandbox().await?;
     Ok(())
 }

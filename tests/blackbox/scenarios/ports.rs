@@ -142,6 +142,18 @@ async fn streams_outlive_servers(ctx: Ctx) -> Outcome {
     let (mut poured, port) = ctx.stream().await?;
     let script = format!("seq 1 {NUMBERS}; echo end; read line");
     let pour = exec(&container, &ctx, ["sh", "-c", &script], false, [0, port, 0]).await?;
+    let (mut typed, typed_port) = ctx.stream().await?;
+    let (mut shown, shown_port) = ctx.stream().await?;
+    let lines: String = (0..NUMBERS).map(|number| format!("{number}\n")).collect();
+    let len = lines.len();
+    let script = format!("stty raw -echo; echo ready; head -c {len}; read line");
+    let terminal = exec(&container, &ctx, ["sh", "-c", &script], true, [typed_port, shown_port, 0]).await?;
+    shown.read_exact(&mut [0; 6]).await?;
+    let typist = tokio::spawn(async move {
+        typed.write_all(lines.as_bytes()).await?;
+        std::io::Result::Ok((typed, lines))
+    });
+    let mut screen = Vec::new();
     // There is much more than fits into the pipe and the sockets.
     let mut text = vec![0; 1000];
     poured.read_exact(&mut text).await?;
@@ -155,7 +167,18 @@ async fn streams_outlive_servers(ctx: Ctx) -> Outcome {
         let seen = text.len();
         text.resize(seen + 10_000, 0);
         poured.read_exact(text.get_mut(seen..).unwrap_or_default()).await?;
+        let seen = screen.len();
+        screen.resize(seen + 10_000, 0);
+        shown.read_exact(screen.get_mut(seen..).unwrap_or_default()).await?;
     }
+    let seen = screen.len();
+    screen.resize(len, 0);
+    shown.read_exact(screen.get_mut(seen..).unwrap_or_default()).await?;
+    let (mut typed, lines) = typist.await??;
+    same_bytes(&screen, lines.as_bytes());
+    typed.write_all(b"\n").await?;
+    assert_eq!(read_all(shown).await?, b"");
+    assert_eq!(ctx.client().wait_process(&container.id, &terminal).await?, 0);
     while !text.ends_with(b"end\n") {
         assert_ne!(poured.read_buf(&mut text).await?, 0, "the end is lost");
     }
@@ -166,7 +189,7 @@ async fn streams_outlive_servers(ctx: Ctx) -> Outcome {
     input.shutdown().await?;
     assert_eq!(read_all(output).await?, b"", "cat ends with its input");
     assert_eq!(ctx.client().wait_process(&container.id, &cat).await?, 0);
-    drop((input, poured));
+    drop((input, poured, typed));
     ctx.returns_to(&inventory).await?;
 
     let (output, port) = ctx.stream().await?;
