@@ -22,6 +22,7 @@ use super::pause::Freezer;
 use super::process::Process;
 use super::pumps::{self, Links};
 use super::records::started_name;
+use super::start_words::StartWords;
 use super::undo::{Undo, Why};
 use super::{Environment, ExecRequest};
 use crate::spec::{self, LateProcess};
@@ -217,12 +218,17 @@ async fn wait_until_empty(container: &Arc<Container>) {
 async fn start(environment: &Environment, container: &Container) -> Result<(), SandboxError> {
     let (records, name) = (environment.records.clone(), started_name(container.id().as_str()));
     blocking(move || Ok(records.write(&name, &())?)).await?;
-    let state = container.description.state_root.join(container.id().as_str());
+    let state_root = &container.description.state_root;
+    let state = state_root.join(container.id().as_str());
+    let words = StartWords::listen(state_root, container.id())?;
     if let Err(error) = release_init(&state).await {
         // Else the next server would finish what the host is told has failed.
         let (records, name) = (environment.records.clone(), started_name(container.id().as_str()));
         blocking(move || Ok(records.remove(&name)?)).await?;
         return Err(if waits_no_more(&error) { container.refuse_ended() } else { error });
+    }
+    if let Some(words) = words {
+        words.end(container.id()).await?;
     }
     run_hooks(environment, container, &container.description.poststart, true).await;
     Ok(())

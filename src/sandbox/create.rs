@@ -28,7 +28,7 @@ use crate::spec::{self, Facts, NamespaceId, OwnInit, PidNamespace, Prepared};
 use crate::stdio::ports;
 use crate::storage::{LentNode, StorageHandle, StorageRequest};
 use crate::worker::console;
-use crate::worker::job::{CgroupTrees, CreateJob, Failure, Job, UnifiedCgroup};
+use crate::worker::job::{CgroupTrees, CreateJob, Failure, Job, UnifiedCgroup, start_words};
 use crate::worker::stand_in;
 
 /// Where libcontainer keeps its state, in the agent's directory.
@@ -364,7 +364,9 @@ pub(super) fn push_stand_in_undo(id: &ContainerId, state_root: &Path, undo: &mut
 /// Init's gate, or what libcontainer leaves behind when it fails, or is killed, half-way; and what it leaves in any case.
 pub(super) fn push_launch_undo(id: &ContainerId, state_root: &Path, cgroup: &Cgroup, undo: &mut Undo) {
     let state = state_root.join(id.as_str());
+    let words = start_words(state_root, id.as_str());
     undo.push_blocking("remove the runtime's state", move || {
+        let _ = std::fs::remove_file(words);
         let removed = match std::fs::remove_file(&state) {
             Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => std::fs::remove_dir_all(&state),
             removed => removed,
@@ -431,6 +433,9 @@ async fn launch_init(
         copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
         read_only_dev: prepared.read_only_dev,
+        read_only_paths: std::mem::take(&mut prepared.read_only_paths),
+        start_hooks: std::mem::take(&mut prepared.start_hooks),
+        annotations: prepared.spec.annotations().clone().unwrap_or_default(),
     }));
     launch::start_process(environment, None, &job, wiring, Box::new(end), what).await
 }

@@ -47,6 +47,7 @@ mod removal;
 mod running;
 mod shared_mounts;
 mod shares;
+mod start_words;
 mod sysctl;
 mod system_devices;
 mod tmpfs_modes;

@@ -137,12 +137,7 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>
             }
             // On the one mount that there is, the recursive word means the same.
             "symfollow" | "nosymfollow" if !recursive => kept.push(format!("r{option}")),
-            "symfollow" | "nosymfollow" => {
-                return Err(refuse(
-                    mount,
-                    format!("option {option:?} is not supported with 'rbind', \"r{option}\" is"),
-                ));
-            }
+            "symfollow" | "nosymfollow" => kept.push(option),
             "sync" | "dirsync" | "mand" if !bind => {
                 return Err(refuse(mount, format!("option {option:?} is not supported")));
             }
@@ -159,6 +154,19 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>
     }
     mount.set_options((!kept.is_empty()).then_some(kept));
     Ok(word)
+}
+
+/// libcontainer knows the recursive word only.
+pub(super) fn refuse_topmost_links(spec: &Spec) -> Result<(), SpecError> {
+    for word in ["symfollow", "nosymfollow"] {
+        if let Some(mount) = spec.mounts().iter().flatten().find(|mount| has(mount, word)) {
+            let why = format!(
+                "option {word:?} is not supported with 'rbind' where libcontainer makes the mount, \"r{word}\" is"
+            );
+            return Err(refuse(mount, why));
+        }
+    }
+    Ok(())
 }
 
 /// libcontainer would make its nodes and links in what is bound on `/dev`: it may have no such container.

@@ -289,6 +289,8 @@ fn flag(word: &str) -> Option<(bool, u64)> {
         "exec" => (false, libc::MOUNT_ATTR_NOEXEC),
         "nodiratime" => (true, libc::MOUNT_ATTR_NODIRATIME),
         "diratime" => (false, libc::MOUNT_ATTR_NODIRATIME),
+        "nosymfollow" => (true, libc::MOUNT_ATTR_NOSYMFOLLOW),
+        "symfollow" => (false, libc::MOUNT_ATTR_NOSYMFOLLOW),
         _ => return None,
     })
 }
@@ -296,8 +298,6 @@ fn flag(word: &str) -> Option<(bool, u64)> {
 /// The same for all beneath the mount, behind the `r`.
 fn flag_below(word: &str) -> Option<(bool, u64)> {
     match word {
-        "nosymfollow" => Some((true, libc::MOUNT_ATTR_NOSYMFOLLOW)),
-        "symfollow" => Some((false, libc::MOUNT_ATTR_NOSYMFOLLOW)),
         "nodiratime" | "diratime" => None,
         word => flag(word),
     }

@@ -13,6 +13,7 @@ use super::executor::{ContainerExecutor, LastSteps};
 use super::filter::Filter;
 use super::job::{CreateJob, Failure, FailureKind};
 use super::report::Report;
+use super::start_hooks::StartHooks;
 use super::{chain, copy_up, init, limits, mounts, nodes, propagation, sys};
 use crate::guest::beneath::{BeneathError, Root};
 use crate::spec::WorkingDirectory;
@@ -81,7 +82,7 @@ fn by_libcontainer(
     }
     drop(stay);
     if let Some(init) = started.fds.first() {
-        propagation::apply(init, &job.propagation, job.read_only_dev)?;
+        propagation::apply(init, &job)?;
     }
     Ok(started)
 }
@@ -110,7 +111,8 @@ fn wire(
     let copy = |e: std::io::Error| Failure::internal(format!("copy a descriptor: {e}"));
     let ready = console.as_ref().map(|console| console.ready.try_clone()).transpose().map_err(copy)?;
     let steps = LastSteps::new(late.clone(), filter);
-    let executor = ContainerExecutor::new(steps, report.try_clone().map_err(copy)?, ready)?;
+    let start = StartHooks::prepare(job)?;
+    let executor = ContainerExecutor::new(steps, report.try_clone().map_err(copy)?, ready, start)?;
     let mut builder = ContainerBuilder::new(job.id.clone(), SyscallType::default())
         .with_root_path(&job.state_root)
         .map_err(|error| Failure::internal(chain(&error)))?

@@ -26,6 +26,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::filter::Filter;
 use super::job::{Failure, FailureKind};
+use super::start_hooks::StartHooks;
 use super::{capabilities, child, limits, passwd, report, sys, user};
 use crate::spec::{CapabilitySets, LateProcess};
 
@@ -71,11 +72,7 @@ impl LastSteps {
             Ok(program) => self.become_program(process, &program),
             Err(failure) => failure,
         };
-        // Nobody waits for more than the end of an init that has been started.
-        let line = format!("nakai: {failure}\n");
-        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
-        let not_found = failure.kind == FailureKind::ProgramNotFound;
-        sys::exit_now(if not_found { 127 } else { 126 })
+        give_up(&failure)
     }
 
     /// Everything up to execve; comes back only with the reason why not.
@@ -147,6 +144,14 @@ impl LastSteps {
     }
 }
 
+/// Ends an init that has been started, for which nobody waits but for its end.
+fn give_up(failure: &Failure) -> ! {
+    let line = format!("nakai: {failure}\n");
+    let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
+    let not_found = failure.kind == FailureKind::ProgramNotFound;
+    sys::exit_now(if not_found { 127 } else { 126 })
+}
+
 /// nakai's executor for a container's init that libcontainer makes.
 #[derive(Debug, Clone)]
 pub(super) struct ContainerExecutor {
@@ -155,6 +160,7 @@ pub(super) struct ContainerExecutor {
     terminal_ready: Option<Rc<OwnedFd>>,
     /// The guest's `/proc`, if the program is labelled.
     proc: Option<Rc<OwnedFd>>,
+    start: Option<Rc<StartHooks>>,
     /// Where the program was found when the container was created.
     found: OnceCell<CString>,
 }
@@ -164,10 +170,11 @@ impl ContainerExecutor {
         steps: LastSteps,
         report: OwnedFd,
         terminal_ready: Option<OwnedFd>,
+        start: Option<StartHooks>,
     ) -> Result<Self, Failure> {
         let proc = steps.selinux_label().map(|_| open_proc()).transpose()?.map(Rc::new);
-        let (report, terminal_ready) = (Rc::new(report), terminal_ready.map(Rc::new));
-        Ok(Self { steps, report, terminal_ready, proc, found: OnceCell::new() })
+        let (terminal_ready, start) = (terminal_ready.map(Rc::new), start.map(Rc::new));
+        Ok(Self { steps, report: Rc::new(report), terminal_ready, proc, start, found: OnceCell::new() })
     }
 
     fn check(&self, process: &Process) -> Result<Option<CString>, Failure> {
@@ -190,12 +197,18 @@ impl Executor for ContainerExecutor {
             // The end of the relay is the end of this pipe.
             let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
         }
+        if let Some(start) = &self.start
+            && let Err(failure) = start.run(&self.steps.environment(process))
+        {
+            give_up(&failure);
+        }
         // Nothing of libcontainer's is needed any more.
         sys::keep_only(std::iter::empty());
         self.steps.run_started(process, self.found.get().cloned())
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        sys::heed_signals();
         let process = spec.process().as_ref().ok_or_else(|| invalid("no process is given".to_owned()));
         let found = process.and_then(|process| self.check(process));
         let kept = found.map(|program| drop(program.map(|program| self.found.set(program))));

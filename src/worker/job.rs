@@ -1,6 +1,7 @@
 //! What the server asks of a worker, and what comes back. Both travel as JSON; see [`crate::supervisor`].
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,17 @@ pub struct CreateJob {
     pub propagation: Vec<MountPropagation>,
     /// Whether its `/dev` is read-only then.
     pub read_only_dev: bool,
+    /// What else nobody may write to, if libcontainer makes init.
+    pub read_only_paths: Vec<String>,
+    /// What init runs before its program; then libcontainer makes it.
+    pub start_hooks: Vec<oci_spec::runtime::Hook>,
+    /// What hooks are told.
+    pub annotations: HashMap<String, String>,
+}
+
+/// The fifo in which init says what is wrong with its `start_hooks`; `state_root` as in [`CreateJob`].
+pub fn start_words(state_root: &Path, container: &str) -> PathBuf {
+    state_root.with_file_name(format!("start-{container}"))
 }
 
 /// A cgroup on the same path in each v1 tree.

@@ -33,6 +33,7 @@ mod report;
 mod shared_mounts;
 mod shell;
 pub mod stand_in;
+mod start_hooks;
 mod sys;
 mod user;
 

@@ -50,10 +50,21 @@ pub(super) fn note_ignored_signals() {
 /// No signal is ignored any more, also none that glibc reserves for itself (32 and 33); what has a handler gets its default
 /// action back by execve(2).
 pub(super) fn default_signal_actions() {
+    // Ignored by all Rust programs, and by a worker.
+    reset_signals(IGNORED.load(Ordering::Relaxed) | BROKEN_PIPE);
+}
+
+/// The same but for what a worker itself ignores: for an init that waits for its start, to which signals are sent already.
+pub(super) fn heed_signals() {
+    reset_signals(IGNORED.load(Ordering::Relaxed) & !BROKEN_PIPE);
+}
+
+/// The bit of SIGPIPE.
+const BROKEN_PIPE: u64 = 1 << (libc::SIGPIPE - 1);
+
+fn reset_signals(ignored: u64) {
     // The kernel's struct sigaction, zeroed: SIG_DFL, no flags, no mask (sigaction(2), "C library/kernel differences").
     let default = [0_u64; 4];
-    // Ignored by all Rust programs, and by a worker.
-    let ignored = IGNORED.load(Ordering::Relaxed) | 1 << (libc::SIGPIPE - 1);
     for signal in (1..=64_i64).filter(|signal| ignored & 1 << (signal - 1) != 0) {
         // SAFETY: `default` is as large as the kernel's structure on every 64-bit architecture; the mask is 8 bytes.
         unsafe {

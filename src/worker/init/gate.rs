@@ -20,16 +20,7 @@ pub(super) struct Gate(OwnedFd);
 impl Gate {
     /// Makes it, in the place of one that was left behind.
     pub(super) fn make(path: &Path) -> Result<Self, Failure> {
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let make = || match mkfifo(path, mode) {
-            Err(Errno::EEXIST) => std::fs::remove_file(path).and_then(|()| Ok(mkfifo(path, mode)?)),
-            other => Ok(other?),
-        };
-        // For writing, too: without a writer its end would be read at once.
-        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        make()
-            .and_then(|()| Ok(Self(open(path, flags, Mode::empty())?)))
-            .map_err(|error| Failure::internal(format!("make the gate {}: {error}", path.display())))
+        make_fifo(path).map(Self)
     }
 
     /// Returns when the container is started.
@@ -47,6 +38,19 @@ impl AsFd for Gate {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// A fifo in the place of what was left behind there, open both ways: without a writer its end would be read at once.
+pub(in super::super) fn make_fifo(path: &Path) -> Result<OwnedFd, Failure> {
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let make = || match mkfifo(path, mode) {
+        Err(Errno::EEXIST) => std::fs::remove_file(path).and_then(|()| Ok(mkfifo(path, mode)?)),
+        other => Ok(other?),
+    };
+    let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    make()
+        .and_then(|()| Ok(open(path, flags, Mode::empty())?))
+        .map_err(|error| Failure::internal(format!("make the fifo {}: {error}", path.display())))
 }
 
 #[cfg(test)]

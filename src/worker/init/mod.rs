@@ -15,9 +15,9 @@
 //! when a creation fails ends it, too: it is in the container's cgroup.
 
 mod dev;
-mod gate;
+pub(super) mod gate;
 mod namespaces;
-mod paths;
+pub(super) mod paths;
 mod root;
 
 use std::mem::ManuallyDrop;
@@ -122,6 +122,7 @@ impl Init<'_> {
 
     /// Everything up to execve(2); comes back only with the reason why not.
     fn become_init(self, worker: &OwnedFd) -> Failure {
+        sys::heed_signals();
         // Most of its descriptors are not its own any more in a moment.
         let this = ManuallyDrop::new(self);
         let found = this.enter(worker).and_then(|()| {

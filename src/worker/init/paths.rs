@@ -18,16 +18,15 @@ use super::super::sys;
 use super::dev;
 use crate::guest::beneath::{BeneathError, Root};
 
-/// Makes what is at each of `paths` read-only, with no right to execute or to be a device.
-pub(super) fn make_read_only(root: &Root, paths: &[String]) -> Result<(), Failure> {
-    let attributes =
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+/// Makes what is at each of `paths` read-only, and leaves everything else of its mount as it is, as runc does.
+pub(in super::super) fn make_read_only(root: &Root, paths: &[String]) -> Result<(), Failure> {
     for path in paths {
         let failed =
             |cause: &dyn std::fmt::Display| Failure::internal(format!("make {path} read-only: {cause}"));
         let Some(place) = find(root, path).map_err(|error| failed(&error))? else { continue };
         let copy = copy(place.as_fd(), true).map_err(|errno| failed(&errno))?;
-        sys::set_mount_attributes(&copy, attributes, 0, false).map_err(|errno| failed(&errno.desc()))?;
+        sys::set_mount_attributes(&copy, libc::MOUNT_ATTR_RDONLY, 0, false)
+            .map_err(|errno| failed(&errno.desc()))?;
         put(&copy, &place).map_err(|errno| failed(&errno))?;
     }
     Ok(())

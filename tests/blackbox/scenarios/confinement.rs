@@ -124,6 +124,15 @@ async fn readonly_paths_are_readonly(ctx: Ctx) -> Outcome {
         );
     }
     assert_eq!(container.sh("touch /tmp/x && wc -l < /etc/group").await?, "4");
+    // Nothing else is changed: what is there may be executed. libcontainer makes the second one.
+    for options in [&["size=16k"], &["tmpcopyup"]] {
+        let container =
+            ctx.idle(|spec| spec.readonly_paths(["/bin"]).mount("/last", "last", "tmpfs", options)).await?;
+        let look = "for at in / /bin; do grep \" $at \" /proc/mounts | cut -d ' ' -f 4; done";
+        let found = container.sh(look).await?;
+        let (root, bin) = found.split_once('\n').ok_or("no two mounts")?;
+        assert_eq!((root.replacen("rw,", "ro,", 1).as_str(), bin.starts_with("ro,")), (bin, true));
+    }
     Ok(())
 }
 
@@ -262,6 +271,7 @@ async fn recursive_options_reach_what_is_below(ctx: Ctx) -> Outcome {
     let edit = |spec: SpecBuilder| {
         spec.mount("/all", "/sys", "bind", &["rbind", "rro", "rnosuid"])
             .mount("/top", "/sys", "bind", &["rbind", "ro"])
+            .mount("/plain", "/sys", "bind", &["rbind", "nosymfollow"])
             .capabilities(["CAP_SYS_ADMIN"])
     };
     let options = |at: &str| {
@@ -270,6 +280,9 @@ async fn recursive_options_reach_what_is_below(ctx: Ctx) -> Outcome {
     let container = ctx.idle(edit).await?;
     assert_eq!(container.sh(&options("/all")).await?, "ro");
     assert_eq!(container.sh(&options("/top")).await?, "ro\nrw", "there is something below");
+    // As mount(8) has it.
+    let at_plain = "grep -E ' /plain(/[^ ]*)? ' /proc/mounts | grep nosymfollow | cut -d ' ' -f 2";
+    assert_eq!(container.sh(at_plain).await?, "/plain");
     Ok(())
 }
 

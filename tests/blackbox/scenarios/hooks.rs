@@ -85,7 +85,7 @@ async fn hooks_are_told_the_state(ctx: Ctx) -> Outcome {
 
 /// In the container's own root, after StartContainer and before the program.
 async fn a_start_container_hook_runs_inside(ctx: Ctx) -> Outcome {
-    let script = "echo hook > /order; id -u >> /order";
+    let script = "echo hook > /order; id -u >> /order; cat > /state";
     let container = ctx
         .created(|spec| {
             spec.hook(HookKind::StartContainer, "/bin/sh", ["sh", "-c", script], 0).args([
@@ -97,23 +97,37 @@ async fn a_start_container_hook_runs_inside(ctx: Ctx) -> Outcome {
         .await?;
     assert!(!container.file("/order").exists());
     container.start().await?;
+    // Who has started it need not wait for the hook.
+    assert!(std::fs::read_to_string(container.file("/order"))?.starts_with("hook\n0\n"));
     assert_eq!(container.wait().await?, 0);
     assert_eq!(std::fs::read_to_string(container.file("/order"))?, "hook\n0\nprogram\n");
+    let state: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(container.file("/state"))?)?;
+    assert_eq!(
+        (&state["id"], &state["status"]),
+        (&container.id.as_str().into(), &"created".into()),
+        "{state}"
+    );
+    assert!(state["pid"].as_i64().is_some_and(|pid| pid > 0), "{state}");
     Ok(())
 }
 
 /// The program does not run then, and the container is there to be looked at and removed.
 async fn a_failing_start_container_hook_ends_init(ctx: Ctx) -> Outcome {
-    for (script, timeout) in [("exit 3", 0), ("exec sleep 1000000", 1)] {
+    for (script, timeout, cause) in [("exit 3", 0, "3"), ("exec sleep 1000000", 1, "timeout")] {
         let container = ctx
             .created(|spec| {
                 let hook = ["sh", "-c", script];
-                spec.hook(HookKind::StartContainer, "/bin/sh", hook, timeout).args(["touch", "/program-ran"])
+                spec.hook(HookKind::StartContainer, "/bin/true", [""; 0], 0)
+                    .hook(HookKind::StartContainer, "/bin/sh", hook, timeout)
+                    .args(["touch", "/program-ran"])
             })
             .await?;
-        container.start().await?;
+        let started = ctx.client().start_container(&container.id).await;
+        refused(started, Code::INTERNAL, &["startContainer hook /bin/sh", cause]);
         assert_ne!(container.wait().await?, 0, "{script}");
         assert!(!container.file("/program-ran").exists(), "{script}");
+        let again = ctx.client().start_container(&container.id).await;
+        refused(again, Code::FAILED_PRECONDITION, &["stopped"]);
         container.remove().await?;
     }
     Ok(())
