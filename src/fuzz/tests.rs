@@ -1,4 +1,5 @@
-//! The bodies with broken pieces of good input, the same each time; and that each has its target.
+//! The bodies with broken pieces of good input, the same each time, or with `NAKAI_FUZZ` as many others as it says; and
+//! that each has its target.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -10,8 +11,12 @@ const CASES: u32 = 2000;
 
 /// Runs a body with pieces of good input, some bytes of which are others.
 fn throw(target: &str, body: fn(&[u8]), good: &[&[u8]]) {
-    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
-    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let more = std::env::var("NAKAI_FUZZ").ok().map(|number| number.parse().unwrap());
+    let config = Config { cases: more.unwrap_or(CASES), failure_persistence: None, ..Config::default() };
+    let mut runner = match more {
+        Some(_) => TestRunner::new(config),
+        None => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+    };
     let good: Vec<Vec<u8>> = good.iter().map(|bytes| bytes.to_vec()).collect();
     for bytes in &good {
         body(bytes);
