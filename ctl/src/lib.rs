@@ -27,11 +27,14 @@ pub mod nets;
 mod network;
 pub mod plug;
 pub mod qmp;
+pub mod removal;
 pub mod rootfs;
 pub mod sandbox;
 pub mod spec;
 pub mod state;
 pub mod stdio;
+#[cfg(test)]
+mod testing;
 pub mod time;
 mod tree;
 pub mod tty;

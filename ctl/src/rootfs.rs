@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 
 use crate::image::{Image, merge};
+use crate::removal::{self, RemovalError};
 use crate::sandbox::guest_rootfs;
 use crate::tree::{Place, Tree, by_descriptor};
 use crate::unpack::{UnpackError, unpack};
@@ -161,25 +162,42 @@ impl SharedRootfs {
     }
 }
 
-impl Drop for SharedRootfs {
-    fn drop(&mut self) {
-        let Ok(tree) = Tree::strict(&self.share) else { return };
+impl SharedRootfs {
+    fn take_away(&self) -> Result<(), RemovalError> {
+        let Ok(tree) = Tree::strict(&self.share) else { return Ok(()) };
+        let mut taken = Ok(());
         if let Ok(place) = self.place(&tree) {
             let upper = place.open().and_then(|root| mounts::overlay_upper(&root));
             // The guest may still have files open there. A mount that stays is not reached through.
-            let _ = mounting::detach(&place).and_then(|()| place.clear());
+            let cleared = mounting::detach(&place).and_then(|()| place.clear());
+            taken = cleared.map_err(|source| RemovalError { path: self.host_path(), source });
             if let Ok(Some(writable)) = upper.map(|upper| upper.and_then(|upper| writable(&upper))) {
-                let _ = fs::remove_dir_all(writable);
+                taken = taken.and(removal::remove(&writable));
             }
         }
         // Not with what is in it: beside the root there may be mounts of the host's directories.
         let _ = tree.existing(Path::new(&self.container)).and_then(|place| place.remove_directory());
+        taken
+    }
+}
+
+impl Drop for SharedRootfs {
+    fn drop(&mut self) {
+        removal::tell(self.take_away());
     }
 }
 
 /// Takes away what a kept [`SharedRootfs`] of `container` left in `share`.
-pub fn unshare(share: &Path, container: &str) {
-    drop(SharedRootfs { share: share.to_owned(), container: container.to_owned(), guest: String::new() });
+///
+/// # Errors
+///
+/// Something of it stays.
+pub fn unshare(share: &Path, container: &str) -> Result<(), RemovalError> {
+    let left =
+        SharedRootfs { share: share.to_owned(), container: container.to_owned(), guest: String::new() };
+    let taken = left.take_away();
+    left.keep();
+    taken
 }
 
 /// The directory of ours that the upper directory of an overlay is in.
@@ -244,6 +262,7 @@ fn copy<P: AsRef<Path>>(layers: &[P], target: &Path) -> Result<(), RootfsError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{deepen, where_it_may_mount};
     use nix::mount::{MntFlags, umount2};
     use std::os::unix::fs::symlink;
 
@@ -274,7 +293,7 @@ mod tests {
         let (original, share) = (original(), tempfile::tempdir().unwrap());
         SharedRootfs::share(original.path(), share.path(), "web").unwrap().keep();
         assert!(share.path().join("web/rootfs/init").exists());
-        unshare(share.path(), "web");
+        unshare(share.path(), "web").unwrap();
         assert_eq!(fs::read_dir(share.path()).unwrap().count(), 0);
         assert!(original.path().join("bin/sh").exists());
     }
@@ -303,11 +322,30 @@ mod tests {
         let upper = mounts::overlay_upper(&one.open().unwrap()).unwrap();
         let writable = upper.and_then(|upper| writable(&upper));
         one.keep();
-        unshare(share.path(), "one");
+        unshare(share.path(), "one").unwrap();
         drop(two);
         assert_eq!(fs::read_dir(share.path()).unwrap().count(), 0);
         assert!(writable.is_none_or(|writable| !writable.exists()));
         assert!(original.path().join("bin/sh").exists() && top.path().join("bin").exists());
+    }
+
+    #[test]
+    fn what_a_container_has_written_goes_however_deep_it_is() {
+        where_it_may_mount(module_path!(), "what_a_container_has_written_goes_however_deep_it_is", || {
+            // Nothing else's files, and never an overlay itself, which is no upper directory of another.
+            mount(None::<&str>, &std::env::temp_dir(), Some("tmpfs"), MsFlags::empty(), None::<&str>)
+                .unwrap();
+            let (original, share) = (original(), tempfile::tempdir().unwrap());
+            let layers = vec![original.path().to_owned()];
+            let image = Image { config: Default::default(), layers, id: None };
+            let shared = SharedRootfs::share_image(&image, share.path(), "web").unwrap();
+            let upper = mounts::overlay_upper(&shared.open().unwrap()).unwrap().unwrap();
+            deepen(&shared.host_path(), 1500);
+            assert!(upper.join("d/d/file").exists());
+            shared.keep();
+            unshare(share.path(), "web").unwrap();
+            assert!(!upper.parent().unwrap().exists() && !share.path().join("web").exists());
+        });
     }
 
     #[test]
@@ -333,29 +371,34 @@ mod tests {
             SharedRootfs::copy_image(&image, share.path(), "web").unwrap().keep();
             fs::remove_dir_all(share.path().join(planted)).unwrap();
             symlink(outside.path(), share.path().join(planted)).unwrap();
-            unshare(share.path(), "web");
+            unshare(share.path(), "web").unwrap();
             assert!(outside.path().join("rootfs/precious").exists(), "{planted}");
         }
     }
 
     #[test]
     fn removal_of_a_copy_does_not_reach_through_a_mount_that_a_guest_moves_there() {
-        let (original, share, host) =
-            (original(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fs::write(host.path().join("precious"), "x").unwrap();
-        let image = Image { config: Default::default(), layers: vec![original.path().to_owned()], id: None };
-        let shared = SharedRootfs::copy_image(&image, share.path(), "web").unwrap();
-        let at = |path: &str| share.path().join(path);
-        fs::create_dir_all(at("other/mounts/0")).unwrap();
-        let none = None::<&str>;
-        if mount(Some(host.path()), &at("other/mounts/0"), none, MsFlags::MS_BIND, none).is_err() {
-            return; // Not root, or without CAP_SYS_ADMIN.
-        }
-        fs::rename(at("other/mounts"), shared.host_path().join("x")).unwrap();
-        drop(shared);
-        let precious = host.path().join("precious").exists();
-        umount2(&at("web/rootfs/x/0"), MntFlags::MNT_DETACH).unwrap();
-        assert!(precious);
+        where_it_may_mount(
+            module_path!(),
+            "removal_of_a_copy_does_not_reach_through_a_mount_that_a_guest_moves_there",
+            || {
+                let (original, share, host) =
+                    (original(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+                fs::write(host.path().join("precious"), "x").unwrap();
+                let image =
+                    Image { config: Default::default(), layers: vec![original.path().to_owned()], id: None };
+                let shared = SharedRootfs::copy_image(&image, share.path(), "web").unwrap();
+                let at = |path: &str| share.path().join(path);
+                fs::create_dir_all(at("other/mounts/0")).unwrap();
+                let none = None::<&str>;
+                mount(Some(host.path()), &at("other/mounts/0"), none, MsFlags::MS_BIND, none).unwrap();
+                fs::rename(at("other/mounts"), shared.host_path().join("x")).unwrap();
+                drop(shared);
+                let precious = host.path().join("precious").exists();
+                umount2(&at("web/rootfs/x/0"), MntFlags::MNT_DETACH).unwrap();
+                assert!(precious);
+            },
+        );
     }
 
     #[test]

@@ -11,9 +11,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat, mknodat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, geteuid, linkat, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+
+use crate::removal::remove_at;
 
 /// The directory.
 #[derive(Debug)]
@@ -156,7 +158,7 @@ impl Place {
         match self.remove_file() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             // EISDIR, or EPERM as POSIX has it.
-            Err(_) if self.is_directory() => remove_all(&self.parent, &self.name),
+            Err(_) if self.is_directory() => Ok(remove_at(&self.parent, &self.name)?),
             result => result,
         }
     }
@@ -210,94 +212,4 @@ impl Place {
 /// A path to what a descriptor is open for, whatever names it has by now. Good for as long as that is open.
 pub(crate) fn by_descriptor(descriptor: &impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd()))
-}
-
-/// Paths are shorter than `PATH_MAX` if no name is added to a longer one.
-const LONG_PATH: usize = libc::PATH_MAX as usize - 512;
-
-/// What is still to be done for a directory that is removed.
-enum Step {
-    Empty(PathBuf),
-    Remove(PathBuf),
-}
-
-/// Removes a directory, from its deepest ones on, also where one forbids its owner to write. std's way crosses mounts,
-/// and needs stack for each level. What is too deep for a path is moved up first.
-fn remove_all(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    let tree = Tree { root: parent.try_clone()?, resolve: STRICT };
-    let mut steps = vec![Step::Empty(name.into())];
-    while let Some(step) = steps.pop() {
-        let path = match step {
-            Step::Remove(path) => {
-                tree.existing(&path)?.remove_directory()?;
-                continue;
-            }
-            Step::Empty(path) if path.as_os_str().len() > LONG_PATH => {
-                steps.push(Step::Empty(move_up(&tree, &path, name)?));
-                continue;
-            }
-            Step::Empty(path) => path,
-        };
-        if !geteuid().is_root() {
-            // Not ours, or a mount: what comes next tells.
-            let _ = tree.allow(&path);
-        }
-        let names = tree.names(&path)?;
-        steps.push(Step::Remove(path.clone()));
-        let Some(some) = names.first() else { continue };
-        let mut place = tree.existing(&path.join(some))?;
-        for name in names {
-            place = place.sibling(&name);
-            match place.remove_file() {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(_) if place.is_directory() => steps.push(Step::Empty(path.join(name))),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Moves a directory to the uppermost one, whose name is `top`; its path there.
-fn move_up(tree: &Tree, path: &Path, top: &OsStr) -> io::Result<PathBuf> {
-    let from = tree.existing(path)?;
-    for number in 0_u64.. {
-        let path = Path::new(top).join(format!("deep-{number}"));
-        let to = tree.existing(&path)?;
-        let flags = RenameFlags::RENAME_NOREPLACE;
-        match renameat2(&from.parent, &*from.name, &to.parent, &*to.name, flags) {
-            Err(nix::Error::EEXIST) => {}
-            moved => return moved.map(|()| path).map_err(io::Error::from),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_deeper_than_a_path_is_long_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let name = OsStr::new("a name of some length, which is there once for each level");
-        let mut at = Tree::open(dir.path()).unwrap().root;
-        for level in 0..300 {
-            let place = Place { parent: at, name: name.to_owned() };
-            place.make_directory().unwrap();
-            if level % 100 == 50 {
-                place.sibling(OsStr::new("file")).create_file().unwrap();
-                at = Tree::open(dir.path()).unwrap().root;
-                for _ in 0..=level {
-                    at = Place { parent: at, name: name.to_owned() }.open().unwrap();
-                }
-            } else {
-                at = place.open().unwrap();
-            }
-        }
-        drop(at);
-        Tree::strict(dir.path()).unwrap().existing(Path::new(name)).unwrap().clear().unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
 }

@@ -18,7 +18,7 @@ use super::mounts::Places;
 use super::spec::{resolv_conf, sandbox_id};
 use crate::plug::Machine;
 use crate::state::{Action, ContainerRecord, ContainerState, Event, Health, Lock, State};
-use crate::{CallError, Client, SpecBuilder, sandbox};
+use crate::{CallError, Client, SpecBuilder, removal, sandbox};
 
 /// An agent, and where this client keeps what it needs to know.
 #[derive(Clone, Debug)]
@@ -198,10 +198,19 @@ impl Engine {
     /// Undoes all that was done for a container that has failed; what can't be undone is left.
     async fn take_down(&self, record: &mut ContainerRecord) {
         let _ = self.client.remove_container(&record.id).await;
-        record.holdings.take_back(&record.id);
+        self.take_back(record);
         // What can't be pulled stays on record, for `rm` to try again.
         let _ = record.holdings.unplug(&record.id).await;
         record.holdings.forget_files();
+    }
+
+    /// Takes back what a container has of this host's filesystems; what stays is told, and in the journal.
+    fn take_back(&self, record: &ContainerRecord) {
+        let taken = record.holdings.take_back(&record.id);
+        if let Err(left) = &taken {
+            self.state.journal().note(&Event::new(&record.id, Action::Remove).detail(left.to_string()));
+        }
+        removal::tell(taken);
     }
 
     /// A further process of the container: its own with other arguments.
@@ -341,7 +350,7 @@ impl Engine {
         };
         // What could not be made is only on record.
         gone(self.client.remove_container(id).await)?;
-        record.holdings.take_back(id);
+        self.take_back(&record);
         if let Err(error) = record.holdings.unplug(id).await {
             // The next try is not to pull what another has got meanwhile.
             self.put(&record)?;

@@ -9,6 +9,7 @@ use super::volumes::Lent;
 use crate::disk::RootDisk;
 use crate::nets::{Card, Function};
 use crate::plug::{Machine, PlugError};
+use crate::removal::RemovalError;
 use crate::rootfs;
 
 /// All of it; the default is nothing.
@@ -35,12 +36,14 @@ pub struct Holdings {
 
 impl Holdings {
     /// Takes back what is on this host's filesystems. What is not there is no failure.
-    pub fn take_back(&self, id: &str) {
-        let Some(share) = &self.share else { return };
+    ///
+    /// # Errors
+    ///
+    /// Something of the root filesystem stays: nobody looks for it again.
+    pub fn take_back(&self, id: &str) -> Result<(), RemovalError> {
+        let Some(share) = &self.share else { return Ok(()) };
         drop(Lent::kept(share, id, self.limit.clone()));
-        if self.root {
-            rootfs::unshare(share, id);
-        }
+        if self.root { rootfs::unshare(share, id) } else { Ok(()) }
     }
 
     /// What is on this host's filesystems has been taken back.

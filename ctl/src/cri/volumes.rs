@@ -229,6 +229,7 @@ pub async fn wait_for(volumes: &[Volume]) -> Result<(), CriError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::where_it_may_mount;
     use std::os::unix::fs::symlink;
 
     #[tokio::test]
@@ -319,94 +320,99 @@ mod tests {
 
     #[test]
     fn a_mount_that_a_guest_moves_is_not_emptied() {
-        let (share, original) = (tempfile::tempdir().unwrap(), outside());
-        let at = |path: &str| share.path().join(path);
-        let places = Places::Shared(share.path().to_owned());
-        let mut lent = Lent::new(&places, "web");
-        let (source, target) = (original.path().to_owned(), at("web/mounts/0"));
-        let bind = Bind { source, target, readonly: true, recursive: true };
-        if lent.bind(&[bind]).is_err() {
-            return; // Not root, or without CAP_SYS_ADMIN.
-        }
-        assert!(fs::write(at("web/mounts/0/new"), "x").is_err());
-        // Where another container's files are, and where a link would lead the detachment out.
-        fs::create_dir(at("other")).unwrap();
-        fs::rename(at("web/mounts"), at("other/files")).unwrap();
-        symlink(at("other/files"), at("web/mounts")).unwrap();
-        drop(Lent::kept(share.path(), "other", None));
-        drop(lent);
-        assert!(untouched(&original));
-        fs::remove_file(at("web/mounts")).unwrap();
-        fs::rename(at("other/files"), at("web/mounts")).unwrap();
-        drop(Lent::kept(share.path(), "web", None));
-        assert!(untouched(&original) && !at("web").exists());
+        where_it_may_mount(module_path!(), "a_mount_that_a_guest_moves_is_not_emptied", || {
+            let (share, original) = (tempfile::tempdir().unwrap(), outside());
+            let at = |path: &str| share.path().join(path);
+            let places = Places::Shared(share.path().to_owned());
+            let mut lent = Lent::new(&places, "web");
+            let (source, target) = (original.path().to_owned(), at("web/mounts/0"));
+            let bind = Bind { source, target, readonly: true, recursive: true };
+            lent.bind(&[bind]).unwrap();
+            assert!(fs::write(at("web/mounts/0/new"), "x").is_err());
+            // Where another container's files are, and where a link would lead the detachment out.
+            fs::create_dir(at("other")).unwrap();
+            fs::rename(at("web/mounts"), at("other/files")).unwrap();
+            symlink(at("other/files"), at("web/mounts")).unwrap();
+            drop(Lent::kept(share.path(), "other", None));
+            drop(lent);
+            assert!(untouched(&original));
+            fs::remove_file(at("web/mounts")).unwrap();
+            fs::rename(at("other/files"), at("web/mounts")).unwrap();
+            drop(Lent::kept(share.path(), "web", None));
+            assert!(untouched(&original) && !at("web").exists());
+        });
     }
 
     #[test]
     fn a_limited_root_shows_its_layers_and_goes_whole() {
-        let (share, notes) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let layers = ["low", "high"].map(|name| notes.path().join(name));
-        for layer in &layers {
-            fs::create_dir(layer).unwrap();
-            fs::write(layer.join("which"), layer.file_name().unwrap().as_encoded_bytes()).unwrap();
-        }
-        let mut lent = Lent::new(&Places::Shared(share.path().to_owned()), "web");
-        let disk = notes.path().join("disks/web");
-        let Ok(root) = lent.limited_root(&layers, disk.clone(), 1 << 20) else {
-            return; // Not root, or without CAP_SYS_ADMIN.
-        };
-        let seen = share.path().join("web/rootfs/which");
-        assert_eq!(fs::read_to_string(&seen).unwrap(), "high");
-        assert_eq!(fs::read_to_string(by_descriptor(&root).join("which")).unwrap(), "high");
-        let full = fs::write(&seen, vec![0; 2 << 20]).unwrap_err();
-        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-        lent.keep();
-        drop(Lent::kept(share.path(), "web", Some(disk.clone())));
-        assert!(!share.path().join("web").exists() && !disk.exists());
-        assert_eq!(fs::read_to_string(layers[1].join("which")).unwrap(), "high");
+        where_it_may_mount(module_path!(), "a_limited_root_shows_its_layers_and_goes_whole", || {
+            let (share, notes) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let layers = ["low", "high"].map(|name| notes.path().join(name));
+            for layer in &layers {
+                fs::create_dir(layer).unwrap();
+                fs::write(layer.join("which"), layer.file_name().unwrap().as_encoded_bytes()).unwrap();
+            }
+            let mut lent = Lent::new(&Places::Shared(share.path().to_owned()), "web");
+            let disk = notes.path().join("disks/web");
+            let root = lent.limited_root(&layers, disk.clone(), 1 << 20).unwrap();
+            let seen = share.path().join("web/rootfs/which");
+            assert_eq!(fs::read_to_string(&seen).unwrap(), "high");
+            assert_eq!(fs::read_to_string(by_descriptor(&root).join("which")).unwrap(), "high");
+            let full = fs::write(&seen, vec![0; 2 << 20]).unwrap_err();
+            assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+            lent.keep();
+            drop(Lent::kept(share.path(), "web", Some(disk.clone())));
+            assert!(!share.path().join("web").exists() && !disk.exists());
+            assert_eq!(fs::read_to_string(layers[1].join("which")).unwrap(), "high");
+        });
     }
 
     #[test]
     fn what_is_mounted_below_a_volume_later_is_seen_and_stays_when_the_volume_goes() {
-        let (share, original) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (none, tmpfs) = (None::<&str>, Some("tmpfs"));
-        if mount(none, original.path(), tmpfs, MsFlags::empty(), none).is_err() {
-            return; // Not root, or without CAP_SYS_ADMIN.
-        }
-        mount(none, original.path(), none, MsFlags::MS_SHARED, none).unwrap();
-        let mut lent = Lent::new(&Places::Shared(share.path().to_owned()), "web");
-        let (source, target) = (original.path().to_owned(), share.path().join("web/mounts/0"));
-        lent.bind(&[Bind { source, target: target.clone(), readonly: false, recursive: true }]).unwrap();
-        let below = original.path().join("below");
-        fs::create_dir(&below).unwrap();
-        mount(none, &below, tmpfs, MsFlags::empty(), none).unwrap();
-        fs::write(below.join("file"), "x").unwrap();
-        let seen = fs::read_to_string(target.join("below/file"));
-        drop(lent);
-        let stays = fs::read_to_string(below.join("file"));
-        umount2(&below, MntFlags::MNT_DETACH).unwrap();
-        umount2(original.path(), MntFlags::MNT_DETACH).unwrap();
-        assert_eq!((seen.unwrap(), stays.unwrap()), ("x".to_owned(), "x".to_owned()));
-        assert!(!share.path().join("web").exists());
+        where_it_may_mount(
+            module_path!(),
+            "what_is_mounted_below_a_volume_later_is_seen_and_stays_when_the_volume_goes",
+            || {
+                let (share, original) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+                let (none, tmpfs) = (None::<&str>, Some("tmpfs"));
+                mount(none, original.path(), tmpfs, MsFlags::empty(), none).unwrap();
+                mount(none, original.path(), none, MsFlags::MS_SHARED, none).unwrap();
+                let mut lent = Lent::new(&Places::Shared(share.path().to_owned()), "web");
+                let (source, target) = (original.path().to_owned(), share.path().join("web/mounts/0"));
+                lent.bind(&[Bind { source, target: target.clone(), readonly: false, recursive: true }])
+                    .unwrap();
+                let below = original.path().join("below");
+                fs::create_dir(&below).unwrap();
+                mount(none, &below, tmpfs, MsFlags::empty(), none).unwrap();
+                fs::write(below.join("file"), "x").unwrap();
+                let seen = fs::read_to_string(target.join("below/file"));
+                drop(lent);
+                let stays = fs::read_to_string(below.join("file"));
+                umount2(&below, MntFlags::MNT_DETACH).unwrap();
+                umount2(original.path(), MntFlags::MNT_DETACH).unwrap();
+                assert_eq!((seen.unwrap(), stays.unwrap()), ("x".to_owned(), "x".to_owned()));
+                assert!(!share.path().join("web").exists());
+            },
+        );
     }
 
     #[test]
     fn a_volume_keeps_what_its_mount_forbids() {
-        let (share, original) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        let none = None::<&str>;
-        if mount(none, original.path(), Some("tmpfs"), flags, none).is_err() {
-            return; // Not root, or without CAP_SYS_ADMIN.
-        }
-        let mut lent = Lent::new(&Places::Shared(share.path().to_owned()), "web");
-        let (source, target) = (original.path().to_owned(), share.path().join("web/mounts/0"));
-        lent.bind(&[Bind { source, target: target.clone(), readonly: true, recursive: false }]).unwrap();
-        let seen = nix::sys::statvfs::statvfs(&target).unwrap().flags();
-        drop(lent);
-        umount2(original.path(), MntFlags::MNT_DETACH).unwrap();
-        use nix::sys::statvfs::FsFlags;
-        let all = FsFlags::ST_NOSUID | FsFlags::ST_NODEV | FsFlags::ST_NOEXEC | FsFlags::ST_RDONLY;
-        assert!(seen.contains(all), "{seen:?}");
-        assert!(!share.path().join("web").exists());
+        where_it_may_mount(module_path!(), "a_volume_keeps_what_its_mount_forbids", || {
+            let (share, original) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            let none = None::<&str>;
+            mount(none, original.path(), Some("tmpfs"), flags, none).unwrap();
+            let mut lent = Lent::new(&Places::Shared(share.path().to_owned()), "web");
+            let (source, target) = (original.path().to_owned(), share.path().join("web/mounts/0"));
+            lent.bind(&[Bind { source, target: target.clone(), readonly: true, recursive: false }]).unwrap();
+            let seen = nix::sys::statvfs::statvfs(&target).unwrap().flags();
+            drop(lent);
+            umount2(original.path(), MntFlags::MNT_DETACH).unwrap();
+            use nix::sys::statvfs::FsFlags;
+            let all = FsFlags::ST_NOSUID | FsFlags::ST_NODEV | FsFlags::ST_NOEXEC | FsFlags::ST_RDONLY;
+            assert!(seen.contains(all), "{seen:?}");
+            assert!(!share.path().join("web").exists());
+        });
     }
 }

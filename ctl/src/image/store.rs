@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
 use super::{ImageError, make_erofs};
+use crate::removal::{self, remove};
 use crate::state::Lock;
 use crate::unpack::Limits;
 
@@ -125,9 +126,10 @@ impl Store {
             let _ = fs::remove_file(layer.with_extension("erofs"));
             // By another name first: half a layer must not be taken for one.
             let part = layer.with_extension("part");
-            clear(&part)
+            let removed = remove(&part).map_err(io::Error::from);
+            removed
                 .and_then(|()| fs::rename(&layer, &part))
-                .and_then(|()| clear(&part))
+                .and_then(|()| Ok(remove(&part)?))
                 .map_err(failed)?;
             gone.push((layer, size));
         }
@@ -150,12 +152,11 @@ impl Store {
         let lock = Lock::take_blocking(&place.join(format!("{}.lock", digest.hex()))).map_err(failed)?;
         if !layer.is_dir() {
             let part = place.join(format!("{}.part", digest.hex()));
-            clear(&part).map_err(failed)?;
+            remove(&part).map_err(|left| failed(left.into()))?;
             // Its mode is that of a container's root, where the layer does not say.
             fs::DirBuilder::new().mode(0o755).create(&part).map_err(failed)?;
             if let Err(error) = fill(&part) {
-                // Why it is not unpacked tells more than why it stays.
-                let _ = clear(&part);
+                removal::tell(remove(&part));
                 return Err(error);
             }
             fs::rename(&part, &layer).map_err(failed)?;
@@ -177,12 +178,4 @@ fn size(directory: &Path) -> u64 {
         }
     }
     total
-}
-
-/// Removes what another has begun and not finished.
-fn clear(part: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

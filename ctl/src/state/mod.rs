@@ -45,6 +45,7 @@ use crate::address::Address;
 use crate::client::Client;
 use crate::mounts;
 use crate::nets::Card;
+use crate::removal;
 
 pub use journal::{Action, Event, Journal, Phase};
 pub use lock::Lock;
@@ -135,7 +136,7 @@ impl State {
     /// Drops all containers' records and takes away what they share.
     fn drop_containers(&self) {
         for container in self.containers() {
-            container.holdings.take_back(&container.id);
+            removal::tell(container.holdings.take_back(&container.id));
             self.forget_container(&container.id);
             let gone = Event::new(&container.id, Action::Remove).detail("the agent is gone");
             self.journal().note(&gone);
@@ -329,7 +330,7 @@ impl State {
     pub fn forget(&self) {
         // What they share may be a mount.
         for container in self.containers() {
-            container.holdings.take_back(&container.id);
+            removal::tell(container.holdings.take_back(&container.id));
         }
         let _ = fs::remove_dir_all(&self.directory);
     }

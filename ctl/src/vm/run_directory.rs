@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, umount2};
 
 use crate::mounts::below;
+use crate::removal::{self, RemovalError};
 use crate::rootfs;
 
 /// What these directories are called.
@@ -54,12 +55,14 @@ impl Drop for RunDirectory {
             // What can't be taken off is found by the next look.
             let _ = umount2(&mount.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
             if let Some(writable) = writable {
-                let _ = std::fs::remove_dir_all(writable);
+                removal::tell(removal::remove(&writable));
             }
         }
-        // An error, or what can't be taken off, leaves files in the temporary directory, where they may stay.
         if below(&self.path).is_ok_and(|mounts| mounts.is_empty()) {
-            let _ = std::fs::remove_dir_all(&self.path);
+            removal::tell(removal::remove(&self.path));
+        } else {
+            let source = io::Error::other("something is mounted in it");
+            removal::tell(Err(RemovalError { path: self.path.clone(), source }));
         }
     }
 }
@@ -67,6 +70,7 @@ impl Drop for RunDirectory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::where_it_may_mount;
 
     #[test]
     fn directory_goes_with_its_guard() {
@@ -79,21 +83,18 @@ mod tests {
 
     #[test]
     fn removal_does_not_reach_through_a_mount() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
-        let original = tempfile::tempdir().unwrap();
-        std::fs::write(original.path().join("precious"), "x").unwrap();
-        let run = RunDirectory::new().unwrap();
-        let path = run.path().join("a b");
-        std::fs::create_dir(&path).unwrap();
-        let bind = nix::mount::MsFlags::MS_BIND;
-        if nix::mount::mount(Some(original.path()), &path, None::<&str>, bind, None::<&str>).is_err() {
-            return; // A container without CAP_SYS_ADMIN.
-        }
-        assert!(path.join("precious").exists());
-        drop(run);
-        assert!(!path.exists());
-        assert!(original.path().join("precious").exists());
+        where_it_may_mount(module_path!(), "removal_does_not_reach_through_a_mount", || {
+            let original = tempfile::tempdir().unwrap();
+            std::fs::write(original.path().join("precious"), "x").unwrap();
+            let run = RunDirectory::new().unwrap();
+            let path = run.path().join("a b");
+            std::fs::create_dir(&path).unwrap();
+            let bind = nix::mount::MsFlags::MS_BIND;
+            nix::mount::mount(Some(original.path()), &path, None::<&str>, bind, None::<&str>).unwrap();
+            assert!(path.join("precious").exists());
+            drop(run);
+            assert!(!path.exists());
+            assert!(original.path().join("precious").exists());
+        });
     }
 }
