@@ -120,6 +120,17 @@ pub(crate) fn process(pid: i32) -> Option<String> {
     lives.then(|| format!("{pid}@{start}"))
 }
 
+/// The pid in such a text, while that process lives.
+pub(crate) fn pid_of(known: &str) -> Option<i32> {
+    let pid = known.split('@').next()?.parse().ok()?;
+    (process(pid).as_deref() == Some(known)).then_some(pid)
+}
+
+/// This process.
+pub(crate) fn this_process() -> Option<String> {
+    i32::try_from(std::process::id()).ok().and_then(process)
+}
+
 /// Connects to another `port` of the agent at `address`, from a port that the agent can tell this connection by: for a
 /// stream of a process (`stdin_port` and so on). On a unix socket, where there are no ports, the agent listens on
 /// `<address>_<port>` and reads the number behind the last `_` of our own name. A hybrid VMM has to say the port of its

@@ -33,6 +33,7 @@ pub mod sandbox;
 pub mod spec;
 pub mod state;
 pub mod stdio;
+pub mod sweep;
 #[cfg(test)]
 mod testing;
 pub mod time;

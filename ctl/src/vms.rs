@@ -22,13 +22,16 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Address, AddressError};
-use crate::connect::process;
+use crate::connect::{pid_of, this_process};
 use crate::state::{Lock, State, read_json, write_json};
 use crate::time;
 use crate::vm::remove_run_directory;
 
 /// How long a keeper may take to end its machine before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// How many lines of a keeper's log are told.
+const LOG_LINES: usize = 10;
 
 /// Why a named machine is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +119,7 @@ impl Registry {
             io::ErrorKind::WouldBlock => VmsError::Taken(name.to_owned()),
             _ => VmsError::Io { name: name.to_owned(), source },
         })?;
-        let me = i32::try_from(std::process::id()).ok().and_then(process).unwrap_or_default();
+        let me = this_process().unwrap_or_default();
         let (name, started) = (name.to_owned(), time::seconds_now());
         let vm = NamedVm { name, keeper: me, memory, cpus, started, ..NamedVm::default() };
         self.note(&vm)?;
@@ -152,6 +155,11 @@ impl Registry {
     /// Drops the record of a machine that has ended.
     pub fn forget(&self, name: &str) {
         let _ = fs::remove_file(self.file(name, "json"));
+    }
+
+    /// Removes the keeper's log, where it tells nothing that is not known.
+    pub fn forget_log(&self, name: &str) {
+        let _ = fs::remove_file(self.file(name, "log"));
     }
 
     /// All that live, by name.
@@ -228,13 +236,16 @@ impl Registry {
         }
         // If it was killed, this cleans up.
         let _ = self.get(name);
-        let _ = fs::remove_file(self.log(name));
+        self.forget_log(name);
         Ok(())
     }
 
-    /// Where the keeper writes.
-    fn log(&self, name: &str) -> PathBuf {
-        self.file(name, "log")
+    /// The last words of a keeper that has ended without having told why; empty where there are none.
+    pub fn log_tail(&self, name: &str) -> String {
+        let said = fs::read(self.file(name, "log")).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        let lines: Vec<_> = said.trim_end().lines().rev().take(LOG_LINES).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     /// A new file for what a keeper has to say.
@@ -244,7 +255,7 @@ impl Registry {
     /// It can't be made.
     pub fn new_log(&self, name: &str) -> io::Result<fs::File> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-        fs::File::create(self.log(name))
+        fs::File::create(self.file(name, "log"))
     }
 
     fn file(&self, name: &str, kind: &str) -> PathBuf {
@@ -255,8 +266,7 @@ impl Registry {
 impl NamedVm {
     /// The keeper's pid, while it lives.
     pub fn pid(&self) -> Option<i32> {
-        let pid = self.keeper.split('@').next()?.parse().ok()?;
-        (process(pid).as_ref() == Some(&self.keeper)).then_some(pid)
+        pid_of(&self.keeper)
     }
 
     fn signal(&self, signal: Signal) -> io::Result<()> {

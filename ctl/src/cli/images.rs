@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use clap::Subcommand;
 use nakai_ctl::image::Store;
 use nakai_ctl::state::State;
+use nakai_ctl::sweep::sweep;
 
 use super::error::CliError;
 use super::query::size;
@@ -20,6 +21,8 @@ pub(crate) enum ImagesCommand {
 /// Does one of them.
 pub(crate) fn dispatch(command: &ImagesCommand) -> Result<u8, CliError> {
     let store = Store::of_user();
+    // Containers of machines that were killed have none.
+    sweep();
     match command {
         ImagesCommand::Ls => {
             println!("{:<64} {:<12} USED", "LAYER", "SIZE");

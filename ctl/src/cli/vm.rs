@@ -5,9 +5,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nakai_ctl::state::{State, VmRecord};
+use nakai_ctl::sweep::sweep;
 use nakai_ctl::time;
 use nakai_ctl::vm::{Vm, VmConfig};
 use nakai_ctl::vms::Registry;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
@@ -18,6 +21,9 @@ use super::target::seconds;
 
 /// How long a guest may take to end by itself: emulated, on a busy host, it is slow.
 const DESTROY_LIMIT: Duration = Duration::from_secs(40);
+
+/// How long a keeper may take to end its machine before it is killed: longer than its guest may.
+const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a keeper tells the command that started it, a line each.
 #[derive(Debug, Deserialize, Serialize)]
@@ -30,6 +36,9 @@ enum Report {
 
 /// `vm start`
 pub(crate) async fn start(options: &VmOptions) -> Result<u8, CliError> {
+    if !options.keeper {
+        sweep();
+    }
     match &options.name {
         Some(name) if options.keeper => keep(name, options).await,
         Some(name) => detach(name).await,
@@ -63,9 +72,11 @@ async fn boot(options: &VmOptions, progress: impl Fn(&str)) -> Result<(Vm, State
     };
     let vm = unless_interrupted(async { Ok(Vm::start(&config, progress).await?) }).await?;
     let state = State::of(vm.address());
-    let run = Some(vm.run_directory().to_owned());
-    let record = VmRecord { share: vm.share().to_owned(), qmp: Some(vm.qmp_socket()), run };
-    state.note_vm(&record).map_err(CliError::io("note of the VM"))?;
+    let record = VmRecord::kept(vm.share().to_owned(), vm.qmp_socket(), vm.run_directory().to_owned());
+    if let Err(error) = state.note_vm(&record) {
+        state.forget();
+        return Err(CliError::io("note of the VM")(error));
+    }
     Ok((vm, state))
 }
 
@@ -84,17 +95,30 @@ async fn detach(name: &str) -> Result<u8, CliError> {
     let program = std::env::current_exe().map_err(failed())?;
     let mut command = tokio::process::Command::new(program);
     command.args(std::env::args_os().skip(1)).arg("--keeper");
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    command.stderr(registry.new_log(name).map_err(failed())?);
+    // It has a log when it has the name.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut keeper = command.spawn().map_err(failed())?;
     let reports = keeper.stdout.take().ok_or_else(|| failed()(std::io::ErrorKind::BrokenPipe.into()))?;
     let ready = unless_interrupted(until_ready(name, reports)).await;
     match &ready {
         Ok(address) => println!("{address}"),
-        // It may have ended already.
-        Err(_) => drop(keeper.kill().await),
+        Err(_) => {
+            end(&mut keeper).await;
+            sweep();
+        }
     }
     ready.map(|_| 0)
+}
+
+/// Has a keeper end its machine, if it has not yet.
+async fn end(keeper: &mut tokio::process::Child) {
+    if let Some(pid) = keeper.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // Not reaped, so the number is its own.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    if tokio::time::timeout(END_LIMIT, keeper.wait()).await.is_err() {
+        let _ = keeper.kill().await;
+    }
 }
 
 async fn until_ready(name: &str, reports: impl AsyncRead + Unpin) -> Result<String, CliError> {
@@ -107,7 +131,8 @@ async fn until_ready(name: &str, reports: impl AsyncRead + Unpin) -> Result<Stri
             Report::Failed(problem) => return Err(failed(problem)),
         }
     }
-    Err(failed("it has ended".to_owned()))
+    let said = Registry::of_user().log_tail(name);
+    Err(failed(if said.is_empty() { "it has ended".to_owned() } else { format!("it has ended: {said}") }))
 }
 
 /// A parent that is gone hears nothing, and that is all.
@@ -126,8 +151,15 @@ async fn keep(name: &str, options: &VmOptions) -> Result<u8, CliError> {
     let registry = Registry::of_user();
     let end = async {
         let (mut record, lock) = registry.reserve(name, options.memory, options.cpus)?;
-        let end = keep_reserved(&registry, &mut record, options).await;
+        let end = match registry.new_log(name).and_then(|log| Ok(nix::unistd::dup2_stderr(log)?)) {
+            Ok(()) => keep_reserved(&registry, &mut record, options).await,
+            Err(error) => Err(CliError::io(format!("log of VM {name}"))(error)),
+        };
         registry.forget(name);
+        // Why a machine ended that had booted, nobody else is told.
+        if end.is_ok() || record.address.is_none() {
+            registry.forget_log(name);
+        }
         lock.remove();
         end
     };
@@ -146,12 +178,16 @@ async fn keep_reserved(
     let (vm, state) = boot(options, |step| report(&Report::Step(step.to_owned()))).await?;
     record.address = Some(vm.address().to_string());
     record.run = Some(vm.run_directory().to_owned());
-    registry.note(record)?;
-    report(&Report::Step(format!("the agent serves after {}", seconds(vm.boot_time()))));
-    report(&Report::Ready(vm.address().to_string()));
-    // The directory that it was started in is not its business.
-    let _ = std::env::set_current_dir("/");
-    let end = until_its_end(&vm).await;
+    let end = match registry.note(record) {
+        Ok(()) => {
+            report(&Report::Step(format!("the agent serves after {}", seconds(vm.boot_time()))));
+            report(&Report::Ready(vm.address().to_string()));
+            // The directory that it was started in is not its business.
+            let _ = std::env::set_current_dir("/");
+            until_its_end(&vm).await
+        }
+        Err(error) => Err(error.into()),
+    };
     if end.is_ok() {
         destroy_sandbox(&vm).await;
     }
@@ -175,6 +211,7 @@ async fn destroy_sandbox(vm: &Vm) {
 
 /// `vm ls`
 pub(crate) fn ls() -> Result<u8, CliError> {
+    sweep();
     println!("{:<16} {:<8} {:<8} {:<10} {:<8} ADDRESS", "NAME", "STATE", "PID", "CONTAINERS", "UPTIME");
     for vm in Registry::of_user().list() {
         let state = if vm.address.is_some() { "running" } else { "booting" };
@@ -191,6 +228,7 @@ pub(crate) fn ls() -> Result<u8, CliError> {
 /// `vm stop`
 pub(crate) async fn stop(names: &[String], all: bool) -> Result<u8, CliError> {
     let registry = Registry::of_user();
+    sweep();
     let names = if all { registry.list().into_iter().map(|vm| vm.name).collect() } else { names.to_vec() };
     let mut ended = Ok(0);
     for name in names {

@@ -17,6 +17,7 @@ use crate::nets::file::{Asked, HostNetworks};
 use crate::nets::function::HostFunction;
 use crate::nets::{Card, CardOrder, Cidr, Forward, Function, USER};
 use crate::state::{Action, ContainerRecord, State};
+use crate::sweep::sweep;
 
 /// How long a guest may take until a card is there: the agent waits for a shorter time by itself.
 const CARD_LIMIT: Duration = Duration::from_secs(60);
@@ -44,7 +45,12 @@ impl Engine {
         if !order.extras.needs_hostname || !differs {
             return Ok(());
         }
-        let reason = "the sandbox is there already, and all its containers have its host name";
+        let reason = match self.state().hostname() {
+            Some(name) => {
+                format!("the sandbox is there already, and all its containers have its host name {name:?}")
+            }
+            None => "the sandbox is there already, and all its containers have its host name".to_owned(),
+        };
         Err(CriError::field("hostname", reason))
     }
 
@@ -70,7 +76,10 @@ impl Engine {
         }
         let (id, journal) = (record.id.clone(), self.state().journal());
         let claim = async {
-            let _turn = State::lock_claims().await.map_err(CriError::io("lock of the PCI functions"))?;
+            let failed = || CriError::io("lock of the PCI functions");
+            let _turn = State::lock_claims().await.map_err(failed())?;
+            // What machines had that were killed is free.
+            tokio::task::spawn_blocking(sweep).await.map_err(|error| failed()(error.into()))?;
             let mut taken: BTreeSet<String> = self.state().claimed_functions();
             for order in &record.order.extras.functions {
                 let free = |function: &&HostFunction| !taken.contains(&function.address);

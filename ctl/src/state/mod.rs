@@ -43,6 +43,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
 use crate::client::Client;
+use crate::connect::this_process;
 use crate::mounts;
 use crate::nets::Card;
 use crate::removal;
@@ -52,7 +53,7 @@ pub use lock::Lock;
 pub use record::{ContainerRecord, ContainerState, Health};
 
 /// The VM behind an address.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct VmRecord {
     /// The host's side of the shared directory.
     pub share: PathBuf,
@@ -62,6 +63,16 @@ pub struct VmRecord {
     /// Its sockets and logs.
     #[serde(default)]
     pub run: Option<PathBuf>,
+    /// The process that ends it, by pid and start time; none where this client has not started it.
+    #[serde(default)]
+    pub keeper: Option<String>,
+}
+
+impl VmRecord {
+    /// A machine that this process keeps.
+    pub fn kept(share: PathBuf, qmp: PathBuf, run: PathBuf) -> Self {
+        Self { share, qmp: Some(qmp), run: Some(run), keeper: this_process() }
+    }
 }
 
 /// The notebook of one address.
@@ -365,8 +376,12 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
     }
     // Readers take what ends in `json`; two writers don't share a file.
     let new = path.with_extension(format!("new-{}", std::process::id()));
-    fs::write(&new, serde_json::to_vec(value)?)?;
-    fs::rename(new, path)
+    let written = fs::write(&new, serde_json::to_vec(value)?).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        // Where the disk is full, half of it is there.
+        let _ = fs::remove_file(new);
+    }
+    written
 }
 
 #[cfg(test)]

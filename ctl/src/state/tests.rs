@@ -28,7 +28,7 @@ fn containers_are_kept_by_address_and_forgotten() {
 
     assert!(!state.has_sandbox());
     state.note_sandbox(Some("h")).unwrap();
-    state.note_vm(&VmRecord { share: "/s".into(), qmp: None, run: None }).unwrap();
+    state.note_vm(&VmRecord { share: "/s".into(), ..VmRecord::default() }).unwrap();
     assert!(state.has_sandbox());
     assert_eq!(state.hostname().as_deref(), Some("h"));
     assert_eq!(state.vm().unwrap().share, Path::new("/s"));

@@ -40,8 +40,10 @@ pub use tools::ToolMissing;
 use console::Console;
 use keeper::Keeper;
 use qemu::{Sockets, Vsock};
-use run_directory::RunDirectory;
-pub(crate) use run_directory::remove_left as remove_run_directory;
+pub(crate) use run_directory::{
+    RunDirectory, is_held as run_directory_is_held, remove_all_left as remove_run_directories_left,
+    remove_left as remove_run_directory,
+};
 
 /// Why there is no VM.
 #[derive(Debug, thiserror::Error)]

@@ -146,7 +146,7 @@ async fn cards_and_functions(ctx: Ctx) -> Outcome {
     let machine = ctx.machine()?;
     let state = State::in_directory(&client.path().join("nakai"), ctx.address());
     let (qmp, run) = (Some(machine.qmp.clone()), Some(machine.run.clone()));
-    state.note_vm(&VmRecord { share: ctx.share().to_owned(), qmp, run })?;
+    state.note_vm(&VmRecord { share: ctx.share().to_owned(), qmp, run, keeper: None })?;
     let front = Front { client, ctx: &ctx, image, address };
     zun(&front).await?;
     docker(&front).await?;
