@@ -281,7 +281,7 @@ async fn a_container_of_an_image_has_a_root_of_its_own() {
     assert!(!root.exists() && dir.path().join("tree/file").exists());
     let (status, _, stderr) = ctl(dir.path(), "run --image @/none sh", "").await;
     assert_eq!(status, 125);
-    assert!(stderr.contains("none: No such file or directory"), "{stderr}");
+    assert!(stderr.contains("none: no such file or directory"), "{stderr}");
 }
 
 #[tokio::test]

@@ -33,6 +33,9 @@ pub struct Flags {
     /// A variable of its environment; without a value, this client's
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
+    /// A file of such variables, one a line; what --env says counts more
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
     /// Its working directory [default: the image's]
     #[arg(short, long, default_value = "")]
     pub workdir: String,
@@ -184,6 +187,9 @@ pub struct Flags {
     /// The signal that asks it to end
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
+    /// always, missing or never: all the same, as images are this host's and nothing is pulled
+    #[arg(long, value_name = "POLICY", value_parser = ["always", "missing", "never"])]
+    pub pull: Option<String>,
     /// A label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,

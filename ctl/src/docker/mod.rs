@@ -18,6 +18,7 @@ use crate::cri::config::{
     SecurityProfile,
 };
 use crate::cri::extras::{HealthCheck, RestartPolicy};
+use crate::cri::image::signal;
 use crate::cri::{ContainerConfig, CriError, Extras, Order, PodSandboxConfig};
 
 /// The CFS period that Docker uses, in microseconds.
@@ -67,11 +68,14 @@ impl Flags {
             config.command = std::mem::take(&mut config.args);
         }
         self.workdir.clone_into(&mut config.working_dir);
-        config.envs = self.env.iter().filter_map(|entry| variable(entry)).collect();
+        config.envs = self.environment()?;
         config.labels = self.label.iter().map(|label| parse::pair(label)).collect();
         config.annotations = self.annotation.iter().map(|label| parse::pair(label)).collect();
         (config.stdin, config.stdin_once, config.tty) = (self.interactive, self.interactive, self.tty);
         config.stop_signal.clone_from(&self.stop_signal);
+        if let Some(text) = self.stop_signal.as_deref().filter(|text| signal(text).is_none()) {
+            return Err(CriError::field("--stop-signal", format!("{text:?} is no signal")));
+        }
         self.mounts(config, &mut order.extras)?;
         for device in &self.device {
             config.devices.push(self::device(device)?);
@@ -79,6 +83,24 @@ impl Flags {
         self.resources(config)?;
         self.security(&mut config.linux.security_context)?;
         Ok(order)
+    }
+
+    /// Those of the files come first: of several variables of a name the last counts.
+    fn environment(&self) -> Result<Vec<KeyValue>, CriError> {
+        let mut variables = Vec::new();
+        for file in &self.env_file {
+            let what = || format!("--env-file {}", file.display());
+            let text = std::fs::read_to_string(file).map_err(CriError::io(what()))?;
+            let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty());
+            variables.extend(lines.filter(|line| !line.starts_with('#')).filter_map(variable));
+        }
+        variables.extend(self.env.iter().filter_map(|entry| variable(entry)));
+        match variables.iter().find(|variable| variable.key.is_empty()) {
+            Some(KeyValue { value, .. }) => {
+                Err(CriError::field("--env", format!("{:?}: a variable without a name", format!("={value}"))))
+            }
+            None => Ok(variables),
+        }
     }
 
     fn pod(&self, id: &str) -> Result<PodSandboxConfig, CriError> {
@@ -248,6 +270,13 @@ pub fn by_flag(error: CriError) -> CriError {
         CriError::Field { field, reason } => {
             let flag = FLAGS.iter().find(|(name, _)| field.starts_with(name));
             CriError::Field { field: flag.map_or(field, |(_, flag)| (*flag).to_owned()), reason }
+        }
+        // What such a field is about is behind its name.
+        CriError::Io { what, source } => {
+            let flag = FLAGS.iter().find(|(name, _)| what.starts_with(name));
+            let flagged =
+                flag.zip(what.split_once(' ')).map(|((_, flag), (_, rest))| format!("{flag} {rest}"));
+            CriError::Io { what: flagged.unwrap_or(what), source }
         }
         other => other,
     }

@@ -1,5 +1,6 @@
 //! The small languages of flags: sizes, times, mounts, limits.
 
+use std::path::{Component, Path};
 use std::time::Duration;
 
 use crate::cri::config::{Mount, MountPropagation};
@@ -104,9 +105,18 @@ pub fn volume(text: &str) -> Result<Mount, String> {
         [host, container, options] => (host, container, options),
         _ => return Err(format!("{text:?} is not HOST:CONTAINER[:OPTIONS]")),
     };
-    if !host.starts_with('/') {
-        return Err(format!("{host:?}: volumes have no names here, give a directory of this host"));
+    let is_path =
+        matches!(Path::new(host).components().next(), Some(first) if !matches!(first, Component::Normal(_)));
+    if !is_path {
+        let reason =
+            "volumes have no names here, give a directory of this host, with / or ./ at its beginning";
+        return Err(format!("{host:?}: {reason}"));
     }
+    if !container.starts_with('/') {
+        return Err(format!("{container:?}: the path in the container is not absolute"));
+    }
+    let host = std::path::absolute(host).map_err(|error| format!("{host:?}: {error}"))?;
+    let host = host.to_str().ok_or_else(|| format!("{}: not UTF-8", host.display()))?;
     let mut mount =
         Mount { host_path: host.to_owned(), container_path: container.to_owned(), ..Mount::default() };
     for option in options.split(',').filter(|option| !option.is_empty()) {
@@ -161,8 +171,9 @@ pub fn mount(text: &str) -> Result<Mounted, String> {
         }
     }
     match kind {
+        "bind" | "tmpfs" if mount.container_path.is_empty() => Err(format!("{text:?}: it has no target")),
         "bind" if mount.host_path.starts_with('/') => Ok(Mounted::Bind(mount)),
-        "bind" => Err("source: not an absolute path".to_owned()),
+        "bind" => Err(format!("source {:?}: not an absolute path", mount.host_path)),
         "tmpfs" => Ok(Mounted::Tmpfs(Tmpfs { path: mount.container_path, ..tmpfs })),
         other => Err(format!("type {other:?} is none of bind, tmpfs")),
     }
@@ -204,6 +215,13 @@ mod tests {
         let bind = volume("/a:/b:ro,rslave").unwrap();
         assert!(bind.readonly && bind.propagation == MountPropagation::HostToContainer);
         assert!(volume("data:/b").unwrap_err().contains("no names"));
+        assert!(volume("data/more:/b").unwrap_err().contains("no names"));
+        assert!(volume("/a:b").unwrap_err().contains("\"b\": the path in the container"));
+        let here = std::env::current_dir().unwrap();
+        for (text, path) in [("./a:/b", here.join("a")), (".:/b", here)] {
+            assert_eq!(Path::new(&volume(text).unwrap().host_path), path, "{text}");
+        }
+        assert!(mount("type=bind,src=/a").unwrap_err().contains("no target"));
         let Ok(Mounted::Bind(bind)) = mount("type=bind,src=/a,dst=/b,readonly") else { panic!() };
         assert_eq!((&*bind.host_path, &*bind.container_path, bind.readonly), ("/a", "/b", true));
         let Ok(Mounted::Tmpfs(tmpfs)) = mount("type=tmpfs,target=/t,tmpfs-size=1m") else { panic!() };

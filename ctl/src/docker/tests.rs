@@ -68,6 +68,10 @@ fn what_can_not_be_is_refused_by_its_flag() {
         ("--memory 0 /image sh", "--memory"),
         ("--memory 6143k /image sh", "--memory: 6290432 bytes"),
         ("--cpus 0 /image sh", "--cpus"),
+        ("--stop-signal HALT /image sh", "--stop-signal: \"HALT\" is no signal"),
+        ("--pull sometimes /image sh", "--pull"),
+        ("--env-file /no/such /image sh", "--env-file /no/such: No such file"),
+        ("-e =b /image sh", "--env: \"=b\""),
     ] {
         let error = order(line).unwrap_err();
         assert!(error.contains(words), "{line}: {error}");
@@ -86,4 +90,16 @@ fn an_empty_entry_point_is_none_and_errors_name_flags() {
     {
         assert_eq!(by_flag(CriError::field(field, "why")).to_string(), format!("{flag}: why"));
     }
+    let gone = CriError::io("devices[0].host_path /dev/x")(std::io::ErrorKind::NotFound.into());
+    assert!(by_flag(gone).to_string().starts_with("--device /dev/x: "));
+}
+
+#[test]
+fn variables_of_files_count_less_than_flags() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "# of the file\n\nA=file\n  B=b = b \nNOT_SET_ANYWHERE\n").unwrap();
+    let order =
+        order(&format!("-e A=flag --env-file {} --pull always /image", file.path().display())).unwrap();
+    let envs: Vec<_> = order.config.envs.iter().map(|env| format!("{}={}", env.key, env.value)).collect();
+    assert_eq!(envs, ["A=file", "B=b = b ", "A=flag"]);
 }

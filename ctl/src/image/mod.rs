@@ -43,6 +43,12 @@ const MANIFEST_MAX: u64 = 4 << 20;
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
+    /// Neither a path nor, as nothing is pulled, anything else.
+    #[error(
+        "image {0}: no such file or directory on this host, and none is pulled: give a directory, a tar of a root \
+         filesystem, an OCI image layout or a docker-archive"
+    )]
+    Missing(String),
     /// A file that can't be read.
     #[error("image {path}: {source}", path = .path.display())]
     Read {
@@ -110,6 +116,9 @@ impl Image {
     /// See [`ImageError`]. Nothing is left of a layer that is not in order.
     pub fn open(reference: &str, store: &Store) -> Result<Self, ImageError> {
         let (path, tag) = split(reference);
+        if path.try_exists().is_ok_and(|there| !there) {
+            return Err(ImageError::Missing(reference.to_owned()));
+        }
         let source = Source::open(path, store.limits)?;
         match (Manifest::read(&source, tag)?, &source, tag) {
             (Some(manifest), ..) => {

@@ -231,7 +231,7 @@ fn root_filesystems_are_images_without_words() {
     let directory = Image::open(image.layers[0].to_str().unwrap(), &store).unwrap();
     assert_eq!((&directory.layers, directory.id), (&image.layers, None));
     let error = Image::open("/nonexistent/image:tag", &store).unwrap_err().to_string();
-    assert_eq!(error, "image /nonexistent/image:tag: No such file or directory (os error 2)");
+    assert!(error.starts_with("image /nonexistent/image:tag: no such file or directory"), "{error}");
 }
 
 #[test]

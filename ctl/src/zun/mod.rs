@@ -114,6 +114,7 @@ impl Request {
             if known.contains(&value) {
                 return Ok(());
             }
+            let known: Vec<_> = known.iter().filter(|word| !word.is_empty()).copied().collect();
             Err(CriError::field(field, format!("{value:?} is none of {}", known.join(", "))))
         };
         one_of("image_pull_policy", &self.image_pull_policy, &["", "always", "never", "ifnotpresent"])?;
