@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use nakai_protocols::oci;
 
 use super::CriError;
-use super::config::Device;
+use super::config::{CdiDevice, Device};
 
 /// The majors whose numbers are the same on every machine (Documentation/admin-guide/devices.txt): memory devices,
 /// terminals, and below 240 of the miscellaneous ones.
@@ -41,6 +41,26 @@ pub(super) fn block_field(devices: &[Device]) -> Option<String> {
 
 fn field(number: usize) -> String {
     format!("devices[{number}].host_path")
+}
+
+/// The names of CDI devices in a list; none where there are none.
+///
+/// # Errors
+///
+/// One is not such a name, by its index.
+pub(super) fn cdi_names(devices: &[CdiDevice]) -> Result<Option<String>, CriError> {
+    for (number, CdiDevice { name }) in devices.iter().enumerate() {
+        let parts = name.split_once('=').and_then(|(kind, device)| Some((kind.split_once('/')?, device)));
+        let is_name = parts.is_some_and(|((vendor, class), device)| {
+            ![vendor, class, device].iter().any(|part| part.is_empty() || part.contains(['/', ',', '=']))
+        });
+        if !is_name {
+            let reason = format!("{name:?} is not VENDOR/CLASS=DEVICE");
+            return Err(CriError::field(format!("CDI_devices[{number}].name"), reason));
+        }
+    }
+    let names: Vec<&str> = devices.iter().map(|device| &*device.name).collect();
+    Ok((!names.is_empty()).then(|| names.join(",")))
 }
 
 /// Adds nodes and rules; returns the block devices.
@@ -117,6 +137,20 @@ fn rule(kind: &str, major: i64, minor: i64, access: &str) -> oci::LinuxDeviceCgr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_cdi_are_told_or_refused() {
+        let names = |names: &[&str]| {
+            let devices: Vec<_> = names.iter().map(|&name| CdiDevice { name: name.to_owned() }).collect();
+            cdi_names(&devices)
+        };
+        assert_eq!(names(&[]).unwrap(), None);
+        assert_eq!(names(&["v.com/gpu=0", "v.com/nic=a"]).unwrap().unwrap(), "v.com/gpu=0,v.com/nic=a");
+        for bad in ["gpu", "v/gpu", "v/gpu=", "/gpu=0", "v/gpu=0,1", "v/w/gpu=0"] {
+            let error = names(&["v/gpu=0", bad]).unwrap_err().to_string();
+            assert!(error.starts_with("CDI_devices[1].name: "), "{error}");
+        }
+    }
 
     fn device(host: &str, permissions: &str) -> Device {
         Device { host_path: host.into(), container_path: "/dev/mine".into(), permissions: permissions.into() }

@@ -14,7 +14,7 @@ use super::config::{
 };
 use super::devices::BlockDevice;
 use super::extras::{Extras, RootKind};
-use super::image::ImageConfig;
+use super::image::{ImageConfig, signal};
 use super::mounts::{Bind, Places};
 use super::users::{Accounts, Otherwise};
 use super::{CriError, capabilities, devices, labels, mounts, resources, seccomp, users};
@@ -40,6 +40,10 @@ pub struct Request<'a> {
     /// How the agent sees the host's paths.
     pub places: &'a Places,
 }
+
+/// Tells the agent what a container has by the names of CDI: what they mean, files in the guest say, as it is the guest
+/// that has the devices.
+const CDI_DEVICES: &str = "cdi.k8s.io/cri";
 
 /// By this annotation the agent makes nodes of all of the guest's devices, which this host does not know.
 const GUEST_DEVICES: &str = "io.nakai.guest-devices";
@@ -73,8 +77,8 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
         let reason = "a privileged container needs a pod whose security_context is privileged too";
         return Err(CriError::field("linux.security_context.privileged", reason));
     }
-    if !config.cdi_devices.is_empty() {
-        return Err(CriError::field("CDI_devices", "devices by CDI name are not supported"));
+    if let Some(text) = config.stop_signal.as_deref().filter(|text| signal(text).is_none()) {
+        return Err(CriError::field("stop_signal", format!("{text:?} is no signal")));
     }
     let user = user(request)?;
     let (namespaces, shared_pid, mut warnings) = namespaces(&security.namespace_options)?;
@@ -117,6 +121,9 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
     let blocks = devices::apply(&mut spec, &config.devices, security.privileged)?;
     resources::apply(&mut spec, &config.linux.resources, extras)?;
     annotate(request, &mut spec);
+    if let Some(names) = devices::cdi_names(&config.cdi_devices)? {
+        spec.Annotations.insert(CDI_DEVICES.to_owned(), names);
+    }
     if security.privileged {
         spec.Annotations.insert(GUEST_DEVICES.to_owned(), "true".to_owned());
     }

@@ -30,6 +30,7 @@ pub(super) fn groups() -> Vec<Group> {
         group(Section::Zun, nets(), &[], ZUN),
         group(Section::Docker, nets(), &[], DOCKER),
         group(Section::Pod, nets(), &[], POD),
+        group(Section::Kubernetes, nets(), &[], KUBERNETES),
     ]
 }
 
@@ -69,6 +70,11 @@ const DOCKER: &[Row] = &[
     ),
     ("`--network` of `--networks`, `--ip`", "an interface in that network with that address"),
 ];
+
+const KUBERNETES: &[Row] = &[(
+    "`CDI_devices`",
+    "what the guest's specification of the device says: nodes, mounts, variables; an error where it says nothing",
+)];
 
 const POD: &[Row] = &[(
     "`port_mappings` with `host_port`, `host_ip`",
@@ -152,6 +158,7 @@ async fn cards_and_functions(ctx: Ctx) -> Outcome {
     docker(&front).await?;
     pod(&front).await?;
     block(&front).await?;
+    named(&front).await?;
     // A client that was killed has noted only that it was about to plug something in.
     let file = machine.image("root", "killed", "ext4");
     std::fs::write(&file, vec![0; 1 << 20])?;
@@ -361,6 +368,27 @@ async fn block(front: &Front<'_>) -> Outcome {
     let seen = seen.await;
     std::process::Command::new("losetup").arg("--detach").arg(&device).status()?;
     seen
+}
+
+/// A device by its name: the specification is in the guest (`harness/own_vm.rs`).
+async fn named(front: &Front<'_>) -> Outcome {
+    let pod =
+        front.client.write("named-pod.json", &json!({"metadata": {"name": "named", "uid": "named"}}))?;
+    let asked = |name: &str| {
+        let container = json!({
+            "metadata": {"name": "named"},
+            "image": {"image": front.image},
+            "CDI_devices": [{"name": name}],
+            "command": ["sh", "-c", "echo $CDI_KIND $CDI_DEVICE; ls /cdi; : <>/dev/cdi-fuse && echo opened"],
+        });
+        front.client.write("named.json", &container)
+    };
+    let path = asked("blackbox.test/fuse=0")?;
+    assert_eq!(front.run(&["cri", "run", &pod, &path]).await?, "fuse 0\nhooks\nopened");
+    let path = asked("blackbox.test/fuse=7")?;
+    let error = front.fail(&["cri", "run", &pod, &path]).await?;
+    assert!(error.contains("blackbox.test/fuse=7 is not among"), "{error}");
+    Ok(())
 }
 
 async fn disk_to_read(front: &Front<'_>) -> Outcome {

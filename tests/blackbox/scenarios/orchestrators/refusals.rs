@@ -83,7 +83,7 @@ const REFUSED: &[Row] = &[
     ("`mounts` with id mappings, images or no absolute path", "refused"),
     ("`devices` that the guest does not have, or of block devices for an agent without a machine", "refused"),
     ("`resources.memory_limit_in_bytes` of less than a page", "refused"),
-    ("`CDI_devices`, unknown `unified` keys, unknown capabilities", "refused"),
+    ("`CDI_devices` with what is no CDI name, unknown `unified` keys, unknown capabilities", "refused"),
 ];
 
 async fn cri_refusals(ctx: Ctx) -> Outcome {
@@ -153,7 +153,7 @@ async fn cri_refusals(ctx: Ctx) -> Outcome {
         (json!({"mounts": [{"container_path": "a", "host_path": "/tmp"}]}), "mounts[0]: container_path"),
         (json!({"devices": [{"host_path": "/not/there"}]}), "devices[0].host_path /not/there"),
         (json!({"devices": [{"host_path": "/etc/passwd"}]}), "/etc/passwd is no device"),
-        (json!({"CDI_devices": [{"name": "vendor/gpu=0"}]}), "CDI_devices"),
+        (json!({"CDI_devices": [{"name": "vendor/gpu"}]}), "CDI_devices[0].name: \"vendor/gpu\""),
         (json!({"linux": {"resources": {"unified": {"io.max": "8:0 rbps=1"}}}}), "unified[\"io.max\"]"),
         (security(json!({"capabilities": {"add_capabilities": ["FLY"]}})), "\"FLY\" is no capability"),
         (json!({"image": {"image": "/not/there"}}), "image /not/there"),
