@@ -10,9 +10,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use oci_spec::runtime::LinuxSeccomp;
 use tokio::sync::OnceCell;
 
+use crate::spec::SeccompProfile;
 use crate::supervisor::client::{LaunchError, Launcher};
 use crate::worker::job::{Job, Outcome};
 
@@ -44,10 +44,10 @@ impl CompiledFilter {
     }
 }
 
-/// The filters, by the JSON of their profiles. Cheap to clone.
+/// The filters, by their profiles. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Filters {
-    compiled: Arc<Mutex<HashMap<String, Cell>>>,
+    compiled: Arc<Mutex<HashMap<SeccompProfile, Cell>>>,
 }
 
 impl Filters {
@@ -58,23 +58,22 @@ impl Filters {
     pub async fn get(
         &self,
         launcher: &Launcher,
-        profile: &LinuxSeccomp,
+        profile: &SeccompProfile,
     ) -> Result<CompiledFilter, LaunchError> {
-        let key = serde_json::to_string(profile).unwrap_or_default();
-        let cell = self.cell(key);
+        let cell = self.cell(profile);
         cell.get_or_try_init(|| compile(launcher, profile)).await.cloned()
     }
 
-    fn cell(&self, key: String) -> Cell {
+    fn cell(&self, profile: &SeccompProfile) -> Cell {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if compiled.len() >= KEPT && !compiled.contains_key(&key) {
+        if compiled.len() >= KEPT && !compiled.contains_key(profile) {
             compiled.clear();
         }
-        compiled.entry(key).or_default().clone()
+        compiled.entry(profile.clone()).or_default().clone()
     }
 }
 
-async fn compile(launcher: &Launcher, profile: &LinuxSeccomp) -> Result<CompiledFilter, LaunchError> {
+async fn compile(launcher: &Launcher, profile: &SeccompProfile) -> Result<CompiledFilter, LaunchError> {
     let launched = launcher.launch(&Job::CompileFilter(profile.clone()), Vec::new()).await?;
     let (Outcome::Filter { flags }, Some(file)) = (launched.outcome, launched.fds.into_iter().next()) else {
         return Err(LaunchError::SupervisorGone);
@@ -94,10 +93,10 @@ mod tests {
     #[test]
     fn the_same_profile_is_the_same_filter_and_their_number_is_bounded() {
         let filters = Filters::default();
-        let first = filters.cell("a".to_owned());
-        assert!(Arc::ptr_eq(&first, &filters.cell("a".to_owned())));
+        let first = filters.cell(&"a".into());
+        assert!(Arc::ptr_eq(&first, &filters.cell(&"a".into())));
         for i in 0..3 * KEPT {
-            filters.cell(i.to_string());
+            filters.cell(&i.to_string().as_str().into());
             assert!(filters.compiled.lock().unwrap().len() <= KEPT);
         }
     }

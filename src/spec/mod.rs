@@ -66,6 +66,7 @@ pub use own_mounts::{MountAttributes, Mounted, OwnMount, OwnMounts, Tie};
 pub use prepared::{ConsoleSize, ExecFacts, LateProcess, NamespaceId, Prepared, PreparedExec};
 pub use process::set_home;
 pub use propagation::{MountPropagation, Propagation};
+pub use seccomp::SeccompProfile;
 pub use sysctl::Sysctl;
 
 /// Turns the spec of a CreateContainer request into a launch that libcontainer and the worker can do.

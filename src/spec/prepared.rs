@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Hook, LinuxCapabilities, LinuxDeviceCgroup, LinuxResources, LinuxSeccomp, PosixRlimit, Process, Spec,
+    Hook, LinuxCapabilities, LinuxDeviceCgroup, LinuxResources, PosixRlimit, Process, Spec,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CapabilitySets, Facts, MountPropagation, OutsideNode, OwnCgroups, OwnMounts, Profiles, Sysctl,
-    WorkingDirectory,
+    CapabilitySets, Facts, MountPropagation, OutsideNode, OwnCgroups, OwnMounts, Profiles, SeccompProfile,
+    Sysctl, WorkingDirectory,
 };
 use crate::systemd::Unit;
 
@@ -111,7 +111,7 @@ pub struct LateProcess {
     pub no_new_privileges: bool,
     /// The filter to load. The worker gets it compiled.
     #[serde(skip)]
-    pub seccomp: Option<LinuxSeccomp>,
+    pub seccomp: Option<SeccompProfile>,
     /// The namespaces that it has to be in by then. Who moved the container's init elsewhere gets no further process
     /// there.
     pub namespaces: Vec<NamespaceId>,
@@ -150,7 +150,7 @@ pub struct ExecFacts {
     pub(super) container_id: String,
     pub(super) capabilities: Option<LinuxCapabilities>,
     pub(super) rlimits: Vec<PosixRlimit>,
-    pub(super) seccomp: Option<LinuxSeccomp>,
+    pub(super) seccomp: Option<SeccompProfile>,
     pub(super) no_new_privileges: bool,
     pub(super) oom_score_adj: Option<i32>,
     pub(super) apparmor_profile: Option<String>,
@@ -163,7 +163,7 @@ pub struct ExecFacts {
 
 impl ExecFacts {
     /// What a container's first process finds: the guest, and a seccomp filter.
-    pub(super) fn of_guest(facts: &Facts, seccomp: Option<LinuxSeccomp>) -> Self {
+    pub(super) fn of_guest(facts: &Facts, seccomp: Option<SeccompProfile>) -> Self {
         Self {
             container_id: facts.container_id.as_str().to_owned(),
             capabilities: None,

@@ -6,8 +6,7 @@ use super::super::tests::facts;
 use super::*;
 
 fn container(seccomp: bool) -> ExecFacts {
-    let filter = json!({"defaultAction": "SCMP_ACT_ERRNO"});
-    ExecFacts::of_guest(&facts(), seccomp.then(|| serde_json::from_value(filter).unwrap()))
+    ExecFacts::of_guest(&facts(), seccomp.then(|| r#"{"defaultAction": "SCMP_ACT_ERRNO"}"#.into()))
 }
 
 fn edit(extra: Value, container: &ExecFacts) -> Result<(Edited, Vec<String>), SpecError> {

@@ -1,16 +1,57 @@
 //! The seccomp filter: checked, and taken out of the spec.
 //!
 //! libcontainer loads it for a container's first process only, not for a further one, and builds it anew each
-//! time. The worker's executor loads it for both.
+//! time. The worker's executor loads it for both. A profile has hundreds of names, of which nobody but the compiler needs
+//! one: it is kept as text ([`SeccompProfile`]).
+
+use std::sync::Arc;
 
 use oci_spec::runtime::{Linux, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompFilterFlag as Flag};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use super::SpecError;
 
+/// A profile in its JSON. The same profile is the same text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SeccompProfile(Arc<str>);
+
+impl SeccompProfile {
+    fn new(profile: &LinuxSeccomp) -> Self {
+        // Writing what has names and numbers only to memory does not fail.
+        Self(serde_json::to_string(profile).unwrap_or_default().into())
+    }
+
+    /// The profile itself.
+    ///
+    /// # Errors
+    /// The text is none.
+    pub fn parse(&self) -> Result<LinuxSeccomp, serde_json::Error> {
+        serde_json::from_str(&self.0)
+    }
+}
+
+impl From<&str> for SeccompProfile {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Serialize for SeccompProfile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SeccompProfile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(text.into()))
+    }
+}
+
 /// Takes the filter out of `linux`.
-pub(super) fn take(linux: &mut Linux) -> Result<Option<LinuxSeccomp>, SpecError> {
-    let Some(mut seccomp) = linux.seccomp().clone() else { return Ok(None) };
-    linux.set_seccomp(None);
+pub(super) fn take(linux: &mut Linux) -> Result<Option<SeccompProfile>, SpecError> {
+    let Some(mut seccomp) = linux.seccomp_mut().take() else { return Ok(None) };
     // About who waits for an answer to a notification. The kernel refuses it where there are none (seccomp(2)).
     if let Some(mut flags) = seccomp.flags().clone() {
         flags.retain(|flag| *flag != Flag::SeccompFilterFlagWaitKillableRecv);
@@ -34,7 +75,7 @@ pub(super) fn take(linux: &mut Linux) -> Result<Option<LinuxSeccomp>, SpecError>
     // Allows everything, always: no filter, so that the process does not pay for one.
     let idle = seccomp.default_action() == Action::ScmpActAllow
         && rules.iter().all(|rule| rule.action() == Action::ScmpActAllow);
-    Ok((!idle).then_some(seccomp))
+    Ok((!idle).then(|| SeccompProfile::new(&seccomp)))
 }
 
 #[cfg(test)]
@@ -47,7 +88,9 @@ mod tests {
         let mut linux: Linux = serde_json::from_value(json!({ "seccomp": seccomp })).unwrap();
         let taken = take(&mut linux)?;
         assert!(linux.seccomp().is_none(), "it is left in the spec");
-        Ok(taken)
+        let kept = taken.map(|profile| serde_json::to_string(&profile).unwrap());
+        let read = kept.map(|text| serde_json::from_str::<SeccompProfile>(&text).unwrap());
+        Ok(read.map(|profile| profile.parse().unwrap()))
     }
 
     #[test]

@@ -361,7 +361,7 @@ mod tests {
     async fn a_process_whose_caller_never_looked_at_the_answer_is_ended() {
         let (supervisor, server) = Channel::pair().unwrap();
         let launcher = Launcher::start(server, 0, Logger::root(Discard, o!())).unwrap();
-        let job = Job::CompileFilter(oci_spec::runtime::LinuxSeccomp::default());
+        let job = Job::CompileFilter(crate::spec::SeccompProfile::from(""));
         let mut launch = Box::pin(launcher.launch(&job, Vec::new()));
         assert!(matches!(launch.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
         let (kind, request) = told(&supervisor).await;
@@ -385,7 +385,7 @@ mod tests {
         let nobody = i32::MAX;
         let (supervisor, server) = Channel::pair().unwrap();
         let launcher = Launcher::start(server, 0, Logger::root(Discard, o!())).unwrap();
-        let job = Job::CompileFilter(oci_spec::runtime::LinuxSeccomp::default());
+        let job = Job::CompileFilter(crate::spec::SeccompProfile::from(""));
         let (end, mut ended) = oneshot::channel::<()>();
         let mut launch = Box::pin(launcher.launch_watched(&job, Vec::new(), Some(Box::new(end))));
         assert!(matches!(launch.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));

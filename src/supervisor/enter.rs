@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     fn job() -> Job {
-        Job::CompileFilter(oci_spec::runtime::LinuxSeccomp::default())
+        Job::CompileFilter(crate::spec::SeccompProfile::from(""))
     }
 
     async fn next(supervisor: &Channel) -> Message {

@@ -4,8 +4,9 @@
 //! own ([`compile`]) whose result the server keeps. The executor then only loads it ([`Filter::load`]). libcontainer
 //! does both at once, for a container's first process only, and in 0.7 takes the mask of `SCMP_CMP_MASKED_EQ` for the
 //! value, which turns docker's rule against new namespaces into one that always matches. What runs before the profile is
-//! in [`newer_calls`].
+//! in [`newer_calls`], and what makes the program short, in [`bpf`].
 
+use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -21,7 +22,7 @@ use oci_spec::runtime::{
 };
 
 use super::job::{Failure, FailureKind};
-use super::{newer_calls, sys};
+use super::{bpf, newer_calls, sys};
 
 /// `BPF_MAXINSNS` instructions of 8 bytes, as the kernel takes at most.
 const MAX_BYTES: usize = 4096 * 8;
@@ -37,22 +38,7 @@ pub(super) struct Filter {
 impl Filter {
     /// Reads the program that [`compile`] has left in `file`.
     pub(super) fn read(file: OwnedFd, flags: u32) -> Result<Self, Failure> {
-        let file = std::fs::File::from(file);
-        let mut bytes = vec![0; MAX_BYTES];
-        let mut len = 0;
-        while let Some(room) = bytes.get_mut(len..).filter(|room| !room.is_empty()) {
-            let read = file.read_at(room, len as u64);
-            match read.map_err(|e| Failure::internal(format!("read the seccomp filter: {e}")))? {
-                0 => break,
-                more => len = len.saturating_add(more),
-            }
-        }
-        bytes.truncate(len);
-        let (words, rest) = bytes.as_chunks::<8>();
-        if words.is_empty() || !rest.is_empty() {
-            return Err(Failure::internal(format!("a seccomp filter of {} bytes", bytes.len())));
-        }
-        Ok(Self { program: words.iter().map(|word| u64::from_ne_bytes(*word)).collect(), flags })
+        Ok(Self { program: words(&File::from(file))?.into(), flags })
     }
 
     /// Loads it for this process, for good.
@@ -82,16 +68,44 @@ pub(super) fn flags(profile: &LinuxSeccomp) -> u32 {
 /// The profile names what can't be: an architecture or action that this libseccomp does not know, rules that
 /// contradict each other.
 pub(super) fn compile(profile: &LinuxSeccomp) -> Result<OwnedFd, Failure> {
-    let context = context(profile)?;
-    let file = memfd_create("nakai-seccomp", MFdFlags::MFD_CLOEXEC)
-        .map_err(|errno| Failure::internal(format!("make a file for the seccomp filter: {errno}")))?;
-    let mut file = std::fs::File::from(file);
-    let preface: Vec<u8> = newer_calls::preface(profile).into_iter().flat_map(u64::to_ne_bytes).collect();
-    file.write_all(&preface)
+    let program = program(profile)?;
+    let program = bpf::condense(&program).unwrap_or(program);
+    let bytes: Vec<u8> = program.into_iter().flat_map(u64::to_ne_bytes).collect();
+    let mut file = memory_file()?;
+    file.write_all(&bytes)
         .map_err(|error| Failure::internal(format!("write the seccomp filter: {error}")))?;
-    // Behind it.
-    context.export_bpf(&file).map_err(|error| invalid("compile the profile", &error))?;
     Ok(file.into())
+}
+
+/// The program of `profile` as libseccomp makes it, behind what runs before it.
+pub(super) fn program(profile: &LinuxSeccomp) -> Result<Vec<u64>, Failure> {
+    let file = memory_file()?;
+    context(profile)?.export_bpf(&file).map_err(|error| invalid("compile the profile", &error))?;
+    let mut program = newer_calls::preface(profile);
+    program.extend(words(&file)?);
+    Ok(program)
+}
+
+fn memory_file() -> Result<File, Failure> {
+    let file = memfd_create("nakai-seccomp", MFdFlags::MFD_CLOEXEC);
+    file.map(File::from)
+        .map_err(|errno| Failure::internal(format!("make a file for the seccomp filter: {errno}")))
+}
+
+/// The instructions in a file.
+fn words(file: &File) -> Result<Vec<u64>, Failure> {
+    let mut bytes = Vec::new();
+    file.metadata()
+        .and_then(|metadata| {
+            bytes.resize(usize::try_from(metadata.len()).map_or(MAX_BYTES, |len| len.min(MAX_BYTES)), 0);
+            file.read_exact_at(&mut bytes, 0)
+        })
+        .map_err(|error| Failure::internal(format!("read the seccomp filter: {error}")))?;
+    let (words, rest) = bytes.as_chunks::<8>();
+    if words.is_empty() || !rest.is_empty() {
+        return Err(Failure::internal(format!("a seccomp filter of {} bytes", bytes.len())));
+    }
+    Ok(words.iter().map(|word| u64::from_ne_bytes(*word)).collect())
 }
 
 fn context(profile: &LinuxSeccomp) -> Result<ScmpFilterContext, Failure> {

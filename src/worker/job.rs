@@ -23,7 +23,7 @@ pub enum Job {
     /// Let a container see a mount of another one.
     ShareMount(ShareMountJob),
     /// Make a program for the kernel of a seccomp profile. The reply brings it in a memory file.
-    CompileFilter(oci_spec::runtime::LinuxSeccomp),
+    CompileFilter(crate::spec::SeccompProfile),
     /// Compact the guest's free memory.
     Compact(CompactJob),
     /// Start a shell in the guest's own namespaces.

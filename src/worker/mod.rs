@@ -8,6 +8,7 @@
 //! Failure behaviour: every failure comes back as one [`job::Failure`] that names the true cause, which
 //! libcontainer's forks only log (`report`).
 
+mod bpf;
 mod capabilities;
 mod cgroups;
 mod child;
@@ -158,6 +159,7 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
             done
         }
         Job::CompileFilter(profile) => {
+            let profile = profile.parse().map_err(|e| Failure::internal(format!("read the profile: {e}")))?;
             let flags = filter::flags(&profile);
             Done { outcome: Outcome::Filter { flags }, fds: vec![filter::compile(&profile)?], ..done }
         }

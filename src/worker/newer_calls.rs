@@ -8,24 +8,14 @@
 use libseccomp::{ScmpArch, ScmpSyscall};
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction as Action};
 
+use super::bpf::{ARCH, IF_ABOVE, IF_EQUAL, IF_SET, JUMP, LOAD, NUMBER, Op, RETURN};
+
 /// What linux/audit.h calls the architectures that a kernel for x86-64 has. x32 has the number of x86-64.
 const AUDIT_X86_64: u32 = 0xc000_003e;
 const AUDIT_I386: u32 = 0x4000_0003;
 
 /// In the number of a call of x32 (asm/unistd.h), and in -1, by which a tracer leaves a call out.
 const X32_BIT: u32 = 0x4000_0000;
-
-/// Where `struct seccomp_data` has the number and the architecture.
-const NUMBER: u32 = 0;
-const ARCH: u32 = 4;
-
-/// Operations, see linux/bpf_common.h: load a word, jump by comparisons or at once, return.
-const LOAD: u16 = 0x20;
-const IF_EQUAL: u16 = 0x15;
-const IF_ABOVE: u16 = 0x25;
-const IF_SET: u16 = 0x45;
-const JUMP: u16 = 0x05;
-const RETURN: u16 = 0x06;
 
 /// `SECCOMP_RET_ERRNO` with ENOSYS.
 const NO_SUCH_CALL: u32 = 0x0005_0000 | libc::ENOSYS.unsigned_abs();
@@ -72,10 +62,10 @@ pub(super) fn preface(profile: &LinuxSeccomp) -> Vec<u64> {
     all.extend(steps);
     let count = all.len();
     let word = |(at, step): (usize, Step)| match step {
-        Step::Do(code, yes, no, value) => word(code, yes, no, value),
+        Step::Do(code, yes, no, value) => Op { code, yes, no, value }.word(),
         Step::Leave => {
             let rest = count.saturating_sub(at).saturating_sub(1);
-            word(JUMP, 0, 0, u32::try_from(rest).unwrap_or_default())
+            Op::plain(JUMP, u32::try_from(rest).unwrap_or_default()).word()
         }
     };
     all.into_iter().enumerate().map(word).collect()
@@ -106,12 +96,6 @@ fn len(steps: &[Step]) -> u8 {
     u8::try_from(steps.len()).unwrap_or(u8::MAX)
 }
 
-/// `struct sock_filter`.
-fn word(code: u16, yes: u8, no: u8, value: u32) -> u64 {
-    let ([c, o], [v, a, l, u]) = (code.to_ne_bytes(), value.to_ne_bytes());
-    u64::from_ne_bytes([c, o, yes, no, v, a, l, u])
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
@@ -126,23 +110,9 @@ mod tests {
 
     /// What the kernel would answer.
     fn run(program: &[u64], arch: u32, number: u32) -> u32 {
-        let (mut at, mut loaded) = (0, 0);
-        loop {
-            let [c, o, yes, no, v, a, l, u] = program[at].to_ne_bytes();
-            let (code, value) = (u16::from_ne_bytes([c, o]), u32::from_ne_bytes([v, a, l, u]));
-            at += 1;
-            let mut turn = |yes_no: bool| at += usize::from(if yes_no { yes } else { no });
-            match code {
-                LOAD => loaded = [number, arch][usize::from(value == ARCH)],
-                IF_EQUAL => turn(loaded == value),
-                IF_ABOVE => turn(loaded > value),
-                IF_SET => turn(loaded & value != 0),
-                0x35 => turn(loaded >= value),
-                JUMP => at += value as usize,
-                RETURN => return value,
-                other => panic!("{other:#x}"),
-            }
-        }
+        let mut data = [0; 16];
+        (data[0], data[1]) = (number, arch);
+        super::super::bpf::run(program, &data)
     }
 
     fn program(profile: Value) -> Vec<u64> {
