@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use nakai_ctl::sandbox::{self, GUEST_SHARE};
 use nakai_protocols::agent::{FSGroup, Storage};
@@ -19,6 +20,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(a_volume_without_room_for_a_copy_is_bound).vm_only().own_agent(),
     ]
 }
+
+/// For the first copy of a large volume, on a slow machine.
+const COPY_LIMIT: Duration = Duration::from_secs(300);
 
 fn watched(source: &str, name: &str) -> Storage {
     Storage {
@@ -130,7 +134,7 @@ async fn any_number_of_keys_is_followed(ctx: Ctx) -> Outcome {
     let container = container.edit(|spec| spec.mount("/map", &from, "bind", &["rbind", "rprivate", "ro"]));
     let mut request = container.request();
     request.storages.push(watched(&guest_map, "map"));
-    ctx.client().create_container_with(&request).await?;
+    ctx.client().within(COPY_LIMIT).create_container_with(&request).await?;
     container.start().await?;
     let kinds = format!(
         "ls /map | wc -l; cat /map/key-0 /map/key-{last}; grep ' /map ' /proc/mounts | cut -d' ' -f2-3"
