@@ -9,7 +9,9 @@
 //!        +----------------------------------------------+         +--------------------------------+
 //!           failed: all who waited get the same error               busy: stays, with no users
 //!
-//!    attach:   absent: mounts.  mounting: waits for the outcome.  ready: counts.  detaching: waits, then starts anew.
+//!    attach:   absent: mounts.  mounting: waits for the outcome.  ready: counts.  detaching, failed: waits, then starts anew.
+//!    failed: is absent at once, but while somebody else may still mount there (the confidential data hub): then it is
+//!              taken down when that has ended. Its users have been told; who asks for the place waits for as long as he likes.
 //!    mounting, and the last user goes: detaching; the task gives up what it waits for, and takes down what it has done.
 //! ```
 //!

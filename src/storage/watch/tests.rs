@@ -167,6 +167,15 @@ fn no_number_of_keys_ends_the_watching() {
     assert_eq!(volume.read("to/..2/key-7"), "changed");
 }
 
+/// Says that it is over, also if something fails before.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A file that becomes a directory is never missing.
 #[test]
 fn what_changes_its_kind_changes_at_once() {
@@ -175,6 +184,7 @@ fn what_changes_its_kind_changes_at_once() {
     volume.update();
     let (path, done) = (volume.path("to/x"), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let over = Over(&done);
         let reader = scope.spawn(|| {
             let mut kinds = [0_u32; 2];
             while !done.load(Ordering::Relaxed) {
@@ -190,7 +200,7 @@ fn what_changes_its_kind_changes_at_once() {
             volume.write("from/x", "file");
             assert!(volume.update());
         }
-        done.store(true, Ordering::Relaxed);
+        drop(over);
         reader.join().unwrap();
     });
 }
