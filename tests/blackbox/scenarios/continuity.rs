@@ -110,8 +110,10 @@ async fn a_write_that_waits_outlives_servers(ctx: Ctx) -> Outcome {
     let sent = noise(300_000, 3);
     let (writing, id, data) = (ctx.clone(), idle.id.clone(), sent.clone());
     let written = tokio::spawn(async move { writing.client().write_stdin(&id, "slow", data).await });
-    // Longer than it takes until the write is kept, by the server's own clock.
-    idle.sh("sleep 0.5").await?;
+    // The server has all of the write when later calls of the connection have been answered; then it has more time than it
+    // takes to keep it, by its own clock.
+    idle.sh("true").await?;
+    idle.sh("sleep 2").await?;
     for _ in 0..3 {
         killed_within_a_creation(&ctx).await?;
     }
