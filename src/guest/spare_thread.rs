@@ -7,7 +7,7 @@
 //!
 //! Invariant: the spare work is always either running or at the end of the queue.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -39,8 +39,12 @@ impl SpareThread {
 
     /// Calls take long: it has a look whether work waits for a thread.
     pub fn help(&self) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).asked = true;
+        self.lock().asked = true;
         self.0.1.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue(self, runtime: Handle) {
@@ -53,12 +57,15 @@ impl SpareThread {
 
     /// Returns when the queue is to be looked at.
     fn rest(&self) {
-        let (state, wake) = &*self.0;
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let wake = &self.0.1;
+        let mut state = self.lock();
         loop {
             let now = Instant::now();
             if std::mem::take(&mut state.asked) {
-                state.awake_until = if has_room() { None } else { now.checked_add(AWAKE) };
+                // Whoever asks is not to wait for this.
+                drop(state);
+                let awake_until = if has_room() { None } else { now.checked_add(AWAKE) };
+                self.lock().awake_until = awake_until;
                 return;
             }
             if state.awake_until.is_some_and(|end| now < end) {

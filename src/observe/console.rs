@@ -1,7 +1,7 @@
 //! Plain lines on the console, for a person and for tests that watch a guest boot.
 //!
 //! One line is one write(2), with no buffer, lock or thread: the supervisor may use it at any time. A console
-//! that takes nothing now is not waited for; the line is lost then.
+//! that takes nothing is waited for only for moments; the line is lost then.
 
 #![expect(unsafe_code, reason = "ioctl(2) takes a pointer")]
 
@@ -29,10 +29,15 @@ pub fn say(message: fmt::Arguments<'_>) {
     }
 }
 
-/// Whether a line can be written without waiting for a reader: a pipe that is ready takes as much (pipe(7)).
+/// Whether a line can be written without waiting for a reader: a pipe that is ready takes as much (pipe(7)). A terminal is
+/// not ready while there is much that it has to send, which it does by itself.
 fn has_room(file: BorrowedFd<'_>) -> bool {
+    /// In milliseconds.
+    const PIPE: u16 = 100;
+    const TERMINAL: u16 = 3000;
+    let patience = if nix::unistd::isatty(file) == Ok(true) { TERMINAL } else { PIPE };
     let mut watched = [PollFd::new(file, PollFlags::POLLOUT)];
-    poll(&mut watched, PollTimeout::ZERO) == Ok(1)
+    poll(&mut watched, PollTimeout::from(patience)) == Ok(1)
 }
 
 mod ioctls {
@@ -60,9 +65,14 @@ pub fn drain() {
     }
 }
 
-/// The message as one line: whatever would end the line or move the cursor becomes a blank.
+/// The message as one line, which a pipe that has room takes whole: whatever would end the line or move the cursor becomes a
+/// blank.
 fn line(message: fmt::Arguments<'_>) -> String {
-    let text: String = message.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    /// In letters, of which none has more than four bytes.
+    const LONGEST: usize = 1000;
+    let text = message.to_string();
+    let letters = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c });
+    let text: String = letters.collect();
     format!("{PREFIX}{text}\n")
 }
 

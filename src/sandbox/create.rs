@@ -433,7 +433,6 @@ async fn launch_init(
         copy_up: prepared.copy_up.clone(),
         propagation: prepared.propagation.clone(),
         read_only_dev: prepared.read_only_dev,
-        read_only_paths: std::mem::take(&mut prepared.read_only_paths),
         start_hooks: std::mem::take(&mut prepared.start_hooks),
         annotations: prepared.spec.annotations().clone().unwrap_or_default(),
     }));

@@ -132,7 +132,6 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     let own_mounts =
         all_mounts.or_else(|| own_mounts::take(&mut spec, &linux, has_cgroup, !copy_up.is_empty()));
     mounts::refuse_topmost_links(&spec)?;
-    let read_only_paths = if own_init { Vec::new() } else { own_init::take_read_only_paths(&mut linux) };
     let start_hooks = spec.hooks_mut().as_mut().and_then(|hooks| hooks.start_container_mut().take());
     let seccomp = seccomp::take(&mut linux)?;
     let inherited = ExecFacts::of_guest(facts, seccomp);
@@ -164,7 +163,6 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         copy_up,
         propagation,
         read_only_dev,
-        read_only_paths,
         start_hooks: start_hooks.unwrap_or_default(),
         poststart,
         poststop,

@@ -37,22 +37,12 @@ impl OwnInit {
     }
 }
 
-fn is_plain(path: &String) -> bool {
-    let path = Path::new(path);
-    path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
-}
-
-/// Takes the paths that are to be read-only out of a specification for libcontainer, but for those that it has a way of its
-/// own with.
-pub(super) fn take_read_only_paths(linux: &mut Linux) -> Vec<String> {
-    let all = linux.readonly_paths_mut().take().unwrap_or_default();
-    let (taken, left): (Vec<_>, Vec<_>) = all.into_iter().partition(is_plain);
-    linux.set_readonly_paths(Some(left).filter(|left| !left.is_empty()));
-    taken
-}
-
 /// Whether nothing but cgroups and mounts speaks against it.
 pub(super) fn is_usual(spec: &Spec, linux: &Linux, process: &Process) -> bool {
+    let is_plain = |path: &String| {
+        let path = Path::new(path);
+        path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
+    };
     let paths = [linux.masked_paths(), linux.readonly_paths()];
     let only_known = linux.namespaces().iter().flatten().all(|namespace| {
         let is_joined = namespace.path().is_some();

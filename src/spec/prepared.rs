@@ -56,9 +56,6 @@ pub struct Prepared {
     pub propagation: Vec<MountPropagation>,
     /// Whether nothing may be made in `/dev` once it is furnished.
     pub read_only_dev: bool,
-    /// What else may not be written to, where libcontainer makes init: it would take the rights to execute and to be a
-    /// device, too.
-    pub read_only_paths: Vec<String>,
     /// To be run in the container before its program: whoever starts it is told how they end.
     pub start_hooks: Vec<Hook>,
     /// To be run in the guest once the container has been started.

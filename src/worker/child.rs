@@ -65,7 +65,9 @@ pub(super) fn told(text: &[u8]) -> Failure {
 /// PID namespace any more, of which `gone` is said.
 pub(super) fn not_forked(errno: Errno, gone: (FailureKind, &str)) -> Failure {
     let (kind, message) = match errno {
-        Errno::EAGAIN => (FailureKind::Exhausted, "no more processes are allowed (pids limit)"),
+        Errno::EAGAIN => {
+            (FailureKind::Exhausted, "no more processes are allowed (pids limit, or the guest's)")
+        }
         // A PID namespace whose init has ended (pid_namespaces(7)).
         Errno::ENOMEM => gone,
         _ => (FailureKind::Internal, "fork a process in the container's cgroup"),

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
@@ -135,7 +135,11 @@ pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<O
 /// is a link to it or, in a `/dev` of the guest's, a node of its own.
 fn multiplexer() -> Result<Option<OwnedFd>, nix::Error> {
     let find = |path: &str| {
-        let place = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        // By no link to what is open here, which may be the guest's.
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let place = openat2(AT_FDCWD, path, how)?;
         Ok::<_, nix::Error>(is_multiplexer(&place)?.then_some(place))
     };
     match find("/dev/pts/ptmx") {

@@ -58,7 +58,8 @@ impl LastSteps {
         self.late.selinux_label.as_deref()
     }
 
-    /// What shall be found wrong with an init before it is started: its program, which is found here. Nothing, for a program that is named from a directory which is not there yet.
+    /// What shall be found wrong with an init before it is started: its program, which is found here. Nothing, for a program
+    /// that is named from a directory which is not there yet.
     pub(super) fn look(&self, process: &Process) -> Result<Option<CString>, Failure> {
         let name = process.args().iter().flatten().next();
         let is_relative = name.is_some_and(|name| name.contains('/') && !name.starts_with('/'));
@@ -197,12 +198,13 @@ impl Executor for ContainerExecutor {
             // The end of the relay is the end of this pipe.
             let _ = nix::unistd::read(ready.as_fd(), &mut [0]);
         }
+        // Nothing of libcontainer's is needed any more, and nothing may be open that leads out when a hook is looked up.
+        sys::keep_only(self.start.iter().map(|start| start.words()));
         if let Some(start) = &self.start
             && let Err(failure) = start.run(&self.steps.environment(process))
         {
             give_up(&failure);
         }
-        // Nothing of libcontainer's is needed any more.
         sys::keep_only(std::iter::empty());
         self.steps.run_started(process, self.found.get().cloned())
     }

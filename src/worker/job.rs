@@ -85,8 +85,6 @@ pub struct CreateJob {
     pub propagation: Vec<MountPropagation>,
     /// Whether its `/dev` is read-only then.
     pub read_only_dev: bool,
-    /// What else nobody may write to, if libcontainer makes init.
-    pub read_only_paths: Vec<String>,
     /// What init runs before its program; then libcontainer makes it.
     pub start_hooks: Vec<oci_spec::runtime::Hook>,
     /// What hooks are told.

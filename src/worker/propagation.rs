@@ -1,9 +1,7 @@
 //! What becomes of a container's mounts once all is in its place: their propagation, which libcontainer ignores for single
-//! mounts, a read-only `/dev`, and paths that nobody may write to. Set in the container's mount namespace between create and
-//! start.
+//! mounts, and a read-only `/dev`. Set in the container's mount namespace between create and start.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
@@ -11,23 +9,17 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 
 use super::job::{CreateJob, Failure};
-use super::{init::paths, sys};
-use crate::guest::beneath::Root;
+use super::sys;
 use crate::spec::{MountPropagation, Propagation};
 
 /// Enters the mount namespace of `init` for good and sets what is asked for. Paths are resolved in the container's root.
 pub(super) fn apply(init: &OwnedFd, job: &CreateJob) -> Result<(), Failure> {
-    let (wanted, read_only) = (&job.propagation, &job.read_only_paths);
-    if wanted.is_empty() && read_only.is_empty() && !job.read_only_dev {
+    if job.propagation.is_empty() && !job.read_only_dev {
         return Ok(());
     }
     setns(init, CloneFlags::CLONE_NEWNS)
         .map_err(|errno| Failure::internal(format!("enter the container's mount namespace: {errno}")))?;
-    set(wanted)?;
-    if !read_only.is_empty() {
-        let root = Root::open(Path::new("/")).map_err(|error| Failure::internal(error.to_string()))?;
-        paths::make_read_only(&root, read_only)?;
-    }
+    set(&job.propagation)?;
     if job.read_only_dev { make_dev_read_only() } else { Ok(()) }
 }
 

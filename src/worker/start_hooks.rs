@@ -5,7 +5,7 @@
 //! or init's own end.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libcontainer::container::{ContainerStatus, State};
 use oci_spec::runtime::Hook;
@@ -33,6 +33,11 @@ impl StartHooks {
         let mut state = State::new(&job.id, ContainerStatus::Created, None, job.bundle.clone());
         state.annotations = Some(job.annotations.clone());
         Ok(Some(Self { hooks: job.start_hooks.clone(), state, words }))
+    }
+
+    /// All that has to be open while they run.
+    pub(super) fn words(&self) -> BorrowedFd<'_> {
+        self.words.as_fd()
     }
 
     /// Runs all in their order, up to one that fails. `environment` is for those that have none.

@@ -17,7 +17,7 @@
 mod dev;
 pub(super) mod gate;
 mod namespaces;
-pub(super) mod paths;
+mod paths;
 mod root;
 
 use std::mem::ManuallyDrop;

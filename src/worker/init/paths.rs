@@ -19,7 +19,7 @@ use super::dev;
 use crate::guest::beneath::{BeneathError, Root};
 
 /// Makes what is at each of `paths` read-only, and leaves everything else of its mount as it is, as runc does.
-pub(in super::super) fn make_read_only(root: &Root, paths: &[String]) -> Result<(), Failure> {
+pub(super) fn make_read_only(root: &Root, paths: &[String]) -> Result<(), Failure> {
     for path in paths {
         let failed =
             |cause: &dyn std::fmt::Display| Failure::internal(format!("make {path} read-only: {cause}"));

@@ -27,14 +27,15 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 /// What init finds of itself, of what it may not see and of what it may not write to. Where a path to be covered is a
-/// link, libcontainer mounts on the link, and the agent on what it leads to.
+/// link, libcontainer mounts on the link, and the agent on what it leads to. libcontainer takes the rights to execute from
+/// what is read-only, too.
 const LOOK: &str = "exec 2>&1
     umask; id; hostname; env | sort; pwd; ulimit -n
     cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward
     ls -l /proc/self/fd 2> /dev/null | sed 's/.* \\([0-9]* -> \\)/\\1/; s/^l.* //; s/[0-9]*\\]/]/; s/proc.*/proc/'
     grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|SigBlk|SigIgn)' /proc/self/status
     sed -e 's/^[0-9]* [0-9]* [0-9]*:[0-9]* //' -e 's/master:[0-9]*/master/' -e 's/ - cgroup2 [^ ]* / - cgroup2 /' \
-        -e '/ \\/\\(linked\\|target\\) /d' \
+        -e '/ \\/\\(linked\\|target\\) /d' -e '/ \\/\\(target-\\|linked-\\)*fixed /s/nosuid,nodev,noexec,//' \
         /proc/self/mountinfo | sort
     for f in file linked by-parent/target kept dangling; do echo $f; cat /$f; stat -L -c '%F %t:%T' /$f; done
     for d in directory linked-directory nested/deep /sys/firmware; do echo $d; ls -A /$d; (: > /$d/x) && echo written; done
