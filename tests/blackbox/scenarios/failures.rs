@@ -74,7 +74,11 @@ const FAILURES: &[(RequestEdit, Code, &[&str])] = &[
         Code::INVALID_ARGUMENT,
         &["root"],
     ),
-    (|request| spec(request).Process = None.into(), Code::INVALID_ARGUMENT, &["process"]),
+    (
+        |request| spec(request).Process.mut_or_insert_default().Cwd = "relative".into(),
+        Code::INVALID_ARGUMENT,
+        &["process.cwd"],
+    ),
     (
         |request| {
             let mount = oci::Mount {
