@@ -341,6 +341,7 @@ impl Container {
         let (container, exec_id, process) =
             (Arc::downgrade(self), exec_id.to_owned(), Arc::downgrade(process));
         tokio::spawn(async move {
+            // The limit itself: who reads all before it forgets the process, too.
             tokio::time::sleep(linger).await;
             if let (Some(container), Some(process)) = (container.upgrade(), process.upgrade()) {
                 container.forget(&exec_id, &process);

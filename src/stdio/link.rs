@@ -50,6 +50,7 @@ impl Piece {
         if self.0 > LITTLE {
             self.0 = LITTLE;
         } else {
+            // No event tells of memory.
             tokio::time::sleep(RECOVERY).await;
         }
     }

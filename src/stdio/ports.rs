@@ -201,6 +201,7 @@ async fn accept(listener: Listener, is_for_all: bool, ports: Arc<Ports>, logger:
             Ok((None, _)) => warn!(logger, "a connection for a stream without a port is closed"),
             Err(error) => {
                 warn!(logger, "no connection for a stream can be accepted"; "error" => %error);
+                // It stays in the queue, and no event tells of memory or descriptors.
                 tokio::time::sleep(RECOVERY).await;
             }
         }

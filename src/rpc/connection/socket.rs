@@ -116,7 +116,7 @@ impl Socket {
                         }
                     }
                 },
-                // The kernel's memory is short, which passes; the end of the connection would not.
+                // The kernel's memory is short, which passes, of which no event tells; the end of the connection would not.
                 Err(Errno::ENOMEM | Errno::ENOBUFS) => {
                     most = LITTLE;
                     tokio::time::sleep(RECOVERY).await;
