@@ -328,18 +328,21 @@ mod tests {
         assert!(all.join().unwrap() == bytes());
     }
 
+    /// As much as is sent, and not up to the end: those who were killed have their ends still.
+    fn read_len(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+        thread::spawn(move || {
+            let mut all = vec![0; LEN];
+            from.read_exact(&mut all).unwrap();
+            all
+        })
+    }
+
     #[test]
     fn input_arrives_once_however_often_its_server_is_killed() {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let (ours, peer) = UnixStream::pair().unwrap();
         write_all(peer);
-        let mut reader = File::from(reader);
-        // Those who were killed have their ends still.
-        let all = thread::spawn(move || {
-            let mut all = vec![0; LEN];
-            reader.read_exact(&mut all).unwrap();
-            all
-        });
+        let all = read_len(File::from(reader));
         carry(&writer, StreamName::Stdin, &ours.into(), async |link, streams| {
             link.carry_input(&streams.stdin).await;
         });
@@ -371,14 +374,10 @@ mod tests {
 
     #[test]
     fn what_is_typed_arrives_once_however_often_its_server_is_killed() {
-        let (master, mut slave) = terminal();
+        let (master, slave) = terminal();
         let (ours, peer) = UnixStream::pair().unwrap();
         write_all(peer);
-        let all = thread::spawn(move || {
-            let mut all = vec![0; LEN];
-            slave.read_exact(&mut all).unwrap();
-            all
-        });
+        let all = read_len(slave);
         carry(&master, StreamName::Terminal, &ours.into(), async |link, streams| {
             link.carry_input(&streams.stdin).await;
         });
