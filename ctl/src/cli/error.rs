@@ -38,7 +38,7 @@ pub(crate) enum CliError {
     Cri(#[from] CriError),
     #[error(transparent)]
     Vms(#[from] VmsError),
-    #[error("VM {name}: {problem}")]
+    #[error("{}", of_machine(name, problem))]
     Keeper { name: String, problem: String },
     #[error("no agent named: give --sandbox or --address (or NAKAI_ADDRESS)")]
     NoAddress,
@@ -60,6 +60,12 @@ pub(crate) enum CliError {
     VmEnded { tail: String },
     #[error("demo: {0}")]
     Demo(String),
+}
+
+/// A problem that names its machine is not told whose it is.
+fn of_machine(name: &str, problem: &str) -> String {
+    let named = format!("VM {name}");
+    if problem.starts_with(&named) { problem.to_owned() } else { format!("{named}: {problem}") }
 }
 
 impl CliError {
@@ -90,5 +96,19 @@ impl CliError {
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_named_once() {
+        let failed = |problem: &str| {
+            CliError::Keeper { name: "one".to_owned(), problem: problem.to_owned() }.to_string()
+        };
+        assert_eq!(failed(&VmsError::Taken("one".to_owned()).to_string()), "VM one is there already");
+        assert_eq!(failed("no kernel at /k"), "VM one: no kernel at /k");
     }
 }

@@ -23,7 +23,7 @@ use super::target::seconds;
 const DESTROY_LIMIT: Duration = Duration::from_secs(40);
 
 /// How long a keeper may take to end its machine before it is killed: longer than its guest may.
-const END_LIMIT: Duration = Duration::from_secs(30);
+const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a keeper tells the command that started it, a line each.
 #[derive(Debug, Deserialize, Serialize)]
