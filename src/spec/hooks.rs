@@ -5,7 +5,8 @@
 //! starts and deletes by itself.
 //!
 //! Those that nobody would end by giving a call up get a limit if they have none: a host's poststart and poststop hooks,
-//! whose failure changes nothing, and the guest's own, of which the host knows nothing.
+//! whose failure changes nothing, its startContainer hooks, which are init's, and the guest's own, of which the host knows
+//! nothing.
 
 use oci_spec::runtime::{Hook, Hooks};
 
@@ -29,7 +30,7 @@ pub(super) fn apply(hooks: &mut Hooks, guest: Option<&Hooks>) -> Result<(Vec<Hoo
     let (poststart, poststop) = (limited(Some(poststart)), limited(Some(poststop)));
     let or_none = |list: Vec<Hook>| (!list.is_empty()).then_some(list);
     hooks.set_prestart(or_none(prestart)).set_create_runtime(or_none(runtime));
-    hooks.set_create_container(or_none(container)).set_start_container(or_none(start));
+    hooks.set_create_container(or_none(container)).set_start_container(limited(or_none(start)));
     Ok((poststart.unwrap_or_default(), poststop.unwrap_or_default()))
 }
 
@@ -93,6 +94,7 @@ mod tests {
     fn the_guests_hooks_follow_the_specs_and_the_agents_are_taken_out() {
         let mut hooks = parse(json!({
             "prestart": [{"path": "/a"}], "createContainer": [{"path": "/b", "timeout": 0}],
+            "startContainer": [{"path": "/s"}, {"path": "/t", "timeout": 60}],
             "poststart": [{"path": "/c", "timeout": 0}], "poststop": [{"path": "/d", "timeout": 60}]
         }));
         let guest = parse(json!({
@@ -103,7 +105,8 @@ mod tests {
             serde_json::to_value(&hooks).unwrap(),
             json!({
                 "prestart": [{"path": "/a"}, {"path": "/g1", "timeout": 10}],
-                "createContainer": [{"path": "/b"}]
+                "createContainer": [{"path": "/b"}],
+                "startContainer": [{"path": "/s", "timeout": 10}, {"path": "/t", "timeout": 60}]
             })
         );
         assert_eq!(paths(&poststart), ["/c", "/g2"]);

@@ -3,6 +3,7 @@
 use nakai_ctl::spec::HookKind;
 use ttrpc::Code;
 
+use super::recovery::Looks;
 use crate::harness::context::SHELL_LIMIT;
 use crate::harness::expect::refused;
 use crate::harness::{Ctx, Outcome, Scenario, scenario};
@@ -13,6 +14,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(hooks_are_told_the_state),
         scenario!(a_start_container_hook_runs_inside),
         scenario!(a_failing_start_container_hook_ends_init),
+        scenario!(a_start_container_hook_that_hangs_keeps_nobody_waiting),
         scenario!(hooks_after_the_start_can_fail),
         scenario!(a_hook_after_the_start_is_ended_by_its_timeout),
         scenario!(what_hooks_leave_goes_with_the_container),
@@ -128,6 +130,39 @@ async fn a_failing_start_container_hook_ends_init(ctx: Ctx) -> Outcome {
         assert!(!container.file("/program-ran").exists(), "{script}");
         let again = ctx.client().start_container(&container.id).await;
         refused(again, Code::FAILED_PRECONDITION, &["stopped"]);
+        container.remove().await?;
+    }
+    Ok(())
+}
+
+/// What its own time ends is in `a_failing_start_container_hook_ends_init`. Until then the container can be ended, and
+/// everything else goes on.
+async fn a_start_container_hook_that_hangs_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
+    for by_removal in [false, true] {
+        let hook = ["sh", "-c", "echo > /hook-runs; exec sleep 1000000"];
+        let container = ctx
+            .created(|spec| {
+                spec.hook(HookKind::StartContainer, "/bin/sh", hook, 600).args(["touch", "/program-ran"])
+            })
+            .await?;
+        let (other, id) = (ctx.another_client().await?, container.id.clone());
+        let started = tokio::spawn(async move { other.start_container(&id).await });
+        let looks = Looks::begin();
+        while !container.file("/hook-runs").exists() {
+            looks.pause("the hook").await?;
+        }
+        ctx.client().check().await?;
+        ctx.client().stats_container(&container.id).await?;
+        assert_eq!(ctx.run(|spec| spec.args(["true"])).await?.status, 0);
+        let exec = ctx.client().exec_process(&container.id, "x", container.process(["true"])).await;
+        refused(exec, Code::FAILED_PRECONDITION, &["starting"]);
+        assert!(!started.is_finished(), "its hook runs");
+        if !by_removal {
+            container.signal(libc::SIGKILL).await?;
+            assert_eq!(container.wait().await?, 137);
+            started.await??;
+            assert!(!container.file("/program-ran").exists());
+        }
         container.remove().await?;
     }
     Ok(())
