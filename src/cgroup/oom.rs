@@ -23,7 +23,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::Interest;
 
@@ -47,8 +47,9 @@ pub struct OomKills {
 enum Counter {
     /// [`V2_EVENTS`]. Reading it also ends its notice.
     Tree { events: Arc<OwnedFd>, gone: AtomicBool },
-    /// One [`V1_CONTROL`] in each cgroup, and an eventfd.
-    Each { dir: Dir, notice: Arc<OwnedFd> },
+    /// One [`V1_CONTROL`] in each cgroup, and an eventfd; how often that has given notice since a kill was found, or that
+    /// the cgroup is gone.
+    Each { dir: Dir, notice: Arc<OwnedFd>, noticed: AtomicU64, gone: AtomicBool },
 }
 
 impl Cgroup {
@@ -72,7 +73,8 @@ impl Cgroup {
         let counter = if self.hierarchy.is_v2() {
             dir.file(V2_EVENTS)?.map(|events| Counter::Tree { events: Arc::new(events), gone: false.into() })
         } else {
-            register(&dir)?.map(|notice| Counter::Each { dir, notice: Arc::new(notice) })
+            let (noticed, gone) = (AtomicU64::new(0), AtomicBool::new(false));
+            register(&dir)?.map(|notice| Counter::Each { dir, notice: Arc::new(notice), noticed, gone })
         };
         Ok(counter.map(|counter| OomKills { counter, seen: Mutex::new(seen) }))
     }
@@ -151,12 +153,32 @@ impl OomKills {
         // Fewer than before: a v1 sub-cgroup has been removed.
         let news = kills.saturating_sub(*seen);
         *seen = kills;
+        if let (Counter::Each { noticed, .. }, 1..) = (&self.counter, news) {
+            noticed.store(0, Ordering::Relaxed);
+        }
         Ok(news)
     }
 
     /// Whether the last look found that the cgroup is gone, and what it had counted since the one before with it.
     pub fn is_gone(&self) -> bool {
-        matches!(&self.counter, Counter::Tree { gone, .. } if gone.load(Ordering::Relaxed))
+        let (Counter::Tree { gone, .. } | Counter::Each { gone, .. }) = &self.counter;
+        gone.load(Ordering::Relaxed)
+    }
+
+    /// The notices that were given so far are of kills elsewhere, below the same one above (v1).
+    pub fn expect_no_more(&self) {
+        if let Counter::Each { noticed, .. } = &self.counter
+            && !self.is_gone()
+        {
+            noticed.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether notice was given of a kill that has not been found, on v1, where the end of the cgroup gives notice, too:
+    /// within a moment.
+    pub fn has_unseen(&self) -> bool {
+        let ends = u64::from(self.is_gone());
+        matches!(&self.counter, Counter::Each { noticed, .. } if noticed.load(Ordering::Relaxed) > ends)
     }
 
     /// Whether notice is given before the kill, so that a look right after it may find nothing yet.
@@ -190,10 +212,14 @@ impl Counter {
                 }
                 Err(source) => Err(CgroupError::OomEvents { source }),
             },
-            Self::Each { dir, notice } => {
+            Self::Each { dir, notice, noticed, gone } => {
                 // Read first: what is told while we look is for the next look.
-                let _ = nix::unistd::read(notice.as_fd(), &mut [0; size_of::<u64>()]);
-                kills_below(dir)
+                let mut count = [0; size_of::<u64>()];
+                let _ = nix::unistd::read(notice.as_fd(), &mut count);
+                noticed.fetch_add(u64::from_ne_bytes(count), Ordering::Relaxed);
+                let kills = kills_below(dir)?;
+                gone.store(kills.is_none(), Ordering::Relaxed);
+                Ok(kills)
             }
         }
     }

@@ -139,6 +139,37 @@ async fn every_notice_of_v1_is_passed_on() {
     }
 }
 
+/// systemd takes a unit's cgroup away when its last process was killed, which may be before the kill is seen.
+#[test]
+fn v1_tells_a_cgroup_that_went_with_a_kill_from_one_that_just_went() {
+    for (notices, seen, elsewhere, expected) in [
+        (1, 0, false, true),
+        (0, 0, false, false),
+        (1, 1, false, false),
+        (2, 1, false, true),
+        (2, 1, true, false),
+    ] {
+        let fixture = v1();
+        let kills = fixture.cgroup.count_oom_kills(0).unwrap().unwrap();
+        let notice = || nix::unistd::write(kills.notice().0, &1u64.to_ne_bytes()).unwrap();
+        for number in 1..=notices {
+            notice();
+            if number <= seen {
+                fixture.set_v1("pod/one", number);
+            }
+            assert_eq!(kills.news().unwrap(), u64::from(number <= seen));
+        }
+        if elsewhere {
+            kills.expect_no_more();
+        }
+        fs::remove_dir_all(fixture.root.path().join("memory/pod/one")).unwrap();
+        // The kernel's own, of the end.
+        notice();
+        assert_eq!((kills.news().unwrap(), kills.is_gone()), (0, true));
+        assert_eq!(kills.has_unseen(), expected, "{notices} notices, {seen} seen");
+    }
+}
+
 proptest! {
     #[test]
     fn no_text_is_counted_twice(text in "(oom_kill [0-9]{1,20}\n|[a-z_]* [0-9x]*\n|.){0,5}") {

@@ -15,7 +15,7 @@ use super::error::SandboxError;
 use super::hotplug::Asked;
 use super::launch::{self, Wiring};
 use super::oom::OomWatch;
-use super::records::{ContainerRecord, MadeRecord, forget_container};
+use super::records::{ContainerRecord, MadeRecord, forget_container, read_oom};
 use super::undo::{Undo, Why};
 use super::{
     CreateContainer, Environment, Gone, Running, SharedMount, bundle, cdi, diagnostics, facts, guest_devices,
@@ -146,7 +146,7 @@ async fn steps(
     let (description, asked) =
         confine_and_note(environment, record, id.clone(), cgroup.clone(), made, confinement).await?;
     running.publish_pid_namespace(&init);
-    let oom = OomWatch::new(&id, &cgroup, killed_before, &environment.oom_events, logger).await;
+    let oom = OomWatch::new(&id, &cgroup, killed_before, environment, logger).await;
     Ok(Made { description, init, links, oom, asked })
 }
 
@@ -168,7 +168,9 @@ async fn take_cgroup(
         }
         // The kills before the container's time, in a cgroup that an earlier one left behind for good.
         let killed_before = cgroup.oom_kills();
-        record.killed_before = *killed_before.as_ref().unwrap_or(&0);
+        // Less those of an earlier one of the same id that the host is still to be told.
+        record.killed_before =
+            killed_before.as_ref().unwrap_or(&0).wrapping_sub(read_oom(&records, id.as_str()).known());
         record.cgroup = Some(cgroup.path().to_owned());
         record.unit = cgroup.unit().cloned();
         record.write(&records)?;

@@ -3,7 +3,8 @@
 //!
 //! A kill is only ever moved whole: counted and added in one step on the blocking pool, which runs to its end
 //! whoever goes away, and taken in the same poll that completes the call. So a call that is given up takes nothing
-//! with it. What was added stays when its container is removed.
+//! with it. What was added stays when its container is removed; a record of it lasts until the host has been told, so
+//! that it is told by the next server, too.
 //!
 //! systemd removes the cgroup of a unit whose processes have ended, with its counters: see [`Slices`].
 //!
@@ -11,17 +12,20 @@
 //! that run out of memory is the oldest forgotten.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use slog::{Logger, warn};
 use tokio::sync::Notify;
 
-use super::lock;
 use super::oom_slices::{InSlice, Slices};
 use super::process::Process;
+use super::records::{forget_oom, note_oom};
+use super::{Environment, lock};
 use crate::cgroup::{Cgroup, CgroupError, Notices, OomKills};
 use crate::ids::ContainerId;
+use crate::records::Records;
 use crate::supervisor::ExitStatus;
 
 /// How many containers can have kills that nobody has asked for.
@@ -30,6 +34,10 @@ const MAX_CONTAINERS: usize = 1024;
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 /// ...up to this: two seconds in all.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// How long the end of a cgroup may take to give notice of itself.
+const LAST_NOTICE: Duration = Duration::from_millis(100);
+/// The exit code of who was killed.
+const KILLED: i32 = 128 + libc::SIGKILL;
 
 /// The OOM kills that the host has not asked for yet.
 #[derive(Debug, Default)]
@@ -48,8 +56,12 @@ struct Pending {
 }
 
 impl OomEvents {
-    /// Adds kills of a container. Returns the container that had to be forgotten, if one had to be.
-    fn add(&self, id: &ContainerId, kills: u64) -> Option<ContainerId> {
+    /// Adds kills of a container, of which there is a record. Returns the container that had to be forgotten, if one had
+    /// to be.
+    pub(super) fn add(&self, id: &ContainerId, kills: u64) -> Option<ContainerId> {
+        if kills == 0 {
+            return None;
+        }
         let mut pending = lock(&self.pending);
         let mut forgotten = None;
         if let Some((_, count)) = pending.kills.iter_mut().find(|(known, _)| known == id) {
@@ -107,18 +119,23 @@ pub(super) struct OomWatch {
     /// For a unit of systemd's.
     in_slice: Option<InSlice>,
     events: Arc<OomEvents>,
+    records: Arc<Records>,
     logger: Logger,
+    /// When the last kill was found.
+    found: Mutex<Option<Instant>>,
+    /// Whether its last kill is known, or never will be.
+    settled: AtomicBool,
 }
 
 impl OomWatch {
-    /// A watch that reports the kills of container `id` to `events`, from the one after those `before` it on. To be
+    /// A watch that reports the kills of container `id`, from the one after those `before` it on. To be
     /// made before init is let go. A container that can't be watched, or ended before it could be, is none the
     /// worse: it has no watch.
     pub(super) async fn new(
         id: &ContainerId,
         cgroup: &Cgroup,
         before: Result<u64, CgroupError>,
-        events: &Arc<OomEvents>,
+        environment: &Environment,
         logger: &Logger,
     ) -> Option<Arc<Self>> {
         // On v2 it is one file, which the kernel answers from its memory: to hand that to a thread takes longer.
@@ -128,11 +145,21 @@ impl OomWatch {
             let counted = cgroup.clone();
             tokio::task::spawn_blocking(move || counted.count_oom_kills(before?)).await.ok()?
         };
-        let (id, events, logger) = (id.clone(), events.clone(), logger.clone());
+        let (id, logger) = (id.clone(), logger.clone());
+        let (events, records) = (environment.oom_events.clone(), environment.records.clone());
         let in_slice = cgroup.slice_kills().map(InSlice::new);
         match kills {
             Ok(kills) => {
-                let watch = Arc::new(Self { id, kills: kills?, in_slice, events, logger });
+                let watch = Arc::new(Self {
+                    id,
+                    kills: kills?,
+                    in_slice,
+                    events,
+                    records,
+                    logger,
+                    found: Mutex::default(),
+                    settled: AtomicBool::default(),
+                });
                 watch.events.slices.join(&watch);
                 Some(watch)
             }
@@ -156,10 +183,19 @@ impl OomWatch {
     /// Looks, and knows how init has ended, if it has: with it the cgroup may have gone.
     pub(super) async fn look_after(self: &Arc<Self>, end: Option<ExitStatus>) {
         self.look().await;
-        if let Some(end) = end
-            && self.kills.is_gone()
+        let Some(end) = end.filter(|_| self.kills.is_gone()) else { return };
+        self.events.slices.settle(self, end.code() != 0);
+        // On v1 slices count nothing: it is known that there was a kill, and not how many.
+        if self.in_slice.is_some() || end.code() != KILLED {
+            return;
+        }
+        tokio::time::sleep(LAST_NOTICE).await;
+        self.look().await;
+        if self.kills.has_unseen()
+            && lock(&self.found).is_none_or(|found| found.elapsed() > LAST_LOOK)
+            && !self.settled.swap(true, Ordering::Relaxed)
         {
-            self.events.slices.settle(self, end.code() != 0);
+            self.tell(1);
         }
     }
 
@@ -184,8 +220,12 @@ impl OomWatch {
 
     pub(super) fn tell(&self, kills: u64) {
         warn!(self.logger, "processes killed: out of memory"; "kills" => kills);
+        *lock(&self.found) = Some(Instant::now());
+        // Before anybody can be told. As what is read here it is in memory, and rare.
+        note_oom(&self.records, self.id.as_str(), kills, 0);
         if let Some(id) = self.events.add(&self.id, kills) {
             warn!(self.logger, "nobody asks for OOM kills, some are forgotten"; "of" => id.as_str());
+            forget_oom(&self.records, id.as_str());
         }
     }
 
@@ -221,6 +261,9 @@ impl OomWatch {
             };
             pause = Some(next).filter(|next| self.kills.is_early() && *next <= LAST_LOOK);
             self.look().await;
+            if pause.is_none() {
+                self.kills.expect_no_more();
+            }
         }
     }
 }

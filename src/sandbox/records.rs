@@ -31,8 +31,11 @@ use crate::records::Records;
 use crate::spec::ExecFacts;
 use crate::systemd::Unit;
 
+/// Where there is a note for each container with OOM kills.
+pub(super) const OOM: &str = "oom";
+
 /// The directories of records.
-pub(super) const KINDS: [&str; 7] = ["containers", "asked", "started", "oom", "execs", "storages", "used"];
+pub(super) const KINDS: [&str; 7] = ["containers", "asked", "started", OOM, "execs", "storages", "used"];
 
 /// What is known of the sandbox.
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,21 +156,54 @@ pub(super) fn forget_container(records: &Records, id: &str) -> Result<(), Sandbo
         records.remove(&Path::new(kind).join(id))?;
     }
     records.remove(&ContainerRecord::name(id))?;
-    // Behind it: see `note_told`.
-    Ok(records.remove(&told_name(id))?)
+    // Behind it: see there.
+    note_oom(records, id, 0, 0);
+    Ok(())
 }
 
-/// Notes that the host has been told of an OOM kill; blocks. The container may be gone, or go now: either its removal
-/// comes later and takes the note with it, or its record is missing here.
-pub(super) fn note_told(records: &Records, id: &str) {
+/// Notes OOM kills of a container that have been found, and of which the host has been told; blocks. The container may
+/// be gone, or go now: either its removal comes later, or its record is missing here. Then there is only left what the
+/// host is still to be told.
+pub(super) fn note_oom(records: &Records, id: &str, found: u64, told: u64) {
     /// Two hosts may be told at once.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = super::lock(&TURN);
-    let name = told_name(id);
-    let told: u64 = records.read(&name).ok().flatten().unwrap_or(0);
-    let _ = records.write(&name, &told.saturating_add(1));
+    let name = oom_name(id);
+    let OomRecord { told: before, untold } = read_oom(records, id);
+    let is_there = records.has(&ContainerRecord::name(id));
+    let told_of = if is_there { before.saturating_add(told) } else { 0 };
+    let untold = untold.saturating_add(found).saturating_sub(told);
+    // What can't be noted is told once more, should this server die.
+    let _ = match (told_of, untold) {
+        (0, 0) => records.remove(&name),
+        (told, untold) => records.write(&name, &OomRecord { told, untold }),
+    };
+}
+
+/// Nobody is to be told of the kills of a container any more, should it be gone; blocks.
+pub(super) fn forget_oom(records: &Records, id: &str) {
     if !records.has(&ContainerRecord::name(id)) {
-        let _ = records.remove(&name);
+        let _ = records.remove(&oom_name(id));
+    }
+}
+
+/// Of how many OOM kills of a container is known.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OomRecord {
+    /// To the host, too.
+    pub(super) told: u64,
+    /// Here alone. An earlier container of the same id may have had them.
+    pub(super) untold: u64,
+}
+
+/// Reads it; blocks.
+pub(super) fn read_oom(records: &Records, id: &str) -> OomRecord {
+    records.read(&oom_name(id)).ok().flatten().unwrap_or_default()
+}
+
+impl OomRecord {
+    pub(super) fn known(self) -> u64 {
+        self.told.saturating_add(self.untold)
     }
 }
 
@@ -191,40 +227,46 @@ pub(super) fn started_name(id: &str) -> PathBuf {
     Path::new("started").join(id)
 }
 
-/// Where it is noted of how many OOM kills the host has been told.
-pub(super) fn told_name(id: &str) -> PathBuf {
-    Path::new("oom").join(id)
+/// Where it is noted of how many OOM kills is known.
+fn oom_name(id: &str) -> PathBuf {
+    Path::new(OOM).join(id)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn kills_that_are_told_at_once_are_all_counted() {
+    fn records() -> (tempfile::TempDir, Records) {
         let directory = tempfile::tempdir().unwrap();
         let records = Records::new(directory.path().to_owned());
         records.prepare(&KINDS).unwrap();
         records.write(&ContainerRecord::name("c"), &1).unwrap();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| (0..50).for_each(|_| note_told(&records, "c")));
-            }
-        });
-        assert_eq!(records.read::<u64>(&told_name("c")).unwrap(), Some(200));
+        (directory, records)
     }
 
     #[test]
-    fn a_kill_that_is_told_when_its_container_is_gone_leaves_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let records = Records::new(directory.path().to_owned());
-        records.prepare(&KINDS).unwrap();
-        records.write(&ContainerRecord::name("c"), &1).unwrap();
-        note_told(&records, "c");
-        note_told(&records, "c");
-        assert_eq!(records.read::<u64>(&told_name("c")).unwrap(), Some(2));
+    fn kills_that_are_found_and_told_at_once_are_all_counted() {
+        let (_directory, records) = records();
+        note_oom(&records, "c", 200, 0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..50).for_each(|_| note_oom(&records, "c", 0, 1)));
+                scope.spawn(|| (0..50).for_each(|_| note_oom(&records, "c", 2, 0)));
+            }
+        });
+        assert_eq!(read_oom(&records, "c"), OomRecord { told: 200, untold: 400 });
+    }
+
+    #[test]
+    fn a_container_leaves_what_is_still_to_be_told_and_nothing_then() {
+        let (_directory, records) = records();
+        note_oom(&records, "c", 3, 0);
+        note_oom(&records, "c", 0, 1);
+        assert_eq!(read_oom(&records, "c"), OomRecord { told: 1, untold: 2 });
         forget_container(&records, "c").unwrap();
-        note_told(&records, "c");
-        assert!(records.read_all::<u64>(Path::new("oom")).unwrap().is_empty());
+        assert_eq!(read_oom(&records, "c"), OomRecord { told: 0, untold: 2 });
+        note_oom(&records, "c", 0, 1);
+        note_oom(&records, "c", 0, 1);
+        assert!(records.read_all::<OomRecord>(Path::new(OOM)).unwrap().is_empty());
     }
 }

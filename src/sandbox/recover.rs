@@ -27,8 +27,8 @@ use super::oom::OomWatch;
 use super::process::Process;
 use super::pumps::{self, Links};
 use super::records::{
-    ContainerRecord, MadeRecord, ProcessRecord, SandboxRecord, asked_name, execs_name, started_name,
-    told_name,
+    ContainerRecord, MadeRecord, OOM, OomRecord, ProcessRecord, SandboxRecord, asked_name, execs_name,
+    note_oom, read_oom, started_name,
 };
 use super::running::Running;
 use super::undo::{Undo, Why};
@@ -68,10 +68,11 @@ impl Sandbox {
     async fn take_over(&self, held: &mut Holds) -> Result<(), SandboxError> {
         let environment = self.environment();
         let records = environment.records.clone();
-        let (sandbox, containers) = blocking(move || {
+        let (sandbox, containers, kills) = blocking(move || {
             records.drop_unfinished();
             let sandbox: Option<SandboxRecord> = records.read("sandbox".as_ref())?;
-            Ok((sandbox, records.read_all::<ContainerRecord>("containers".as_ref())?))
+            let containers = records.read_all::<ContainerRecord>("containers".as_ref())?;
+            Ok((sandbox, containers, records.read_all::<OomRecord>(OOM.as_ref())?))
         })
         .await?;
         environment.storages.recover().await?;
@@ -89,6 +90,11 @@ impl Sandbox {
         *lock(&running.undo) = Some(undo);
         let running = Arc::new(running);
         *lock(&self.inner.state) = State::Running(running.clone());
+        for (name, kills) in kills {
+            if let (Ok(id), Ok(kills)) = (ContainerId::try_from(name.as_str()), kills) {
+                environment.oom_events.add(&id, kills.untold);
+            }
+        }
         let mut found = Vec::new();
         for (name, record) in containers {
             match record {
@@ -212,18 +218,18 @@ impl Sandbox {
     ) -> Result<Arc<Container>, SandboxError> {
         let environment = &self.inner.environment;
         let (records, watched, name) = (environment.records.clone(), cgroup.clone(), record.id.clone());
-        let (started, told, frozen, asked) = blocking(move || {
+        let (started, known, frozen, asked) = blocking(move || {
             let started = records.read::<()>(&started_name(&name))?.is_some();
-            let told: u64 = records.read(&told_name(&name))?.unwrap_or(0);
+            let known = read_oom(&records, &name).known();
             let asked = records.read(&asked_name(&name))?;
-            Ok((started, told, watched.is_frozen().unwrap_or(false), asked))
+            Ok((started, known, watched.is_frozen().unwrap_or(false), asked))
         })
         .await?;
         if let Some(asked) = asked {
             made.asked = asked;
         }
-        let reported = Ok(record.killed_before.saturating_add(told));
-        let oom = OomWatch::new(&id, &cgroup, reported, &environment.oom_events, logger).await;
+        let reported = Ok(record.killed_before.wrapping_add(known));
+        let oom = OomWatch::new(&id, &cgroup, reported, environment, logger).await;
         let state = record.state_root.join(id.as_str());
         let (description, asked) = record.describe(id, cgroup, *made);
         let (commands, mailbox) = mpsc::unbounded_channel();
@@ -261,7 +267,7 @@ impl Sandbox {
     pub fn note_told(&self, id: &ContainerId) {
         let records = self.environment().records.clone();
         let id = id.clone();
-        tokio::task::spawn_blocking(move || super::records::note_told(&records, id.as_str()));
+        tokio::task::spawn_blocking(move || note_oom(&records, id.as_str(), 0, 1));
     }
 }
 

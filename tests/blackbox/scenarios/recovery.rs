@@ -179,7 +179,7 @@ async fn the_server_dies_and_the_containers_go_on(ctx: Ctx) -> Outcome {
 }
 
 /// What the agent's supervisor is told, while it can't start another server.
-async fn without_server(ctx: &Ctx, script: &str) -> Fallible<Ctx> {
+pub(super) async fn without_server(ctx: &Ctx, script: &str) -> Fallible<Ctx> {
     let script = format!("kill -STOP $SUPERVISOR; kill -9 $SERVER; {script}; kill -CONT $SUPERVISOR");
     ctx.guest_sh(&script).await?;
     ctx.reconnected().await
