@@ -6,6 +6,7 @@
 
 use super::pidfd::PidFd;
 use super::tree::{Dir, read_from_start};
+use super::unit::RULES_KEPT;
 use super::{Cgroup, CgroupError, Hierarchy};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -85,6 +86,7 @@ impl Cgroup {
             left.push(dir);
         }
         for dir in left {
+            let _ = std::fs::remove_dir(dir.path().join(RULES_KEPT));
             let _ = unlinkat(nix::fcntl::AT_FDCWD, dir.path(), UnlinkatFlags::RemoveDir);
         }
         Ok(true)

@@ -87,6 +87,13 @@ impl Hierarchy {
         }
     }
 
+    /// Whether systemd, where it runs, has its own cgroups in the tree that is mounted there. On v1 it knows these
+    /// controllers only, and a tree without one for the processes.
+    pub(super) fn has_systemd(&self, mount_point: &Path) -> bool {
+        const ITS_OWN: [&str; 7] = ["blkio", "cpu", "cpuacct", "devices", "memory", "name=systemd", "pids"];
+        self.is_v2() || ITS_OWN.iter().any(|name| self.controller(name) == Some(mount_point))
+    }
+
     /// Every tree once, the one to look for processes in first.
     pub(super) fn mount_points(&self) -> Vec<&Path> {
         match self {

@@ -21,19 +21,17 @@ impl Cgroup {
     /// Makes the cgroups above this one where they are missing, in all trees; returns them all, for [`remove_empty`].
     /// One that can't be made is left to whoever makes the cgroup itself, and says why.
     pub fn make_ancestors(&self) -> Vec<PathBuf> {
+        let mut roots = self.hierarchy.mount_points();
         // Those of a unit are systemd's, which takes what is there. libcontainer fails where another one makes them at
         // the same time.
         if self.unit.is_some() {
-            let roots = self.hierarchy.mount_points();
-            for parent in roots.iter().filter_map(|root| Some(root.join(self.path.parent()?))) {
-                let _ = std::fs::create_dir_all(parent);
+            for root in roots.extract_if(.., |root| self.hierarchy.has_systemd(root)) {
+                let _ = std::fs::create_dir_all(root.join(self.path.parent().unwrap_or(&self.path)));
             }
-            return Vec::new();
         }
         let mut ancestors: Vec<&Path> =
             self.path.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
         ancestors.reverse();
-        let roots = self.hierarchy.mount_points();
         let all = roots.iter().flat_map(|root| ancestors.iter().map(move |ancestor| root.join(ancestor)));
         all.inspect(|directory| {
             if std::fs::create_dir(directory).is_ok() {
@@ -97,5 +95,22 @@ mod tests {
         remove_empty(&second.into_iter().collect());
         assert!(!root.join("slice/pods").exists());
         assert!(root.join("slice").exists(), "no agent has made it");
+    }
+
+    #[test]
+    fn of_a_units_only_those_are_noted_that_systemd_has_not() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let tree = |name: &str| (name.to_owned(), root.join(name));
+        let controllers = ["freezer", "memory", "name=systemd"].map(tree).into();
+        let unit = crate::systemd::Unit::parse("pods-a.slice:cri:x").unwrap();
+        let path = unit.as_ref().unwrap().path();
+        let cgroup = Cgroup::new(Arc::new(Hierarchy::V1 { controllers }), path).unwrap().in_unit(unit);
+        std::fs::create_dir(root.join("freezer")).unwrap();
+        let slices = ["freezer/pods.slice", "freezer/pods.slice/pods-a.slice"].map(|path| root.join(path));
+        assert_eq!(cgroup.make_ancestors(), slices);
+        for tree in ["freezer", "memory", "name=systemd"] {
+            assert!(root.join(tree).join("pods.slice/pods-a.slice").is_dir(), "{tree}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::CgroupError;
 use nix::dir::{Dir as DirStream, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -53,6 +53,14 @@ impl Dir {
             Ok(fd) => Ok(Some(Self { fd, path })),
             Err(Errno::ENOENT | Errno::ENODEV) => Ok(None),
             Err(source) => Err(CgroupError::Open { path, source }),
+        }
+    }
+
+    /// Makes a sub-cgroup, if it is missing.
+    pub(super) fn make_child(&self, name: &str) -> Result<(), CgroupError> {
+        match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(source) => Err(CgroupError::Open { path: self.path.join(name), source }),
         }
     }
 

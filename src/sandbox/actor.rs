@@ -322,6 +322,7 @@ async fn exec(
 fn exec_cgroups(container: &Container) -> ExecCgroups {
     let cgroup = container.cgroup();
     let (mut roots, path) = (cgroup.roots(), cgroup.path().to_owned());
+    roots.extend(cgroup.tree_beside());
     match roots.pop_if(|_| cgroup.hierarchy().is_v2()) {
         Some(root) => ExecCgroups::V2 { root, path, init: container.init.pid().as_raw() },
         None => ExecCgroups::V1(roots.into_iter().map(|root| root.join(&path)).collect()),

@@ -43,7 +43,7 @@ pub(super) fn gather(
         rootfs,
         shared,
         cgroup_version: if environment.hierarchy.is_v2() { CgroupVersion::V2 } else { CgroupVersion::V1 },
-        systemd: environment.hierarchy.is_v2() && systemd::is_running(),
+        systemd: systemd::is_running(),
         stand_in,
         swap_accounting: has_swap_accounting(&environment.hierarchy),
         online_cpus,

@@ -1,4 +1,4 @@
-//! Limits of a cgroup (v2) as systemd's properties (systemd.resource-control(5)).
+//! Limits of a cgroup as systemd's properties (systemd.resource-control(5)).
 //!
 //! systemd writes the files of every unit's cgroup, also what nobody has set, and writes them anew when it sees fit. So
 //! it is told what is in force, and then writes the same. Files that it has no property for it leaves alone.
@@ -10,9 +10,13 @@ const INFINITY: u64 = u64::MAX;
 /// systemd's word for `cpu.idle`.
 const IDLE: u64 = 0;
 const SECOND: u64 = 1_000_000;
+/// Where v1 is, systemd may be too old to know of another one.
+const USUAL_PERIOD: u64 = 100_000;
+/// v1 says "no limit" by the largest number of bytes that whole pages have.
+const NO_LIMIT: u64 = 1 << 62;
 
-/// Files with one number, or `max`, and their properties.
-const NUMBERS: [(&str, &str); 7] = [
+/// Files with one number, or `max`, and their properties. The last are v1's.
+const NUMBERS: [(&str, &str); 11] = [
     ("memory.max", "MemoryMax"),
     ("memory.high", "MemoryHigh"),
     ("memory.low", "MemoryLow"),
@@ -20,6 +24,10 @@ const NUMBERS: [(&str, &str); 7] = [
     ("memory.swap.max", "MemorySwapMax"),
     ("pids.max", "TasksMax"),
     ("cpu.weight", "CPUWeight"),
+    ("memory.limit_in_bytes", "MemoryLimit"),
+    ("cpu.shares", "CPUShares"),
+    ("blkio.weight", "BlockIOWeight"),
+    ("blkio.bfq.weight", "BlockIOWeight"),
 ];
 
 /// Files with a list of numbers.
@@ -35,15 +43,20 @@ pub struct Limit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Value {
     Number(u64),
+    Word(&'static str),
     /// A bit for each member, the lowest first.
     Set(Vec<u8>),
 }
 
 impl Limit {
+    /// No device may be opened.
+    pub const NO_DEVICES: Self = Self { name: "DevicePolicy", value: Value::Word("strict") };
+
     pub(super) fn write(&self, list: &mut Writer) {
         list.structure().string(self.name);
         match &self.value {
             Value::Number(number) => list.signature("t").u64(*number),
+            Value::Word(word) => list.signature("s").string(word),
             Value::Set(bytes) => list.signature("ay").array(1, |set| {
                 for byte in bytes {
                     set.byte(*byte);
@@ -67,9 +80,14 @@ impl Limit {
         {
             push("IOWeight", Value::Number(weight));
         }
-        if let Some((quota, period)) = read("cpu.max").and_then(|text| quota(&text)) {
+        let in_v1 = || Some(format!("{} {}", read("cpu.cfs_quota_us")?.trim(), read("cpu.cfs_period_us")?));
+        let in_v2 = read("cpu.max");
+        let is_v2 = in_v2.is_some();
+        if let Some((quota, period)) = in_v2.or_else(in_v1).and_then(|text| quota(&text)) {
             push("CPUQuotaPerSecUSec", Value::Number(quota));
-            push("CPUQuotaPeriodUSec", Value::Number(period));
+            if is_v2 || period != USUAL_PERIOD {
+                push("CPUQuotaPeriodUSec", Value::Number(period));
+            }
         }
         for (file, name) in SETS {
             if let Some(set) = read(file).map(|text| bits(&text)).filter(|set| !set.is_empty()) {
@@ -85,10 +103,13 @@ impl Limit {
 }
 
 fn number(text: &str) -> Option<u64> {
-    if text == "max" { Some(INFINITY) } else { text.parse().ok() }
+    if matches!(text, "max" | "-1") {
+        return Some(INFINITY);
+    }
+    text.parse().ok().map(|number| if number < NO_LIMIT { number } else { INFINITY })
 }
 
-/// `cpu.max` has microseconds in each period, systemd in each second.
+/// `cpu.max`, and what v1 has in two files, has microseconds in each period, systemd in each second.
 fn quota(text: &str) -> Option<(u64, u64)> {
     let (quota, period) = text.trim().split_once(' ')?;
     let period: u64 = period.parse().ok()?;
@@ -151,6 +172,30 @@ mod tests {
             ("CPUQuotaPeriodUSec", Value::Number(200_000)),
             ("AllowedCPUs", Value::Set(vec![0b111, 0b10])),
         ];
+        assert_eq!(of(&files), expected);
+    }
+
+    #[test]
+    fn files_of_v1_become_properties_of_its_own() {
+        let files = [
+            ("memory.limit_in_bytes", "9223372036854771712\n"),
+            ("pids.max", "max\n"),
+            ("cpu.shares", "512\n"),
+            ("cpu.cfs_quota_us", "50000\n"),
+            ("cpu.cfs_period_us", "200000\n"),
+            ("blkio.bfq.weight", "50\n"),
+        ];
+        let mut expected = vec![
+            ("TasksMax", Value::Number(u64::MAX)),
+            ("MemoryLimit", Value::Number(u64::MAX)),
+            ("CPUShares", Value::Number(512)),
+            ("BlockIOWeight", Value::Number(50)),
+            ("CPUQuotaPerSecUSec", Value::Number(250_000)),
+            ("CPUQuotaPeriodUSec", Value::Number(200_000)),
+        ];
+        assert_eq!(of(&files), expected);
+        let files = [("cpu.cfs_quota_us", "-1\n"), ("cpu.cfs_period_us", "100000\n")];
+        expected = vec![("CPUQuotaPerSecUSec", Value::Number(u64::MAX))];
         assert_eq!(of(&files), expected);
     }
 

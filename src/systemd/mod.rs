@@ -7,7 +7,8 @@
 //! processes in it, while the container's init waits for its start. Everything else (statistics, freezing, killing,
 //! further processes) is done on the files, as ever.
 //!
-//! Cgroup v2 only: where systemd still runs v1, containers' cgroups are made beside its own.
+//! So also where systemd runs v1, by itself or with v2 beside it for its processes ("hybrid"). There it has some of the
+//! trees only, and its properties have other names (`limit`); see `cgroup::unit` for the device rules.
 //!
 //! D-Bus is spoken over systemd's own socket, by a few hundred lines (`wire`, `bus`) instead of a library of ten
 //! thousand. Blocks: callers are where that is allowed.

@@ -246,7 +246,7 @@ impl Way {
         for directory in directories {
             match open_tasks(directory) {
                 Ok(tasks) => way.tasks.push(tasks),
-                // libcontainer does not make them in all trees.
+                // libcontainer does not make them in all trees, and systemd not everywhere has one of v2 beside them.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => last = Some((directory, error)),
                 Err(error) => return Err(not_opened(directory, &error)),
             }
@@ -311,8 +311,10 @@ fn number(file: &File) -> Option<u64> {
     std::str::from_utf8(bytes.get(..len)?).ok()?.trim().parse().ok()
 }
 
+/// On v2 it has another name, and a process of one thread is one as well.
 fn open_tasks(directory: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).open(directory.join("tasks"))
+    let open = |name| OpenOptions::new().write(true).open(directory.join(name));
+    open("tasks").or_else(|_| open("cgroup.procs"))
 }
 
 fn enter(mut tasks: &File) -> io::Result<()> {

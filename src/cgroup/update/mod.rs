@@ -199,7 +199,7 @@ impl Cgroup {
     }
 
     /// The directories that there are, by controller.
-    fn limit_dirs(&self) -> Result<Vec<(&'static str, Dir)>, CgroupError> {
+    pub(super) fn limit_dirs(&self) -> Result<Vec<(&'static str, Dir)>, CgroupError> {
         let mut dirs = Vec::new();
         for controller in CONTROLLERS {
             let dir = match &*self.hierarchy {
