@@ -244,7 +244,7 @@ fn continuity(held: &mut Listed, launcher: &Launcher, logger: &Logger) -> io::Re
                 warn!(logger, "connections are lost: their journal can't be read"; "error" => %error);
             }
             let journal = Journal::create()?;
-            launcher.hold_journal(journal.duplicate()?);
+            launcher.hold_journal(journal.duplicates()?);
             Left { journal, lines: Vec::new(), panic: None }
         }
     };

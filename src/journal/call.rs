@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 
 use super::Journal;
-use super::chunk::{Answer, Chunk};
+use super::chunk::{Answer, Data};
 use super::layout::{self, REQUEST_MAX, State, call_field as field, head};
 use super::line::{Line, Record};
 
@@ -52,7 +52,7 @@ pub(super) struct Open {
     pub(super) number: Option<usize>,
     is_unkept: AtomicBool,
     /// What has been taken for its answer.
-    data: Mutex<Option<Chunk>>,
+    data: Mutex<Option<Data>>,
 }
 
 impl Call {
@@ -104,7 +104,7 @@ impl Call {
     }
 
     /// Takes what has been handed over for the answer.
-    pub fn take_data(&self) -> Option<Chunk> {
+    pub fn take_data(&self) -> Option<Data> {
         self.0.data().take()
     }
 
@@ -167,7 +167,11 @@ impl Open {
         }
     }
 
-    pub(super) fn data(&self) -> std::sync::MutexGuard<'_, Option<Chunk>> {
+    pub(super) fn takes_pages(&self) -> bool {
+        self.line.is_taking_pages()
+    }
+
+    pub(super) fn data(&self) -> std::sync::MutexGuard<'_, Option<Data>> {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

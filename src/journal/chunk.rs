@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use super::Journal;
 use super::call::current;
 use super::layout::{self, CHUNK_FILLED, CHUNK_OWNER, LARGE, Place, SMALL, SMALL_CHUNKS};
+use super::passage::Passage;
 
 /// What is left free in front of the data of a chunk, for the beginning of its frame.
 pub const HEAD_ROOM: usize = 64;
@@ -28,9 +29,9 @@ pub fn chunk_of_current_call(capacity: usize) -> Option<Chunk> {
 }
 
 /// Gives the call that this thread works at what has been taken for its answer.
-pub fn hand_over(chunk: Chunk) {
+pub fn hand_over(data: Data) {
     if let Some(call) = current() {
-        *call.data() = Some(chunk);
+        *call.data() = Some(data);
     }
 }
 
@@ -121,6 +122,67 @@ impl Drop for Chunk {
     }
 }
 
+/// What has been taken from a process's pipe for the answer to a call.
+#[derive(Debug)]
+pub enum Data {
+    /// It is in the file.
+    Chunk(Chunk),
+    /// It is on its way.
+    Passage(Passage),
+}
+
+impl Data {
+    /// How many bytes it has.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Chunk(chunk) => chunk.len,
+            Self::Passage(passage) => passage.len(),
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes what is in a pipe, up to `limit` bytes, without waiting. None is its end.
+    ///
+    /// # Errors
+    /// What splice(2) says; EAGAIN where there is nothing.
+    pub fn fill(&mut self, pipe: BorrowedFd<'_>, limit: usize) -> Result<usize, Errno> {
+        match self {
+            Self::Chunk(chunk) => chunk.fill(pipe, limit),
+            Self::Passage(passage) => passage.fill(pipe, limit),
+        }
+    }
+
+    /// The bytes, for whoever is no connection.
+    pub fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Chunk(chunk) => chunk.data().to_vec(),
+            Self::Passage(mut passage) => passage.take_out(),
+        }
+    }
+
+    /// Makes an answer of it, by what comes in front of the data. Too much of that is refused.
+    pub fn into_answer(self, head: &[u8]) -> Option<Answer> {
+        match self {
+            Self::Chunk(chunk) => chunk.into_answer(head),
+            Self::Passage(mut passage) => {
+                let Some(chunk) = Chunk::take(passage.journal(), 0, None) else {
+                    return Some(Answer::Own(head.to_vec(), passage.take_out()));
+                };
+                match chunk.into_answer(head)? {
+                    Answer::Kept { chunk, start, len } => {
+                        Some(Answer::Passing { chunk, start, len, passage })
+                    }
+                    other => Some(other),
+                }
+            }
+        }
+    }
+}
+
 /// A frame that answers a call.
 #[derive(Debug)]
 pub enum Answer {
@@ -132,6 +194,17 @@ pub enum Answer {
         start: usize,
         /// How long it is.
         len: usize,
+    },
+    /// The same of its beginning; the rest is in the pipe.
+    Passing {
+        /// Where the beginning is.
+        chunk: Chunk,
+        /// Where in the chunk it begins.
+        start: usize,
+        /// How long the beginning is.
+        len: usize,
+        /// The rest.
+        passage: Passage,
     },
     /// In this process's own memory, in two parts.
     Own(Vec<u8>, Vec<u8>),
@@ -155,6 +228,7 @@ impl Answer {
     pub fn len(&self) -> usize {
         match self {
             Self::Kept { len, .. } => *len,
+            Self::Passing { len, passage, .. } => len.saturating_add(passage.len()),
             Self::Own(head, body) => head.len().saturating_add(body.len()),
         }
     }
@@ -162,17 +236,31 @@ impl Answer {
     /// As it is noted.
     pub(super) fn place(&self) -> Option<u64> {
         match self {
-            Self::Kept { chunk, start, len } => {
+            Self::Kept { chunk, start, len } | Self::Passing { chunk, start, len, .. } => {
                 Some(Place { chunk: chunk.number, start: *start, len: *len }.to_word())
             }
             Self::Own(..) => None,
         }
     }
 
-    /// Where in the file it is, and how long.
+    /// What of it is in the pipe is sent, as far as there is room; true when that is all.
+    pub(super) fn send_passage(&self, socket: BorrowedFd<'_>, most: usize) -> Result<bool, Errno> {
+        match self {
+            Self::Passing { passage, .. } => passage.send(socket, most),
+            Self::Kept { .. } | Self::Own(..) => Ok(true),
+        }
+    }
+
+    /// Whether all of it has been sent when so much of what is in the file has.
+    pub(super) fn is_sent(&self, sent: usize) -> bool {
+        let is_passed = !matches!(self, Self::Passing { passage, .. } if passage.len() > 0);
+        is_passed && self.range().is_some_and(|(_, len)| sent >= len)
+    }
+
+    /// Where in the file it is, or its beginning, and how long.
     pub(super) fn range(&self) -> Option<(usize, usize)> {
         match self {
-            Self::Kept { chunk, start, len } => {
+            Self::Kept { chunk, start, len } | Self::Passing { chunk, start, len, .. } => {
                 Some((layout::chunk(chunk.number).1.saturating_add(*start), *len))
             }
             Self::Own(..) => None,

@@ -18,7 +18,7 @@ use super::memory::{MESSAGE, MESSAGE_WORD};
 pub(super) const PAGE: usize = 4096;
 
 /// Raised when the layout changes.
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nakaiJ02");
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"nakaiJ03");
 
 pub(super) mod head {
     pub(in super::super) const MAGIC: usize = 8;
@@ -36,6 +36,8 @@ pub(super) mod head {
     pub(in super::super) const CALLS_END: usize = 56;
     pub(in super::super) const TEXT: usize = 64;
     pub(in super::super) const TEXT_MAX: usize = 1024;
+    /// The call whose answer's data is in the pipe, and 1.
+    pub(in super::super) const PASSAGE: usize = TEXT + TEXT_MAX;
 }
 
 pub(super) const SMALL_CHUNKS: usize = 2048;

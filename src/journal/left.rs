@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::{Call, now};
-use super::chunk::{Answer, Chunk};
+use super::chunk::{Answer, Chunk, Data};
 use super::layout::{
     self, CALLS, CHUNK_OWNER, CHUNKS, LEN, LINES, MAGIC, Place, SMALL_CHUNKS, State, call_field as field,
     halves, head, line_field,
 };
 use super::line::Line;
 use super::memory::Memory;
+use super::passage::{Passage, Pipe};
 use super::rest::LeftRest;
 use super::{Journal, layout::REQUEST_MAX};
 
@@ -67,7 +68,7 @@ pub struct LeftCall {
     /// The answer.
     pub answer: Option<Answer>,
     /// What was taken from a pipe to be the answer.
-    pub data: Option<Chunk>,
+    pub data: Option<Data>,
     /// What a process had not read yet of what the call writes.
     pub rest: Option<LeftRest>,
 }
@@ -77,7 +78,9 @@ impl Journal {
     ///
     /// # Errors
     /// When it is none, or when too many servers have died of it.
-    pub fn open(file: OwnedFd) -> io::Result<Left> {
+    pub fn open(held: Vec<OwnedFd>) -> io::Result<Left> {
+        let mut held = held.into_iter();
+        let file = held.next().ok_or(io::ErrorKind::NotFound)?;
         let memory = Memory::open(file, LEN)?;
         let attempts = memory.load(head::ATTEMPTS);
         if memory.load(head::MAGIC) != MAGIC || attempts >= ATTEMPTS {
@@ -86,7 +89,7 @@ impl Journal {
         memory.store(head::ATTEMPTS, attempts.saturating_add(1));
         let text = usize::try_from(memory.load(head::TEXT_LEN)).unwrap_or(0).min(head::TEXT_MAX);
         let panic = String::from_utf8_lossy(memory.bytes(head::TEXT, text)).into_owned();
-        let journal = Arc::new(Self::of(memory));
+        let journal = Arc::new(Self::of(memory, Pipe::held(held.next(), held.next())));
         let lines = journal.claim_lines();
         for place in [head::TEXT_LEN, head::CURRENT, head::PANICKED] {
             journal.memory.store(place, 0);
@@ -106,6 +109,7 @@ impl Journal {
         for (_, chunk) in owned {
             self.memory.store(layout::chunk(chunk).0.saturating_add(CHUNK_OWNER), 0);
         }
+        self.empty_pipe();
         for (number, call) in found {
             if let Some(Some(line)) = lines.get_mut(usize::from(number)) {
                 line.calls.push(call);
@@ -113,6 +117,14 @@ impl Journal {
         }
         let lines = lines.into_iter().flatten().filter(|line| line.line.is_whole());
         lines.filter_map(LeftLine::settle).collect()
+    }
+
+    /// What no call has claimed of what is in the pipe is nobody's.
+    fn empty_pipe(&self) {
+        if let (Some(pipe), false) = (&self.pipe, self.taken().pipe) {
+            pipe.empty();
+            self.memory.store(head::PASSAGE, 0);
+        }
     }
 
     fn claim_line(self: &Arc<Self>, number: usize) -> Option<LeftLine> {
@@ -146,8 +158,10 @@ impl Journal {
         let kept = usize::try_from(word(field::KEPT)).unwrap_or(0).min(REQUEST_MAX);
         let (stream, len) = halves(word(field::HEADER));
         let deadline = Some(word(field::DEADLINE)).filter(|at| *at > 0);
-        let answer = self.claim_answer(word(field::ANSWER));
-        let data = if answer.is_none() { self.claim_data(number, owned) } else { None };
+        let passage = if is_current(head::PASSAGE) { Passage::left(self) } else { None };
+        let (answer, passage) = self.claim_answer(word(field::ANSWER), passage);
+        let passage = passage.filter(|passage| passage.len() > 0).map(Data::Passage);
+        let data = if answer.is_none() { passage.or_else(|| self.claim_data(number, owned)) } else { None };
         let rest = if answer.is_none() { self.claim_rest(&call, word(field::REST)) } else { None };
         let left = LeftCall {
             call,
@@ -175,10 +189,21 @@ impl Journal {
         }
     }
 
-    fn claim_answer(self: &Arc<Self>, word: u64) -> Option<Answer> {
-        let Place { chunk, start, len } = Place::from_word(word)?;
+    /// The answer that is at a place, with what is in the pipe if that is its call's; and what is there if there is no answer.
+    fn claim_answer(
+        self: &Arc<Self>,
+        word: u64,
+        passage: Option<Passage>,
+    ) -> (Option<Answer>, Option<Passage>) {
+        let place = Place::from_word(word).filter(|place| self.claim_chunk(place.chunk));
+        let Some(Place { chunk, start, len }) = place else { return (None, passage) };
         let data = len.saturating_add(start).saturating_sub(super::HEAD_ROOM);
-        self.claim_chunk(chunk).then(|| Answer::Kept { chunk: Chunk::left(self, chunk, data), start, len })
+        let chunk = Chunk::left(self, chunk, data);
+        let answer = match passage {
+            Some(passage) => Answer::Passing { chunk, start, len, passage },
+            None => Answer::Kept { chunk, start, len },
+        };
+        (Some(answer), None)
     }
 
     fn claim_rest(self: &Arc<Self>, call: &Call, word: u64) -> Option<LeftRest> {
@@ -194,12 +219,12 @@ impl Journal {
     }
 
     /// What a call had taken from a pipe.
-    fn claim_data(self: &Arc<Self>, call: usize, owned: &[(usize, usize)]) -> Option<Chunk> {
+    fn claim_data(self: &Arc<Self>, call: usize, owned: &[(usize, usize)]) -> Option<Data> {
         let its = owned.iter().filter(|(owner, _)| *owner == call).map(|(_, chunk)| *chunk);
         let (number, len) = its
             .filter_map(|number| Some((number, Chunk::filled(self, number)?)))
             .find(|(_, len)| *len > 0)?;
-        self.claim_chunk(number).then(|| Chunk::left(self, number, len))
+        self.claim_chunk(number).then(|| Data::Chunk(Chunk::left(self, number, len)))
     }
 }
 
@@ -222,8 +247,8 @@ impl LeftLine {
         };
         let LeftCall { call, answer, .. } = self.calls.remove(place);
         let answer = answer?;
-        let (_, len) = answer.range()?;
-        if sender.sent() >= len {
+        answer.range()?;
+        if answer.is_sent(sender.sent()) {
             sender.end(&call);
         } else {
             self.sending = Some((call, answer));

@@ -10,7 +10,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 
@@ -30,6 +30,8 @@ pub struct Line(Arc<Record>);
 pub(super) struct Record {
     pub(super) journal: Arc<Journal>,
     number: u16,
+    /// See [`Line::takes_pages`].
+    takes_pages: AtomicBool,
 }
 
 impl Record {
@@ -52,6 +54,10 @@ impl Record {
     /// Counts a call that is not in the journal.
     pub(super) fn lose(&self) {
         self.journal.memory.word(self.field(field::UNKEPT)).fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_taking_pages(&self) -> bool {
+        self.takes_pages.load(Ordering::Relaxed)
     }
 
     /// One of those is no more.
@@ -104,7 +110,7 @@ impl Line {
     pub fn open(journal: &Arc<Journal>) -> std::io::Result<Self> {
         let number = journal.taken().lines.take();
         let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else {
-            return Self::open(&Journal::create()?);
+            return Self::open(&Journal::create_small()?);
         };
         let line = Self::left(journal, number);
         line.clear();
@@ -115,7 +121,7 @@ impl Line {
 
     /// An earlier server's, that has been claimed.
     pub(super) fn left(journal: &Arc<Journal>, number: u16) -> Self {
-        Self(Arc::new(Record { journal: journal.clone(), number }))
+        Self(Arc::new(Record { journal: journal.clone(), number, takes_pages: AtomicBool::new(false) }))
     }
 
     pub(super) fn record(&self) -> &Arc<Record> {
@@ -133,6 +139,11 @@ impl Line {
     /// The number by which the next server finds it, in the same journal.
     pub fn number(&self) -> u16 {
         self.0.number
+    }
+
+    /// The connection takes pages without a copy: its answers may come through the pipe.
+    pub fn takes_pages(&self) {
+        self.0.takes_pages.store(true, Ordering::Relaxed);
     }
 
     /// Where it is.
@@ -283,10 +294,22 @@ impl Sender {
     /// Sends of an answer in the journal what there is room for, and at most so many bytes; true when all of it is sent.
     ///
     /// # Errors
-    /// What sendmmsg(2) says, EAGAIN where there is no room.
+    /// What sendmmsg(2) or splice(2) says, EAGAIN where there is no room.
     pub fn send(&self, socket: BorrowedFd<'_>, answer: &Answer, most: usize) -> Result<bool, Errno> {
         let Some((at, len)) = answer.range() else { return Err(Errno::EINVAL) };
+        Ok(self.send_range(socket, (at, len), most)? && answer.send_passage(socket, most)?)
+    }
+
+    fn send_range(
+        &self,
+        socket: BorrowedFd<'_>,
+        (at, len): (usize, usize),
+        most: usize,
+    ) -> Result<bool, Errno> {
         let sent = self.sent();
+        if sent >= len {
+            return Ok(true);
+        }
         let word = |sent: usize| pair(NONE, u32::try_from(sent).unwrap_or(u32::MAX));
         self.0.store(field::SENT, word(sent));
         let left = len.saturating_sub(sent);

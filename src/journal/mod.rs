@@ -8,6 +8,8 @@
 //! - *chunks* of memory: answers, what has been taken from a process's pipe to become one, and what a process has not
 //!   read yet of what is written to it (`rest`).
 //!
+//! With it goes a pipe, for data that is not copied (`passage`).
+//!
 //! A process can be killed between any two instructions. So each change is one store of one word, in an order in which
 //! every state in between can be gone on from; and system calls that move bytes are those whose result the kernel stores
 //! in the file itself (`memory`). What can't be kept, because the file is full, is counted on its line: a connection with
@@ -22,6 +24,9 @@ mod layout;
 mod left;
 mod line;
 mod memory;
+mod passage;
+#[cfg(test)]
+mod passing_tests;
 mod rest;
 #[cfg(test)]
 mod tests;
@@ -31,20 +36,23 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::call::{Call, Request};
-pub use self::chunk::{Answer, Chunk, HEAD_ROOM, chunk_of_current_call, hand_over};
+pub use self::chunk::{Answer, Chunk, Data, HEAD_ROOM, chunk_of_current_call, hand_over};
 pub use self::left::{Left, LeftCall, LeftLine};
 pub use self::line::{Line, Sender};
+pub use self::passage::{Passage, passage_of_current_call};
 pub use self::rest::{Keeper, LeftRest, Rest};
 
 use self::bits::Bits;
 use self::layout::{CALLS, LARGE_CHUNKS, LEN, LINES, MAGIC, SMALL_CHUNKS, head};
 use self::memory::Memory;
+use self::passage::Pipe;
 use crate::observe::console;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Journal {
     memory: Memory,
+    pipe: Option<Pipe>,
     /// Held for single operations only.
     taken: Mutex<Taken>,
 }
@@ -56,6 +64,10 @@ struct Taken {
     large: Bits,
     calls: Bits,
     lines: Bits,
+    /// A call has the pipe.
+    pipe: bool,
+    /// It has been asked to be large.
+    pipe_is_large: bool,
 }
 
 impl Journal {
@@ -64,27 +76,39 @@ impl Journal {
     /// # Errors
     /// When the kernel has no memory or descriptors left.
     pub fn create() -> io::Result<Arc<Self>> {
-        let memory = Memory::create(LEN)?;
-        memory.store(head::MAGIC, MAGIC);
-        Ok(Arc::new(Self::of(memory)))
+        Self::create_with(Some(Pipe::create()?))
     }
 
-    fn of(memory: Memory) -> Self {
+    /// One for few calls, without a pipe.
+    fn create_small() -> io::Result<Arc<Self>> {
+        Self::create_with(None)
+    }
+
+    fn create_with(pipe: Option<Pipe>) -> io::Result<Arc<Self>> {
+        let memory = Memory::create(LEN)?;
+        memory.store(head::MAGIC, MAGIC);
+        Ok(Arc::new(Self::of(memory, pipe)))
+    }
+
+    fn of(memory: Memory, pipe: Option<Pipe>) -> Self {
         let taken = Taken {
             small: Bits::new(SMALL_CHUNKS),
             large: Bits::new(LARGE_CHUNKS),
             calls: Bits::new(CALLS),
             lines: Bits::new(LINES),
+            pipe: false,
+            pipe_is_large: false,
         };
-        Self { memory, taken: Mutex::new(taken) }
+        Self { memory, pipe, taken: Mutex::new(taken) }
     }
 
-    /// A descriptor of the file, for the next server.
+    /// Descriptors of the file and of the pipe, for the next server.
     ///
     /// # Errors
     /// When there are no descriptors left.
-    pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.file().try_clone_to_owned()
+    pub fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
+        let ends = self.pipe.iter().flat_map(Pipe::ends);
+        std::iter::once(self.file()).chain(ends).map(|fd| fd.try_clone_to_owned()).collect()
     }
 
     fn file(&self) -> BorrowedFd<'_> {

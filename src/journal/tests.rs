@@ -25,7 +25,14 @@ fn sockets() -> (UnixStream, UnixStream) {
 
 /// The next server.
 fn reopened(journal: &Arc<Journal>) -> Left {
-    Journal::open(journal.duplicate().unwrap()).unwrap()
+    Journal::open(journal.duplicates().unwrap()).unwrap()
+}
+
+fn bytes(data: &Data) -> &[u8] {
+    match data {
+        Data::Chunk(chunk) => chunk.data(),
+        Data::Passage(_) => panic!("not in the file"),
+    }
 }
 
 /// Forgets what the process had, as one does that is killed.
@@ -259,7 +266,7 @@ fn what_was_taken_from_a_pipe_is_its_calls() {
     assert!(chunk_of_current_call(1).is_none(), "no call is worked at");
     let mut left = reopened(&journal);
     let calls = &mut left.lines[0].calls;
-    let data: Vec<Option<&[u8]>> = calls.iter().map(|call| call.data.as_ref().map(Chunk::data)).collect();
+    let data: Vec<Option<&[u8]>> = calls.iter().map(|call| call.data.as_ref().map(bytes)).collect();
     assert_eq!(data, [Some(b"bytes".as_slice()), Some(b"bytes"), None]);
     assert_eq!(calls[0].strikes, 0);
     forget(line);
@@ -376,12 +383,12 @@ fn memory_is_given_back_and_what_is_used_stays() {
 #[test]
 fn what_is_no_journal_or_ends_each_server_is_refused() {
     let empty = nix::sys::memfd::memfd_create("empty", nix::sys::memfd::MFdFlags::empty()).unwrap();
-    assert!(Journal::open(empty).is_err());
+    assert!(Journal::open(vec![empty]).is_err());
     let journal = Journal::create().unwrap();
     for _ in 0..3 {
         forget(reopened(&journal));
     }
-    assert!(Journal::open(journal.duplicate().unwrap()).is_err());
+    assert!(Journal::open(journal.duplicates().unwrap()).is_err());
     journal.is_taken_over();
     forget(reopened(&journal));
 }

@@ -31,7 +31,7 @@ pub(super) async fn read(
     match container.read(&request.exec_id, output, request.len, quiet).await? {
         Taken::Own(data) => response.data = data,
         // It goes past the response, without being copied: see `connection`.
-        Taken::Kept(chunk) => journal::hand_over(chunk),
+        Taken::Kept(data) => journal::hand_over(data),
     }
     Ok(response)
 }

@@ -15,7 +15,7 @@ use super::link::{Missing, Moved, is_memory_short, missing};
 use super::source::{REOPEN_LOOK, Source};
 use super::sys::{bytes_waiting, splice};
 use super::{StdioError, StreamName};
-use crate::journal::{Chunk, chunk_of_current_call};
+use crate::journal::{Data, chunk_of_current_call, passage_of_current_call};
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
@@ -35,6 +35,9 @@ const DEFAULT_PIPE: usize = 64 << 10;
 
 /// The largest pipe we ask for; also the kernel's default limit for the unprivileged (`pipe-max-size`).
 const MAX_PIPE: usize = 1 << 20;
+
+/// From when on it pays not to copy what is read: the beginning of its answer is sent by itself then.
+const MUCH: usize = 48 << 10;
 
 /// The least to make room for: a page, as the pipe has them.
 const MIN_LOOK: usize = 4 << 10;
@@ -59,7 +62,7 @@ pub enum Taken {
     /// In memory of our own.
     Own(Vec<u8>),
     /// In the journal, for the call that this is read for.
-    Kept(Chunk),
+    Kept(Data),
 }
 
 impl Default for Taken {
@@ -68,13 +71,19 @@ impl Default for Taken {
     }
 }
 
-impl std::ops::Deref for Taken {
-    type Target = [u8];
+impl Taken {
+    /// Whether it is the end.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_empty(),
+            Self::Kept(data) => data.is_empty(),
+        }
+    }
 
-    fn deref(&self) -> &[u8] {
+    fn into_bytes(self) -> Vec<u8> {
         match self {
             Self::Own(bytes) => bytes,
-            Self::Kept(chunk) => chunk.data(),
+            Self::Kept(data) => data.into_bytes(),
         }
     }
 }
@@ -119,10 +128,7 @@ impl OutputStream {
         exited: &watch::Receiver<Option<T>>,
         quiet: Duration,
     ) -> Result<Vec<u8>, StdioError> {
-        Ok(match self.take(len, exited, quiet).await? {
-            Taken::Own(bytes) => bytes,
-            Taken::Kept(chunk) => chunk.data().to_vec(),
-        })
+        Ok(self.take(len, exited, quiet).await?.into_bytes())
     }
 
     /// Waits until there is something to read and takes as much as is there, up to `len` and
@@ -237,9 +243,9 @@ impl OutputStream {
     fn look(&self, fd: BorrowedFd<'_>, limit: usize) -> io::Result<Look> {
         // A terminal can't be moved from without a copy by all kernels.
         if self.name != StreamName::Terminal
-            && let Some(chunk) = chunk_of_current_call(limit)
+            && let Some(data) = self.room_for(limit)
         {
-            return self.look_into(chunk, fd, limit);
+            return self.look_into(data, fd, limit);
         }
         let mut bytes = Vec::new();
         let mut room = self.usual.load(Ordering::Relaxed).saturating_mul(2).max(MIN_LOOK).min(limit);
@@ -272,10 +278,20 @@ impl OutputStream {
         Ok(Look::Bytes(Taken::Own(bytes)))
     }
 
+    /// Room in the journal: for much the pipe, that needs no copy, for little the file, that needs fewer system calls.
+    fn room_for(&self, limit: usize) -> Option<Data> {
+        let passage = if limit.min(self.usual.load(Ordering::Relaxed)) >= MUCH {
+            passage_of_current_call().map(Data::Passage)
+        } else {
+            None
+        };
+        passage.or_else(|| chunk_of_current_call(limit).map(Data::Chunk))
+    }
+
     /// The same into the journal, so that the next server has what this one has not sent.
-    fn look_into(&self, mut chunk: Chunk, fd: BorrowedFd<'_>, limit: usize) -> io::Result<Look> {
+    fn look_into(&self, mut data: Data, fd: BorrowedFd<'_>, limit: usize) -> io::Result<Look> {
         let taken = loop {
-            match chunk.fill(fd, limit) {
+            match data.fill(fd, limit) {
                 Err(nix::errno::Errno::EINTR) => {}
                 filled => break filled?,
             }
@@ -283,12 +299,13 @@ impl OutputStream {
         if taken == 0 {
             return Ok(Look::End);
         }
+        self.usual.store(taken, Ordering::Relaxed);
         self.took(taken);
         let size = self.pipe_size.load(Ordering::Relaxed);
         if taken >= size.saturating_sub(size / 4) {
             self.ask_for_pipe(fd, size.saturating_mul(4));
         }
-        Ok(Look::Bytes(Taken::Kept(chunk)))
+        Ok(Look::Bytes(Taken::Kept(data)))
     }
 
     fn took(&self, bytes: usize) {

@@ -128,7 +128,7 @@ pub struct Listed {
     /// The socket that it listened on.
     pub listener: Option<OwnedFd>,
     /// Its journal.
-    pub journal: Option<OwnedFd>,
+    pub journal: Option<Vec<OwnedFd>>,
     /// Its connections, by their lines.
     pub connections: Vec<(u16, OwnedFd, Hold)>,
     /// Its processes, by the number of their launch.
@@ -244,8 +244,8 @@ impl Launcher {
     }
 
     /// Has the journal held, for as long as there is an agent.
-    pub fn hold_journal(&self, journal: OwnedFd) {
-        let _ = self.commands.send(Command::Hold { key: JOURNAL, fds: vec![journal] });
+    pub fn hold_journal(&self, fds: Vec<OwnedFd>) {
+        let _ = self.commands.send(Command::Hold { key: JOURNAL, fds });
     }
 
     /// Has the connection on a line of the journal held.

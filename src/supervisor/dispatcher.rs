@@ -309,9 +309,9 @@ impl Dispatcher {
     fn held(&mut self, header: Header, exit: watch::Receiver<Option<ExitStatus>>, mut fds: Vec<OwnedFd>) {
         let process = self.process(header, exit);
         let (Some((_, listed)), Some(process)) = (&mut self.listing, process) else { return };
-        let place = match header.request {
-            LISTENER => &mut listed.listener,
-            JOURNAL => &mut listed.journal,
+        match header.request {
+            LISTENER => listed.listener = fds.pop(),
+            JOURNAL => listed.journal = Some(fds),
             key if key >= CONNECTIONS => {
                 if let (Some(fd), Ok(line)) = (fds.pop(), u16::try_from(key ^ CONNECTIONS)) {
                     listed.connections.push((line, fd, process.hold));
@@ -326,10 +326,9 @@ impl Dispatcher {
                 listed.processes.insert(key, Held { process, fds });
                 return;
             }
-        };
+        }
         // It stays held: a hold that is never dropped lets nothing go.
         std::mem::forget(process.hold);
-        *place = fds.pop();
     }
 
     /// The process that is held under the number of `header`. `None` when the server is ending.

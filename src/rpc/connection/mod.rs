@@ -69,6 +69,9 @@ struct Connection {
 pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut stop: watch::Receiver<bool>) {
     let Ok(socket) = Socket::new(fd) else { return };
     let LeftLine { line, sending, calls: left } = left;
+    if socket.takes_pages() {
+        line.takes_pages();
+    }
     let (journal, sender) = (line.journal().clone(), line.sender());
     let (writing, room) = (Mutex::new(()), Room::default());
     let connection = Arc::new(Connection { socket, router, journal, sender, writing, room });

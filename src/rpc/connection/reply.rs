@@ -7,7 +7,7 @@ use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX};
 use ttrpc::{Code, Response, Status, get_status};
 
 use super::frame::push_header;
-use crate::journal::{Answer, Chunk, Journal};
+use crate::journal::{Answer, Data, Journal};
 
 /// What a call is answered with.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) enum Reply {
     /// they are, where a [`Response`] would take two copies of them.
     Data(Vec<u8>),
     /// The same, in the journal.
-    Kept(Chunk),
+    Kept(Data),
 }
 
 /// The tags of fields of bytes: number and type in one, as protobuf has them on the wire.
@@ -41,9 +41,9 @@ impl Reply {
     pub(super) fn into_answer(self, stream: u32, journal: &Arc<Journal>) -> Answer {
         let keep = |head, body| Answer::keep(journal, head, body);
         match self {
-            Self::Kept(chunk) => {
-                let len = chunk.data().len();
-                let kept = data_head(stream, len).and_then(|head| chunk.into_answer(&head));
+            Self::Kept(data) => {
+                let len = data.len();
+                let kept = data_head(stream, len).and_then(|head| data.into_answer(&head));
                 kept.unwrap_or_else(|| keep(too_long(stream, len), Vec::new()))
             }
             Self::Data(data) if !data.is_empty() => match data_head(stream, data.len()) {

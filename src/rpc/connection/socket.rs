@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockaddrLike as _, SockaddrStorage, getsockname, setsockopt, sockopt,
+};
 use nix::sys::uio::writev;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -47,6 +49,12 @@ impl Socket {
         Ok(Self(register(fd, Interest::READABLE)?))
     }
 
+    /// Whether it takes what is spliced into it without a copy: of a page at a time vsock would make a packet.
+    pub(super) fn takes_pages(&self) -> bool {
+        let name = getsockname::<SockaddrStorage>(self.0.as_raw_fd());
+        name.is_ok_and(|name| name.family() == Some(AddressFamily::Unix))
+    }
+
     /// Reads once there is something. `read` tells how much it took, 0 at the end, and whether that was all there is.
     pub(super) async fn read(
         &self,
@@ -74,7 +82,9 @@ impl Socket {
     /// Writes an answer, or what an earlier server has not written of it, with as few calls of the kernel as there can be.
     pub(super) async fn write(&self, sender: &Sender, answer: &Answer) -> io::Result<()> {
         match answer {
-            Answer::Kept { .. } => self.write_by(|fd, most| sender.send(fd, answer, most)).await,
+            Answer::Kept { .. } | Answer::Passing { .. } => {
+                self.write_by(|fd, most| sender.send(fd, answer, most)).await
+            }
             Answer::Own(head, body) => {
                 let (mut head, mut body) = (head.as_slice(), body.as_slice());
                 self.write_by(|fd, most| {

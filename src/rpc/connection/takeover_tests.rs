@@ -50,7 +50,7 @@ impl Host {
 
     /// The server dies, and the next one goes on.
     fn kill(&mut self) {
-        let mut left = Journal::open(self.journal.duplicate().unwrap()).unwrap();
+        let mut left = Journal::open(self.journal.duplicates().unwrap()).unwrap();
         left.journal.is_taken_over();
         let line = left.lines.remove(0);
         self.serve(line, left.panic);
