@@ -224,7 +224,7 @@ impl OutputStream {
         exited: watch::Receiver<Option<T>>,
         quiet: Duration,
     ) -> io::Result<Look<B>> {
-        match look(source.fd().as_fd()) {
+        match source.attempt(Interest::READABLE, &look) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done,
         }

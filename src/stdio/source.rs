@@ -84,6 +84,26 @@ impl Source {
         }
     }
 
+    /// Runs `action` once, whether the fd looks ready or not. What it finds out is known to the event loop: who then waits by
+    /// [`Source::perform`] need not find it out again.
+    pub(super) fn attempt<R>(
+        &self,
+        interest: Interest,
+        action: impl Fn(BorrowedFd<'_>) -> io::Result<R>,
+    ) -> io::Result<R> {
+        let mut is_done = false;
+        if let Some(registration) = self.registration.get() {
+            let done = registration.try_io(interest, |fd| {
+                is_done = true;
+                action(fd.as_fd())
+            });
+            if is_done {
+                return done;
+            }
+        }
+        action(self.fd.as_fd())
+    }
+
     async fn registered(&self) -> io::Result<&AsyncFd<Arc<OwnedFd>>> {
         self.registration.get_or_try_init(|| async { register(self.fd.clone(), self.interest) }).await
     }
