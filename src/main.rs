@@ -35,7 +35,7 @@ fn main() {
     if is_init && let Err(error) = rlimit::allow_many_open_files(Path::new("/proc")) {
         console::say(format_args!("containers get no more than a million open files: {error}"));
     }
-    let server = |channel, generation| server::run(channel, &overrides, mode, generation);
+    let server = |ends, generation| server::run(ends, &overrides, mode, generation);
     match Supervisor::new(server, open_files.ok()).and_then(Supervisor::run) {
         Ok(Ended::ShutDown) if is_init => power::power_off(),
         Ok(Ended::ShutDown) => exit(0),

@@ -32,8 +32,8 @@ use crate::rpc::{Agent, Continuity, ServeError, Server};
 use crate::sandbox::{Environment, Filters, Holds, OomEvents, Sandbox};
 use crate::stdio::ports::Ports;
 use crate::storage::{Hub, HubLimits, KernelMounts, Lookup, Storages};
-use crate::supervisor::channel::Channel;
-use crate::supervisor::client::{Hold, Launcher, Listed};
+use crate::supervisor::ServerEnds;
+use crate::supervisor::client::{Hold, Launcher, Listed, Port};
 
 /// How long an idle thread of the blocking pool is kept: memory counts more than the start of a thread. All are gone
 /// before the server takes itself to be at rest ([`crate::guest::allocator`]).
@@ -90,10 +90,10 @@ fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Io { step, source }
 }
 
-/// Runs the server with its end of the supervisor's channel until the sandbox has been destroyed; returns the
+/// Runs the server with its ends of what joins it to the supervisor until the sandbox has been destroyed; returns the
 /// exit code of the process.
-pub fn run(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -> i32 {
-    match start(channel, overrides, mode, generation) {
+pub fn run(ends: ServerEnds, overrides: &Overrides, mode: Mode, generation: u32) -> i32 {
+    match start(ends, overrides, mode, generation) {
         Ok(()) => 0,
         Err(error) => {
             console::say(format_args!("boot failed: {error}"));
@@ -107,7 +107,7 @@ pub fn version() -> String {
     format!("nakai {} (protocol 0.0.1)", env!("CARGO_PKG_VERSION"))
 }
 
-fn start(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -> Result<(), StartError> {
+fn start(ends: ServerEnds, overrides: &Overrides, mode: Mode, generation: u32) -> Result<(), StartError> {
     crate::guest::allocator::keep_small();
     // Told from the supervisor and its workers in a list of processes.
     let _ = nix::sys::prctl::set_name(c"nakai-server");
@@ -138,7 +138,7 @@ fn start(channel: Channel, overrides: &Overrides, mode: Mode, generation: u32) -
         .build()
         .map_err(io_error("start the runtime"))?;
     let mut ours = None;
-    let result = runtime.block_on(serve(channel, config, mode, generation, logger, &log, &mut ours));
+    let result = runtime.block_on(serve(ends, config, mode, generation, logger, &log, &mut ours));
     runtime.shutdown_background();
     // Only now are the sockets closed, on which another agent may listen next.
     drop(ours);
@@ -167,7 +167,7 @@ fn behind_policy(agent: Agent, config: &Config, _: &Arc<Records>) -> Result<Agen
 }
 
 async fn serve(
-    channel: Channel,
+    ends: ServerEnds,
     config: Arc<Config>,
     mode: Mode,
     generation: u32,
@@ -179,14 +179,17 @@ async fn serve(
     let (booted, sandbox) = watch::channel(None);
     let destroyed = Arc::new(Notify::new());
     // A service may not be the only one.
-    if mode == Mode::Service {
+    if mode == Mode::Service && generation == 0 {
         *ours = Some(StateLock::take(&config.state_dir).await?);
     }
     let settings = settings(&config, generation)?;
-    let launcher = Launcher::start(channel, generation, logger.new(o!("subsystem" => "supervisor")))
+    let launcher = Launcher::start(ends.channel, generation, logger.new(o!("subsystem" => "supervisor")))
         .map_err(io_error("watch the supervisor's channel"))?;
     // The first server has no predecessor, and answers the sooner.
     let mut held = if generation == 0 { Listed::default() } else { launcher.held().await };
+    if ours.is_none() {
+        *ours = held.state_lock.take().and_then(StateLock::held);
+    }
     let continuity = continuity(&mut held, &launcher, &logger).map_err(io_error("make the journal"))?;
     let journal = continuity.journal.clone();
     let log_of_calls = logger.new(o!("subsystem" => "rpc"));
@@ -195,11 +198,12 @@ async fn serve(
     let agent = behind_policy(agent, &config, &settings)?;
     boot::before_listen(mode, &config, &boot_logger)?;
     if let Some(port) = config.log_vport {
-        log.redirect(log::Output::vsock(port).map_err(io_error("serve the log on its vsock port"))?);
+        let listener = launcher.listener(Port::Log, &mut held, || log::Output::listen(port));
+        log.redirect(log::Output::at_port(listener.map_err(io_error("serve the log on its vsock port"))?));
     }
     let (server, listener) = Server::start(&config.server_addr, continuity, agent, effects)?;
-    let ports = listen_for_streams(&config, &logger)?;
-    crate::console::start(&config, launcher.clone(), logger.new(o!("subsystem" => "console")));
+    let ports = listen_for_streams(&config, &launcher, &mut held, &logger)?;
+    crate::console::start(&config, launcher.clone(), &mut held, logger.new(o!("subsystem" => "console")));
     boot::announce(&config.server_addr);
     info!(logger, "serving"; "address" => %config.server_addr, "generation" => generation);
     // Who has waited for the socket is answered before what the answer does not need. A guest's host is not that quick.
@@ -207,11 +211,17 @@ async fn serve(
         server.first_call(FIRST_CALL).await;
     }
     log.write().map_err(io_error("start the log"))?;
+    if let Err(error) = ends.lifeline.start().await {
+        warn!(logger, "if a thread hangs when this server dies, no other will start"; "error" => %error);
+    }
 
     let boot_mode = if generation == 0 { mode } else { Mode::Service };
     let environment =
         finish_boot(config, boot_mode, settings, launcher.clone(), ports, logger.clone(), boot_logger)
             .await?;
+    if let Some(Ok(lock)) = ours.as_ref().map(StateLock::duplicate) {
+        launcher.hold_state_lock(lock);
+    }
     // A guest that gets so far is worth another server.
     launcher.serving(listener);
     journal.is_taken_over();
@@ -286,10 +296,18 @@ fn settings(config: &Config, generation: u32) -> Result<Arc<Records>, StartError
 }
 
 /// Streams as connections of their own, if they are wanted.
-fn listen_for_streams(config: &Config, logger: &Logger) -> Result<Option<Arc<Ports>>, StartError> {
+fn listen_for_streams(
+    config: &Config,
+    launcher: &Launcher,
+    held: &mut Listed,
+    logger: &Logger,
+) -> Result<Option<Arc<Ports>>, StartError> {
     let Some(port) = config.passfd_listener_port else { return Ok(None) };
     let logger = logger.new(o!("subsystem" => "stdio"));
-    let ports = Ports::listen(&config.server_addr, port, logger);
+    let bind = || crate::stdio::ports::bind(&config.server_addr, port);
+    let ports = launcher
+        .listener(Port::Streams, held, bind)
+        .and_then(|listener| Ports::accept(&config.server_addr, listener, logger));
     ports.map(Some).map_err(io_error("listen on passfd_listener_port"))
 }
 

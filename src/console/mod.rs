@@ -24,7 +24,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::config::Config;
-use crate::supervisor::client::{LaunchError, Launcher, StartedProcess};
+use crate::supervisor::client::{LaunchError, Launcher, Listed, Port, StartedProcess};
 use crate::vsock;
 use crate::worker::job::{Job, ShellJob};
 
@@ -54,12 +54,16 @@ fn io_error<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Console
 
 /// Offers the console, if the configuration wants one: when this returns, the port is open. What fails is logged,
 /// and the guest serves without.
-pub fn start(config: &Config, launcher: Launcher, logger: Logger) {
+pub fn start(config: &Config, launcher: Launcher, listed: &mut Listed, logger: Logger) {
     if !config.debug_console {
         return;
     }
     warn!(logger, "whoever reaches the debug console is root"; "port" => config.debug_console_vport);
-    let listener = match config.debug_console_vport.map(open_port).transpose() {
+    let open = |port| {
+        let listener = launcher.listener(Port::Console, listed, || open_port(port))?;
+        sys::register(listener, Interest::READABLE).map_err(io_error("watch the port"))
+    };
+    let listener = match config.debug_console_vport.map(open).transpose() {
         Ok(listener) => listener,
         Err(error) => return warn!(logger, "no debug console"; "error" => %error),
     };
@@ -74,13 +78,13 @@ pub fn start(config: &Config, launcher: Launcher, logger: Logger) {
     });
 }
 
-fn open_port(port: u32) -> Result<AsyncFd<OwnedFd>, ConsoleError> {
+fn open_port(port: u32) -> Result<OwnedFd, ConsoleError> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener =
         socket(AddressFamily::Vsock, SockType::Stream, flags, None).map_err(io_error("make a socket"))?;
     bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port)).map_err(io_error("bind it"))?;
     listen(&listener, Backlog::new(BACKLOG).map_err(io_error("listen"))?).map_err(io_error("listen"))?;
-    sys::register(listener, Interest::READABLE).map_err(io_error("watch the port"))
+    Ok(listener)
 }
 
 async fn serve_port(listener: &AsyncFd<OwnedFd>, launcher: &Launcher, logger: &Logger) -> ! {

@@ -1,7 +1,11 @@
-//! One agent at a time has a state directory: flock(2), given back by the kernel when its server dies.
+//! One agent at a time has a state directory: flock(2), given back by the kernel when the agent is gone.
+//!
+//! The supervisor holds it, too, and gives it to the next server. One that took it anew could wait for its predecessor,
+//! of which a thread may hang.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,7 +36,7 @@ pub enum LockError {
 
 /// The right to use a state directory, until it is dropped.
 #[derive(Debug)]
-pub struct StateLock(#[expect(dead_code, reason = "held for its end")] Flock<File>);
+pub struct StateLock(Flock<File>);
 
 impl StateLock {
     /// Takes it. Another agent may just be ending.
@@ -41,6 +45,19 @@ impl StateLock {
     /// [`LockError`].
     pub async fn take(state_dir: &Path) -> Result<Self, LockError> {
         Self::within(state_dir, PATIENCE).await
+    }
+
+    /// That of the agent's earlier server, by its [`StateLock::duplicate`].
+    pub fn held(lock: OwnedFd) -> Option<Self> {
+        Flock::lock(File::from(lock), FlockArg::LockExclusiveNonblock).ok().map(Self)
+    }
+
+    /// For the next server.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
     }
 
     async fn within(state_dir: &Path, limit: Duration) -> Result<Self, LockError> {
@@ -79,5 +96,16 @@ mod tests {
         tokio::task::yield_now().await;
         drop(first);
         waiting.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_next_server_has_it_although_the_last_one_is_not_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = StateLock::take(directory.path()).await.unwrap();
+        let next = StateLock::held(first.duplicate().unwrap()).unwrap();
+        let another = StateLock::within(directory.path(), Duration::from_millis(10)).await;
+        assert!(matches!(another, Err(LockError::Taken { .. })), "{another:?}");
+        drop(next);
+        StateLock::take(directory.path()).await.unwrap();
     }
 }

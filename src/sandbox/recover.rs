@@ -49,6 +49,15 @@ pub struct Holds {
     pub streams: HeldStreams,
 }
 
+/// A container of which there is a record, as a user of what it had.
+struct Found {
+    record: ContainerRecord,
+    id: ContainerId,
+    cgroup: Option<Cgroup>,
+    /// What takes it back.
+    undo: Undo,
+}
+
 impl Sandbox {
     /// Takes over what an earlier server has left in the records, and `held` by the supervisor.
     pub async fn recover(&self, mut held: Holds) {
@@ -104,9 +113,14 @@ impl Sandbox {
         }
         // In the order in which they were made: the first one's PID namespace may be the others' too.
         found.sort_by_key(|record| record.made.as_ref().map(|made| made.init.key));
-        for record in found {
-            let id = record.id.clone();
-            if let Err(error) = self.take_container(record, &running, held).await {
+        // What one of them is taken back with may be the others', too: before that all are its users.
+        let found = found.into_iter().map(|record| (record.id.clone(), self.find(record)));
+        for (id, found) in found.collect::<Vec<_>>() {
+            let taken = match found {
+                Ok(found) => self.take_container(found, &running, held).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = taken {
                 error!(logger, "container lost"; "container" => id, "error" => %error);
             }
         }
@@ -157,24 +171,29 @@ impl Sandbox {
         }
     }
 
-    async fn take_container(
-        &self,
-        mut record: ContainerRecord,
-        running: &Running,
-        held: &mut Holds,
-    ) -> Result<(), SandboxError> {
-        let environment = &self.inner.environment;
+    fn find(&self, record: ContainerRecord) -> Result<Found, SandboxError> {
         let id = ContainerId::try_from(record.id.as_str())
             .map_err(|_| SandboxError::NoContainer(record.id.clone()))?;
-        let logger =
-            environment.logger.new(o!("container" => record.id.clone(), "sandbox" => running.id.clone()));
         let cgroup = record.cgroup.as_ref().map(|path| {
-            Cgroup::new(environment.hierarchy.clone(), path.clone())
+            Cgroup::new(self.environment().hierarchy.clone(), path.clone())
                 .map(|cgroup| cgroup.in_unit(record.unit.clone()))
                 .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })
         });
         let cgroup = cgroup.transpose()?;
         let undo = self.way_back(&id, &record, cgroup.as_ref());
+        Ok(Found { record, id, cgroup, undo })
+    }
+
+    async fn take_container(
+        &self,
+        found: Found,
+        running: &Running,
+        held: &mut Holds,
+    ) -> Result<(), SandboxError> {
+        let environment = &self.inner.environment;
+        let Found { mut record, id, cgroup, undo } = found;
+        let logger =
+            environment.logger.new(o!("container" => record.id.clone(), "sandbox" => running.id.clone()));
         let made = record.made.take();
         let init = made.as_ref().and_then(|made| take_process(&made.init, held, &logger));
         let (Some(made), Some(init), Some(cgroup)) = (made, init, cgroup.clone()) else {

@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net as std_unix;
 use std::path::PathBuf;
@@ -106,12 +106,12 @@ enum Listener {
 }
 
 impl Ports {
-    /// Listens on `port` beside the server at `address`.
+    /// Waits for connections to a socket that listens beside the server at `address`, see [`bind`].
     ///
     /// # Errors
-    /// When the address can't be bound.
-    pub fn listen(address: &ServerAddress, port: u32, logger: Logger) -> io::Result<Arc<Self>> {
-        let listener = bind(address, port)?;
+    /// When it can't be put into the event loop.
+    pub fn accept(address: &ServerAddress, listener: OwnedFd, logger: Logger) -> io::Result<Arc<Self>> {
+        let listener = Listener::of(address, listener)?;
         let ports = Arc::new(Self { waiting: Mutex::default(), came: Notify::new() });
         let accepting = accept(listener, address.is_for_this_machine(), ports.clone(), logger);
         tokio::spawn(accepting);
@@ -167,10 +167,14 @@ pub async fn take(ports: Option<&Ports>, wanted: StreamPorts) -> Result<StreamCo
     })
 }
 
-fn bind(address: &ServerAddress, port: u32) -> io::Result<Listener> {
+/// A socket that listens on `port` beside the server at `address`.
+///
+/// # Errors
+/// When that can't be bound.
+pub fn bind(address: &ServerAddress, port: u32) -> io::Result<OwnedFd> {
     let listener = match address {
         ServerAddress::Vsock { cid, .. } => {
-            return Ok(Listener::Vsock(VsockListener::bind(VsockAddr::new(*cid, port))?));
+            return VsockListener::bind(VsockAddr::new(*cid, port))?.as_fd().try_clone_to_owned();
         }
         ServerAddress::Unix(path) => {
             let mut path = path.clone().into_os_string();
@@ -187,8 +191,7 @@ fn bind(address: &ServerAddress, port: u32) -> io::Result<Listener> {
             std_unix::UnixListener::bind_addr(&address)?
         }
     };
-    listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener).map(Listener::Unix)
+    Ok(listener.into())
 }
 
 async fn accept(listener: Listener, is_for_all: bool, ports: Arc<Ports>, logger: Logger) {
@@ -209,6 +212,15 @@ async fn accept(listener: Listener, is_for_all: bool, ports: Arc<Ports>, logger:
 }
 
 impl Listener {
+    fn of(address: &ServerAddress, listener: OwnedFd) -> io::Result<Self> {
+        if let ServerAddress::Vsock { .. } = address {
+            return Ok(Self::Vsock(VsockListener::from(listener)));
+        }
+        let listener = std_unix::UnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener).map(Self::Unix)
+    }
+
     /// The next connection; of others than the host only if it is for all.
     async fn accept(&self, is_for_all: bool) -> io::Result<(Option<u32>, Connection)> {
         Ok(match self {
@@ -247,7 +259,8 @@ mod tests {
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("nakai-ports-{}-{count}", std::process::id());
         let logger = Logger::root(slog::Discard, slog::o!());
-        let ports = Ports::listen(&ServerAddress::UnixAbstract(name.clone()), 1027, logger).unwrap();
+        let address = ServerAddress::UnixAbstract(name.clone());
+        let ports = Ports::accept(&address, bind(&address, 1027).unwrap(), logger).unwrap();
         (name, ports)
     }
 

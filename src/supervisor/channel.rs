@@ -95,6 +95,11 @@ const KINDS: [Kind; 17] = [
 ];
 
 impl Kind {
+    /// Whether somebody waits for an answer to such a message, with a process.
+    pub(super) fn asks_for_process(self) -> bool {
+        matches!(self, Self::Launch | Self::Enter)
+    }
+
     fn from_wire(value: u16) -> Option<Self> {
         KINDS.into_iter().find(|kind| *kind as u16 == value)
     }

@@ -25,7 +25,7 @@ use slog::Logger;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::channel::Channel;
-use super::dispatcher::{CONNECTIONS, Command, Dispatcher, JOURNAL, STREAMS};
+use super::dispatcher::{CONNECTIONS, Command, Dispatcher, JOURNAL, STATE_LOCK, STREAMS};
 use super::reaper::ExitStatus;
 use crate::worker::job::{Failure, Job, Outcome};
 
@@ -129,12 +129,33 @@ pub struct Listed {
     pub listener: Option<OwnedFd>,
     /// Its journal.
     pub journal: Option<Vec<OwnedFd>>,
+    /// Its lock on the state directory.
+    pub state_lock: Option<OwnedFd>,
+    /// The sockets on which it listened beside that.
+    pub(super) ports: HashMap<u64, OwnedFd>,
     /// Its connections, by their lines.
     pub connections: Vec<(u16, OwnedFd, Hold)>,
     /// Its processes, by the number of their launch.
     pub processes: HashMap<u64, Held>,
     /// The connections that carry their streams.
     pub streams: HeldStreams,
+}
+
+/// What a server listens on beside the socket of its calls. A server that has died may still have it bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// For streams.
+    Streams = 3,
+    /// For the log.
+    Log = 4,
+    /// For the debug console.
+    Console = 5,
+}
+
+impl Port {
+    fn key(self) -> u64 {
+        u64::MAX - self as u64
+    }
 }
 
 /// Connections that carry streams, each with what else that takes, by [`stream_key`].
@@ -246,6 +267,31 @@ impl Launcher {
     /// Has the journal held, for as long as there is an agent.
     pub fn hold_journal(&self, fds: Vec<OwnedFd>) {
         let _ = self.commands.send(Command::Hold { key: JOURNAL, fds });
+    }
+
+    /// The socket of an earlier server's for `port`, or what `bind` makes, which is held from now on.
+    ///
+    /// # Errors
+    /// Those of `bind`.
+    pub fn listener<E>(
+        &self,
+        port: Port,
+        listed: &mut Listed,
+        bind: impl FnOnce() -> Result<OwnedFd, E>,
+    ) -> Result<OwnedFd, E> {
+        if let Some(listener) = listed.ports.remove(&port.key()) {
+            return Ok(listener);
+        }
+        let listener = bind()?;
+        if let Ok(copy) = listener.try_clone() {
+            let _ = self.commands.send(Command::Hold { key: port.key(), fds: vec![copy] });
+        }
+        Ok(listener)
+    }
+
+    /// Has the lock on the state directory held, for as long as there is an agent.
+    pub fn hold_state_lock(&self, lock: OwnedFd) {
+        let _ = self.commands.send(Command::Hold { key: STATE_LOCK, fds: vec![lock] });
     }
 
     /// Has the connection on a line of the journal held.

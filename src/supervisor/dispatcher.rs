@@ -21,6 +21,10 @@ use crate::worker::job::{Failure, Outcome};
 const LISTENER: u64 = u64::MAX;
 /// The number of the journal.
 pub(super) const JOURNAL: u64 = u64::MAX - 1;
+/// The number of the lock on the state directory.
+pub(super) const STATE_LOCK: u64 = u64::MAX - 2;
+/// The least number of a [`super::client::Port`].
+const PORTS: u64 = u64::MAX - 5;
 /// Connections have numbers from here on, by their lines in the journal.
 pub(super) const CONNECTIONS: u64 = 1 << 63;
 /// Connections that carry a process's streams have numbers from here on: four for each launch.
@@ -312,6 +316,8 @@ impl Dispatcher {
         match header.request {
             LISTENER => listed.listener = fds.pop(),
             JOURNAL => listed.journal = Some(fds),
+            STATE_LOCK => listed.state_lock = fds.pop(),
+            key if key >= PORTS => listed.ports.extend(fds.pop().map(|fd| (key, fd))),
             key if key >= CONNECTIONS => {
                 if let (Some(fd), Ok(line)) = (fds.pop(), u16::try_from(key ^ CONNECTIONS)) {
                     listed.connections.push((line, fd, process.hold));

@@ -2,13 +2,16 @@
 
 #![expect(unsafe_code, reason = "fork(2) is unsafe: the child of a threaded process may only do little")]
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid};
 
-use super::fds::own;
+use super::fds::{close_all_but, own};
+use super::holds::Holds;
+use crate::guest::rlimit::OpenFiles;
 
 /// Which of the two processes this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,5 +88,16 @@ pub(crate) fn fork_apart(namespaces: CloneFlags, cgroup: Option<BorrowedFd<'_>>)
             let child = Pid::from_raw(i32::try_from(child).map_err(|_| Errno::EOVERFLOW)?);
             Ok(Born { forked: Forked::Parent(child), pidfd: Some(own(pidfd)) })
         }
+    }
+}
+
+/// In a child of the supervisor: leaves all but the descriptors `keep`, with the signals that the supervisor looks at and
+/// the limit as they were. What is held must not get into a container: it would keep others' pipes open.
+pub(super) fn leave(keep: &mut [RawFd], holds: &mut Holds, watched: &SigSet, open_files: Option<OpenFiles>) {
+    close_all_but(keep);
+    std::mem::forget(std::mem::take(holds));
+    let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(watched), None);
+    if let Some(before) = open_files {
+        let _ = before.apply();
     }
 }

@@ -1,6 +1,6 @@
 //! The supervisor's loop.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -13,10 +13,10 @@ use nix::unistd::Pid;
 use super::channel::{Channel, ChannelError, Header, Kind, Message};
 use super::entry::{Entered, Entry};
 use super::error::SupervisorError;
-use super::fds::close_all_but;
-use super::fork::Forked;
+use super::fork::{Forked, leave};
 use super::holds::Holds;
 use super::home::Home;
+use super::lifeline::{Lifeline, ServerEnds};
 use super::reaper::{self, ExitStatus};
 use super::restarts::Restarts;
 use crate::guest::program;
@@ -47,11 +47,6 @@ fn launched_before(request: u64, servers: u32) -> bool {
     request >> 32 < u64::from(servers.saturating_sub(1))
 }
 
-/// Whether somebody waits for an answer to such a message, with a process.
-fn asks_for_process(kind: Kind) -> bool {
-    matches!(kind, Kind::Launch | Kind::Enter)
-}
-
 /// The signals that the loop looks at: children's ends, and the wish of the outside that we stop.
 fn watched_signals() -> SigSet {
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT].into_iter().collect()
@@ -76,21 +71,10 @@ fn end_worker(worker: Pid) {
     let _ = killpg(worker, Signal::SIGKILL);
 }
 
-/// In a forked child: leaves all but the descriptors `keep`, with the signals and the limit as they were. What is held
-/// must not get into a container: it would keep others' pipes open.
-fn leave(keep: &mut [RawFd], holds: &mut Holds, open_files: Option<OpenFiles>) {
-    close_all_but(keep);
-    std::mem::forget(std::mem::take(holds));
-    let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&watched_signals()), None);
-    if let Some(before) = open_files {
-        let _ = before.apply();
-    }
-}
-
 /// The server that runs, or when the next one starts.
 #[derive(Debug)]
 enum Server {
-    Running { pid: Pid, channel: Channel },
+    Running { pid: Pid, channel: Channel, lifeline: Lifeline },
     Due(Instant),
 }
 
@@ -133,9 +117,8 @@ pub struct Supervisor<F> {
     open_files: Option<OpenFiles>,
 }
 
-impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
-    /// Prepares to run `main` as the server: with its end of the channel and the number of servers before it. The
-    /// server exits with what that returns. Workers get the limit `open_files`, if it has been raised.
+impl<F: Fn(ServerEnds, u32) -> i32> Supervisor<F> {
+    /// Prepares to run `main` as the server: with its ends, and the number of servers before it. The server exits with what that returns. Workers get the limit `open_files`, if it has been raised.
     ///
     /// The calling process must be single-threaded.
     ///
@@ -191,9 +174,11 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
 
     /// Waits for a signal, a message, or the time of something that is due.
     fn wait(&mut self) -> Result<(), SupervisorError> {
-        let (channel, due) = match &self.server {
-            Server::Running { channel, .. } => (Some(channel), None),
-            Server::Due(at) => (None, Some(*at)),
+        let (channel, pipe, due) = match &self.server {
+            Server::Running { channel, lifeline, .. } => {
+                (Some(channel.as_fd()), lifeline.pipe(), lifeline.due())
+            }
+            Server::Due(at) => (None, None, Some(*at)),
         };
         let done = self.lingering.iter().map(|(_, by)| *by);
         let due = due.into_iter().chain(self.stop_by).chain(done).min();
@@ -201,7 +186,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.reports.0.as_fd(), PollFlags::POLLIN),
         ];
-        watched.extend(channel.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
+        watched.extend(channel.into_iter().chain(pipe).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let mut woken = poll(&mut watched, until(due, PAUSE));
         if woken == Ok(0) {
             program::let_go();
@@ -210,6 +195,11 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         match woken {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(SupervisorError::Poll(errno)),
+        }
+        // The pipe is the last one.
+        let is_cut = pipe.is_some() && watched.last().is_some_and(|fd| fd.any() == Some(true));
+        if let (true, Server::Running { lifeline, .. }) = (is_cut, &mut self.server) {
+            lifeline.is_cut(Instant::now());
         }
         if self.stop_by.is_some_and(|by| by <= Instant::now())
             && let Server::Running { pid, .. } = &self.server
@@ -241,7 +231,12 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 return Ok(ended);
             }
         }
-        Ok(None)
+        // It is reaped when it can be.
+        let lost = match &mut self.server {
+            Server::Running { pid, lifeline, .. } => lifeline.lost(*pid, Instant::now()),
+            Server::Due(_) => None,
+        };
+        Ok(lost.and_then(|status| self.server_ended(status)))
     }
 
     fn child_ended(&mut self, pid: Pid, status: ExitStatus) -> Option<Ended> {
@@ -255,7 +250,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
     fn server_ended(&mut self, status: ExitStatus) -> Option<Ended> {
         // What it has said before it died is as good as if it lived, but for launches: who waits for one is gone.
         while let Some(message) = self.next_message() {
-            if !asks_for_process(message.header.kind) && self.serve(message) {
+            if !message.header.kind.asks_for_process() && self.serve(message) {
                 return Some(Ended::ShutDown);
             }
         }
@@ -284,8 +279,11 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             _ => return Ok(()),
         }
         let is_first = !self.served;
-        let (ours, theirs) = match Channel::pair() {
-            Ok(ends) => ends,
+        let ends = Channel::pair().and_then(|channels| Ok((channels, Lifeline::pair()?)));
+        let (ours, lifeline, theirs) = match ends {
+            Ok(((ours, channel), (lifeline, tied))) => {
+                (ours, lifeline, ServerEnds { channel, lifeline: tied })
+            }
             Err(error) if is_first => return Err(error.into()),
             Err(error) => {
                 self.start_server_later(&crate::worker::chain(&error));
@@ -294,7 +292,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         };
         match self.home.fork() {
             Ok(Forked::Child) => {
-                drop(ours);
+                drop((ours, lifeline));
                 drop((std::mem::take(&mut self.holds), std::mem::take(&mut self.home)));
                 self.close_inherited();
                 let _ = nix::unistd::close(self.reports.1.as_raw_fd());
@@ -305,7 +303,8 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
                 std::process::exit((self.main)(theirs, self.generation))
             }
             Ok(Forked::Parent(pid)) => {
-                self.server = Server::Running { pid, channel: ours };
+                drop(theirs);
+                self.server = Server::Running { pid, channel: ours, lifeline };
                 self.generation = self.generation.saturating_add(1);
                 self.restarts.started(Instant::now());
                 self.told = None;
@@ -391,7 +390,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
             match channel.receive(0, MsgFlags::MSG_DONTWAIT) {
                 Ok(message) => return Some(message),
                 // Somebody waits for an answer.
-                Err(ChannelError::NoDescriptors { header }) if asks_for_process(header.kind) => {
+                Err(ChannelError::NoDescriptors { header }) if header.kind.asks_for_process() => {
                     self.tell(Header { kind: Kind::ForkFailed, status: Errno::EMFILE as i32, ..header });
                 }
                 Err(ChannelError::NoDescriptors { .. }) => {}
@@ -460,9 +459,9 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
     fn enter(&mut self, header: Header, fds: Vec<OwnedFd>) {
         let request = header.request;
         let (holds, open_files) = (&mut self.holds, self.open_files);
-        let entered = Entry::read(header, fds)
-            .ok_or(Errno::EBADMSG)
-            .and_then(|entry| entry.start(&mut self.home, |keep| leave(keep, holds, open_files)));
+        let entered = Entry::read(header, fds).ok_or(Errno::EBADMSG).and_then(|entry| {
+            entry.start(&mut self.home, |keep| leave(keep, holds, &watched_signals(), open_files))
+        });
         let errno = match (entered, &self.server) {
             (Ok(Entered { pid, pidfd, ours }), Server::Running { channel, .. }) => {
                 let entered = Header { kind: Kind::Entered, request, pid: pid.as_raw(), status: 0 };
@@ -487,7 +486,7 @@ impl<F: Fn(Channel, u32) -> i32> Supervisor<F> {
         if let Server::Running { channel, .. } = &self.server {
             keep.push(channel.as_fd().as_raw_fd());
         }
-        leave(&mut keep, &mut self.holds, self.open_files);
+        leave(&mut keep, &mut self.holds, &watched_signals(), self.open_files);
         match &self.server {
             Server::Running { channel, .. } => {
                 let channels = WorkerChannels { replies: channel, holds: &self.reports.1 };

@@ -46,6 +46,7 @@ use nix::sys::socket::MsgFlags;
 
 use self::create::Started;
 use self::job::{Failure, Job, Outcome, ProcessIo};
+use self::namespaces::Pause;
 use self::report::Report;
 use crate::supervisor::WorkerChannels;
 use crate::supervisor::channel::{Header, Kind};
@@ -63,10 +64,12 @@ pub fn prepare_for_workers() {
 pub fn run(channels: &WorkerChannels<'_>, request: u64, fds: Vec<OwnedFd>) -> ! {
     let result = work(fds);
     let (pid, fds, result) = match result {
-        Ok(Done { outcome, pid: Some(pid), fds, ours }) => {
+        Ok(Done { outcome, pid: Some(pid), fds, ours, stay }) => {
             let held: Vec<BorrowedFd<'_>> = fds.iter().chain(&ours).map(AsFd::as_fd).collect();
             let hold = Header { kind: Kind::Hold, request, pid: pid.as_raw(), status: 0 };
-            let _ = channels.holds.send(hold, b"", &held, MsgFlags::empty());
+            if let (Ok(()), Some(stay)) = (channels.holds.send(hold, b"", &held, MsgFlags::empty()), stay) {
+                let _ = nix::unistd::write(&stay, b"y");
+            }
             (pid.as_raw(), fds, Ok(outcome))
         }
         Ok(Done { outcome, fds, .. }) => (0, fds, Ok(outcome)),
@@ -112,11 +115,13 @@ struct Done {
     fds: Vec<OwnedFd>,
     /// The server's ends of the process's pipes, to be held.
     ours: Vec<OwnedFd>,
+    /// Where a process is told to stay that ends with the worker until it is held.
+    stay: Option<OwnedFd>,
 }
 
 impl Done {
     fn started(Started { pid, fds }: Started, ours: Vec<OwnedFd>) -> Self {
-        Self { outcome: Outcome::Started, pid: Some(pid), fds, ours }
+        Self { outcome: Outcome::Started, pid: Some(pid), fds, ours, stay: None }
     }
 }
 
@@ -136,14 +141,17 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
         Job::Exec(job) => held(&job.io),
         _ => Vec::new(),
     };
-    let done = Done { outcome: Outcome::Done, pid: None, fds: Vec::new(), ours: Vec::new() };
+    let done = Done { outcome: Outcome::Done, pid: None, fds: Vec::new(), ours: Vec::new(), stay: None };
     Ok(match job {
         Job::Create(job) => Done::started(create::create(*job, fds)?, ours),
         Job::Exec(job) => Done::started(exec::start(*job, fds)?, ours),
-        Job::ShareNamespaces(job) => {
-            let pause = namespaces::share(&job)?;
-            pause.map_or(done, |pid| Done::started(Started { pid, fds: Vec::new() }, Vec::new()))
-        }
+        Job::ShareNamespaces(job) => match namespaces::share(&job)? {
+            Some(Pause { pid, stay }) => {
+                let started = Started { pid, fds: Vec::new() };
+                Done { stay: Some(stay), ..Done::started(started, Vec::new()) }
+            }
+            None => done,
+        },
         Job::Shell(job) => Done::started(shell::start(&job, fds)?, Vec::new()),
         Job::RunProgram(job) => Done::started(program::start(&job, fds)?, Vec::new()),
         Job::Compact(job) => {

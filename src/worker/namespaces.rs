@@ -3,9 +3,10 @@
 //! The worker enters new UTS and IPC namespaces and binds them to files, which keep them alive. A shared PID
 //! namespace lives as long as its init, so a pause process is forked for it: it holds nothing of the guest
 //! (an empty root, no capabilities, no descriptors), because any container of the sandbox can look at it
-//! through `/proc/1`.
+//! through `/proc/1`. It ends with the worker until the supervisor holds it.
 
 use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -19,8 +20,15 @@ use super::{capabilities, sys};
 use crate::spec::CapabilitySets;
 use crate::supervisor::{Forked, fork};
 
-/// Makes the namespaces; the pid is that of the pause process, if one was wanted.
-pub(super) fn share(job: &ShareNamespacesJob) -> Result<Option<Pid>, Failure> {
+/// A pause process.
+pub(super) struct Pause {
+    pub(super) pid: Pid,
+    /// It stays once something has been written here, and ends when this is closed without.
+    pub(super) stay: OwnedFd,
+}
+
+/// Makes the namespaces, and the pause process, if one is wanted.
+pub(super) fn share(job: &ShareNamespacesJob) -> Result<Option<Pause>, Failure> {
     unshare(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
         .map_err(|e| failed("unshare uts and ipc", e))?;
     if !job.hostname.is_empty() {
@@ -55,22 +63,23 @@ fn unpin(path: &Path) {
 }
 
 /// Forks the init of a new PID namespace and binds that namespace to `path`.
-fn pause(path: &Path) -> Result<Pid, Failure> {
+fn pause(path: &Path) -> Result<Pause, Failure> {
     unshare(CloneFlags::CLONE_NEWPID).map_err(|e| failed("unshare pid", e))?;
-    let (ready, begin) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| failed("pipe", e))?;
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| failed("pipe", e));
+    let ((ready, begin), (may_stay, stay)) = (pipe()?, pipe()?);
     match fork().map_err(|e| failed("fork the pause process", e))? {
         Forked::Child => {
-            drop(ready);
+            drop((ready, stay));
             let isolated = isolate();
             let _ = nix::unistd::write(&begin, if isolated.is_ok() { b"y" } else { b"n" });
             drop(begin);
-            match isolated {
-                Ok(()) => hold(),
-                Err(_) => sys::exit_now(1),
+            if isolated.is_ok() && nix::unistd::read(&may_stay, &mut [0]) == Ok(1) {
+                hold();
             }
+            sys::exit_now(1)
         }
         Forked::Parent(pid) => {
-            drop(begin);
+            drop((begin, may_stay));
             let mut answer = [0];
             let isolated = nix::unistd::read(&ready, &mut answer) == Ok(1) && answer == *b"y";
             let pinned = if isolated {
@@ -78,7 +87,7 @@ fn pause(path: &Path) -> Result<Pid, Failure> {
             } else {
                 Err(failed("isolate the pause process", "it did not answer"))
             };
-            pinned.map(|()| pid).inspect_err(|_| {
+            pinned.map(|()| Pause { pid, stay }).inspect_err(|_| {
                 let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
             })
         }

@@ -41,16 +41,21 @@ impl Output {
         Ok(Self::Fd(io::stdout().as_fd().try_clone_to_owned()?))
     }
 
-    /// A vsock port of this guest, on which the host collects the log.
+    /// A vsock port of this guest, on which the host collects the log, see [`Output::at_port`].
     ///
     /// # Errors
     ///
     /// There is no vsock transport, or the port is taken.
-    pub fn vsock(port: u32) -> io::Result<Self> {
+    pub fn listen(port: u32) -> io::Result<OwnedFd> {
         let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
         listen(&listener, Backlog::new(1)?)?;
-        Ok(Self::Listener { socket: listener, is_for_the_host: true, connection: None })
+        Ok(listener)
+    }
+
+    /// Whoever connects from the host to a listener of [`Output::listen`]'s.
+    pub fn at_port(listener: OwnedFd) -> Self {
+        Self::Listener { socket: listener, is_for_the_host: true, connection: None }
     }
 
     /// Writes whole lines. A listener whose peer hangs up in the middle of a line goes on with the next one

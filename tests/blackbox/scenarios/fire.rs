@@ -13,11 +13,12 @@ use nakai_ctl::CallError;
 use nakai_ctl::connect::connect;
 use nakai_ctl::sandbox::{request, shm_storage};
 use nakai_ctl::spec::HookKind;
-use nakai_protocols::agent::{RemoveContainerRequest, Storage};
+use nakai_protocols::agent::{RemoveContainerRequest, Storage, VolumeStatsRequest};
 use protobuf::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use ttrpc::Code;
 
+use super::recovery::crash;
 use crate::harness::context::{SHELL_LIMIT, WARM};
 use crate::harness::expect::{refused, succeeded};
 use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
@@ -28,6 +29,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario!(connections_end_with_their_clients),
         scenario!(servers_killed_at_any_moment_leave_nothing).ends_its_agent().host_only(),
         scenario!(what_hangs_keeps_nobody_waiting).vm_only(),
+        scenario!(a_server_that_dies_while_a_share_hangs_has_a_successor).ends_its_agent(),
         scenario!(a_share_that_hangs_keeps_no_sandbox_from_ending).vm_only().ends_its_agent(),
         scenario!(a_removal_that_takes_too_long_says_so_and_goes_on),
         scenario!(a_soak_ends_where_it_began),
@@ -302,6 +304,49 @@ async fn what_hangs_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
     }
     hanging.remove().await?;
     ended.remove().await?;
+    Ok(())
+}
+
+/// As [`HANG`], with a server that takes each request and answers the first alone, for a minute: who waits for an answer is
+/// not even ended by SIGKILL. The file `asked` has what has been asked since, `server` the server's pid.
+const HANG_FOR_A_MINUTE: &str = r"cd /run/kata-containers; mkdir hung; exec 9<>/dev/fuse;
+     mount -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 hung hung;
+     dd bs=64k count=1 <&9 > init;
+     { printf '\120\0\0\0\0\0\0\0'; dd if=init bs=8 skip=1 count=1; printf '\7\0\0\0\37\0\0\0'; head -c 56 /dev/zero; } |
+     dd obs=80 >&9;
+     exec setsid sh -c 'echo $$ > server; exec timeout 60 dd bs=64k' <&9 > asked 2> /dev/null &";
+
+async fn a_server_that_dies_while_a_share_hangs_has_a_successor(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&request("hung", "pod", !ctx.is_host())).await?;
+    let other = ctx.idle(|spec| spec).await?;
+    if ctx.is_host() {
+        // What a hook mounts there stays the hook's.
+        let script = format!("nsenter -t $SUPERVISOR -m sh 2> /dev/null << 'END'\n{HANG_FOR_A_MINUTE}\nEND");
+        ctx.guest_sh(&script).await?;
+    } else {
+        let hook = ["sh", "-c", HANG_FOR_A_MINUTE];
+        let hooked =
+            ctx.container(|spec| spec.args(["true"]).hook(HookKind::Prestart, "/bin/sh", hook, 0))?;
+        hooked.create().await?;
+    }
+    let stuck = ctx.another_client().await?;
+    let volume = "/run/kata-containers/hung/v".to_owned();
+    let stats = VolumeStatsRequest { volume_guest_path: volume, ..Default::default() };
+    let stats = tokio::spawn(async move { stuck.agent().get_volume_stats(stuck.context(), &stats).await });
+    while !ctx.guest_sh("[ -s $RUN/kata-containers/asked ] || echo not yet").await?.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ctx = crash(&ctx).await?;
+    let other = other.over(&ctx);
+    assert_eq!(other.sh("echo alive").await?, "alive");
+    assert_eq!(ctx.output("echo another", |spec| spec).await?, "another");
+    other.remove().await?;
+    stats.abort();
+    if ctx.is_host() {
+        // Namespaces end when all in them have, and so do the scenario's.
+        ctx.guest_sh("kill $(cat $RUN/kata-containers/server)").await?;
+    }
+    ctx.client().destroy_sandbox().await?;
     Ok(())
 }
 

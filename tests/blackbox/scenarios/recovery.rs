@@ -36,6 +36,11 @@ pub(super) const KILL_SERVER: &str = "for p in /proc/[0-9]*; do \
 
 /// Kills the server in the middle of a creation, by a hook of that container, and connects to the next one.
 pub(super) async fn crash(ctx: &Ctx) -> Fallible<Ctx> {
+    crash_with(ctx, []).await
+}
+
+/// The same, of a container with these storages, too.
+pub(super) async fn crash_with(ctx: &Ctx, storages: impl IntoIterator<Item = Storage>) -> Fallible<Ctx> {
     let victim = ctx.container(|spec| spec.args(["true"]))?;
     // It still has a lot to do when its server is gone.
     let script = format!("{KILL_SERVER}; sleep 1000000");
@@ -43,6 +48,7 @@ pub(super) async fn crash(ctx: &Ctx) -> Fallible<Ctx> {
         Storage { mount_point: format!("/run/kata-containers/{}-volume", victim.id), ..shm_storage() };
     let mut doomed = victim.request();
     doomed.storages.push(Storage { driver: "ephemeral".into(), ..volume });
+    doomed.storages.extend(storages);
     doomed.OCI =
         Some(victim.spec().clone().hook(HookKind::Prestart, "/bin/sh", ["sh", "-c", &script], 0).build())
             .into();

@@ -1,15 +1,17 @@
 //! Storages that need no device of their own: a directory, a bind of it, an overlay over it.
 
 use nakai_ctl::sandbox::{self, shm_storage};
-use nakai_protocols::agent::{Storage, VolumeStatsRequest};
+use nakai_protocols::agent::{CreateContainerRequest, Storage, VolumeStatsRequest};
 use ttrpc::Code;
 
+use super::recovery::crash_with;
 use crate::harness::expect::refused;
-use crate::harness::{Ctx, Outcome, Scenario, scenario};
+use crate::harness::{Container, Ctx, Fallible, Outcome, Scenario, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         scenario!(a_directory_is_bound_and_laid_over).own_agent(),
+        scenario!(a_creation_that_ends_with_its_server_takes_nothing_of_the_others).ends_its_agent(),
         scenario!(a_host_without_root_has_its_paths_elsewhere).own_agent(),
         scenario!(a_pod_whose_images_the_guest_pulls_has_the_guests_pause_image).own_agent().vm_only(),
     ]
@@ -145,5 +147,47 @@ async fn a_host_without_root_has_its_paths_elsewhere(ctx: Ctx) -> Outcome {
     let mut request = container.request();
     request.storages.push(outside);
     refused(ctx.client().create_container_with(&request).await, Code::INVALID_ARGUMENT, &["/run/user/0/"]);
+    Ok(())
+}
+
+/// Volumes that a pod's containers share, of which one was being made.
+async fn a_creation_that_ends_with_its_server_takes_nothing_of_the_others(ctx: Ctx) -> Outcome {
+    ctx.client().create_sandbox(&sandbox::request("shared", "shared", !ctx.is_host())).await?;
+    let place = |driver| format!("/run/kata-containers/sandbox/{driver}/shared");
+    let volumes = [("local", "local"), ("ephemeral", "tmpfs")].map(|(driver, fstype)| Storage {
+        driver: driver.into(),
+        source: fstype.into(),
+        fstype: fstype.into(),
+        mount_point: place(driver),
+        ..Default::default()
+    });
+    let with_volumes = |ctx: &Ctx| -> Fallible<(Container, CreateContainerRequest)> {
+        let container = ctx.container(|spec| {
+            let spec = spec.args(["sleep", "1000000"]);
+            let seen = ["local", "ephemeral"].into_iter();
+            seen.fold(spec, |spec, driver| {
+                spec.mount(&format!("/{driver}"), &place(driver), "bind", &["rbind", "rw"])
+            })
+        })?;
+        let mut request = container.request();
+        request.storages.extend(volumes.clone());
+        Ok((container, request))
+    };
+    let read = "cat /local/file /ephemeral/file";
+    let (first, request) = with_volumes(&ctx)?;
+    ctx.client().create_container_with(&request).await?;
+    first.start().await?;
+    assert_eq!(first.sh(&format!("echo 1 > /local/file; echo 2 > /ephemeral/file; {read}")).await?, "1\n2");
+    let ctx = crash_with(&ctx, volumes.clone()).await?;
+    let first = first.over(&ctx);
+    assert_eq!(first.sh(read).await?, "1\n2", "the volumes of the one that runs on");
+    let (another, request) = with_volumes(&ctx)?;
+    ctx.client().create_container_with(&request).await?;
+    another.start().await?;
+    assert_eq!(another.sh(read).await?, "1\n2", "the next one's");
+    first.remove().await?;
+    assert_eq!(another.sh(read).await?, "1\n2", "the last one's");
+    another.remove().await?;
+    ctx.client().destroy_sandbox().await?;
     Ok(())
 }
