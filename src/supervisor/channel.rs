@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, sendmsg,
     setsockopt, socketpair, sockopt,
 };
 
@@ -26,6 +26,8 @@ pub const HEADER_LEN: usize = 24;
 /// The longest payload a worker may send. A longer one is refused by the receiver, and the launch then fails as
 /// if the worker had died; what a worker has to say is far shorter.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// For what may be longer than this the length is asked first.
+const MOST: usize = 1024;
 /// The most descriptors one message carries.
 pub const MAX_FDS: usize = 10;
 /// Room for the replies of many workers at once, so that the server's pauses don't stop the reaper.
@@ -271,6 +273,22 @@ impl Channel {
         self.receive_with(max_payload, flags, nix::cmsg_space!([RawFd; MAX_FDS]))
     }
 
+    /// How long the next message is, which stays where it is. Room for the longest takes longer to clear than all else
+    /// that is done to receive one.
+    fn next_len(&self, flags: MsgFlags) -> Result<usize, ChannelError> {
+        let flags = flags | MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut [0; HEADER_LEN], flags) {
+                Ok(0) => return Err(ChannelError::Closed),
+                Ok(len) => return Ok(len),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
+                Err(Errno::ECONNRESET) => return Err(ChannelError::Closed),
+                Err(source) => return Err(ChannelError::Io { step: "receive", source }),
+            }
+        }
+    }
+
     /// The same, with all zeros in place of the descriptors.
     fn receive_with(
         &self,
@@ -278,7 +296,11 @@ impl Channel {
         flags: MsgFlags,
         mut control: Vec<u8>,
     ) -> Result<Message, ChannelError> {
-        let mut bytes = vec![0; HEADER_LEN.saturating_add(max_payload.min(MAX_PAYLOAD))];
+        let mut longest = HEADER_LEN.saturating_add(max_payload.min(MAX_PAYLOAD));
+        if longest > MOST {
+            longest = longest.min(self.next_len(flags)?);
+        }
+        let mut bytes = vec![0; longest];
         let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
         let (len, flags, fds) = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];

@@ -113,13 +113,14 @@ impl Launcher {
         fds: Vec<OwnedFd>,
         end: AtEnd,
     ) -> Result<Launched, LaunchError> {
-        let (Some(place), Ok(text)) = (place, serde_json::to_vec(job)) else {
+        let waiting = |place| {
+            let text = serde_json::to_vec(job).ok()?;
+            Some((place, text.len(), socket_with(&text)?))
+        };
+        let Some((place, len, (ours, theirs))) = place.and_then(waiting) else {
             return self.launch_watched(job, fds, Some(end)).await;
         };
-        let Some((ours, theirs)) = socket_with(&text) else {
-            return self.launch_watched(job, fds, Some(end)).await;
-        };
-        let asked = ask(self.next_request(), place, text.len(), theirs, fds);
+        let asked = ask(self.next_request(), place, len, theirs, fds);
         let (answer, answered) = oneshot::channel();
         self.send(Command::Enter { asked, answer, end: Some(end) })?;
         match answered.await.map_err(|_| LaunchError::SupervisorGone)? {
