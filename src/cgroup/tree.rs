@@ -7,8 +7,8 @@ use super::CgroupError;
 use nix::dir::{Dir as DirStream, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
+use nix::sys::stat::{Mode, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -144,7 +144,8 @@ impl Dir {
 
     /// Whether the cgroup was removed since it was opened: its files go with it.
     pub(super) fn is_gone(&self) -> bool {
-        faccessat(&self.fd, "cgroup.procs", AccessFlags::F_OK, AtFlags::empty()).is_err()
+        // faccessat(2) would make a copy of the caller's credentials first.
+        fstatat(&self.fd, "cgroup.procs", AtFlags::empty()).is_err()
     }
 
     /// Calls `visit` for this cgroup and for every one below, parents first.

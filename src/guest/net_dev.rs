@@ -47,7 +47,7 @@ pub fn of_process(pid: nix::unistd::Pid) -> io::Result<Vec<Traffic>> {
     let mut text = Vec::with_capacity(ROOM);
     // Without the limit the length would be asked for first, which the kernel does not know.
     File::open(format!("/proc/{pid}/net/dev"))?.take(LIMIT).read_to_end(&mut text)?;
-    Ok(parse(&String::from_utf8_lossy(&text)))
+    Ok(parse(&text))
 }
 
 /// The interfaces of this process, through a file that stays open until [`OwnTraffic::close`]: to find it takes longer
@@ -78,7 +78,7 @@ impl OwnTraffic {
                 break;
             }
         }
-        Ok(parse(&String::from_utf8_lossy(&text)))
+        Ok(parse(&text))
     }
 
     /// Closes it until it is needed.
@@ -87,24 +87,22 @@ impl OwnTraffic {
     }
 }
 
-fn parse(text: &str) -> Vec<Traffic> {
-    text.lines().filter_map(parse_line).collect()
-}
-
-/// `name: bytes packets errs drop fifo frame compressed multicast | bytes packets errs drop ...`. The two lines of
-/// headings have no colon. A name may (`eth0:1` is an old alias), numbers don't.
-fn parse_line(line: &str) -> Option<Traffic> {
-    let (name, numbers) = line.rsplit_once(':')?;
-    let mut numbers = numbers.split_ascii_whitespace();
-    let received = counters(&mut numbers)?;
-    // Kinds of frames and of errors that the protocol has no place for.
-    let sent = counters(&mut numbers.skip(4))?;
-    Some(Traffic { name: name.trim().to_owned(), received, sent })
-}
-
-fn counters<'a>(numbers: &mut impl Iterator<Item = &'a str>) -> Option<Counters> {
-    let mut next = || Some(numbers.next()?.parse().unwrap_or(0));
-    Some(Counters { bytes: next()?, packets: next()?, errors: next()?, dropped: next()? })
+/// Lines of `name: bytes packets errs drop fifo frame compressed multicast | bytes packets errs drop ...`, without the bar,
+/// behind two of headings. A name may have any byte that is no blank, also a colon (`eth0:1` is an old alias).
+fn parse(text: &[u8]) -> Vec<Traffic> {
+    let counters = |all: &[u64]| {
+        let mut all = all.iter().copied();
+        let mut next = || all.next().unwrap_or(0);
+        Counters { bytes: next(), packets: next(), errors: next(), dropped: next() }
+    };
+    let mut found = Vec::new();
+    nakai_scan::named_numbers(text, &mut [0; 12], &mut |name, all| {
+        let name = String::from_utf8_lossy(name).into_owned();
+        // Between them there are kinds of frames and of errors that the protocol has no place for.
+        let (received, sent) = all.split_at_checked(8).unwrap_or_default();
+        found.push(Traffic { name, received: counters(received), sent: counters(sent) });
+    });
+    found
 }
 
 #[cfg(test)]
@@ -121,7 +119,7 @@ Inter-|   Receive                                                |  Transmit
 eth0:1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
 short: 1 2 3 4 5 6 7 8 9
 ";
-        let found = parse(text);
+        let found = parse(text.as_bytes());
         let names: Vec<_> = found.iter().map(|traffic| traffic.name.as_str()).collect();
         assert_eq!(names, ["lo", "eth0", "eth0:1"]);
         assert_eq!(found[1].received, Counters { bytes: 987_654_321, packets: 4321, errors: 1, dropped: 2 });
@@ -149,8 +147,8 @@ short: 1 2 3 4 5 6 7 8 9
     proptest::proptest! {
         #[test]
         fn never_panics(text in "\\PC*", numbers in "[a-z]{0,3}:( [0-9-]{0,24}){0,20}") {
-            parse(&text);
-            parse(&numbers);
+            parse(text.as_bytes());
+            parse(numbers.as_bytes());
         }
     }
 }

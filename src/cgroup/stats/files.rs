@@ -4,10 +4,10 @@
 //! until they are forgotten one by one or all at once; a cgroup that is gone meanwhile is seen to be gone. A file that
 //! was not there is not looked for again, until after some looks all are opened anew.
 
-use super::encode::Used;
 use super::{HugePages, v1, v2};
 use crate::cgroup::tree::Dir;
 use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
+use nakai_scan::Wire;
 use nix::errno::Errno;
 use rustix::buffer::spare_capacity;
 use std::collections::VecDeque;
@@ -49,7 +49,7 @@ impl Files {
     /// The text of the file that is called `start` and `end`. `None` if the kernel has no such file, does not support
     /// it here, or the cgroup is gone. The kernel makes these files in one go, so that a read which does not fill its
     /// buffer has met the end.
-    pub(super) fn read(&mut self, start: &str, end: &str) -> Result<Option<&str>, CgroupError> {
+    pub(super) fn read(&mut self, start: &str, end: &str) -> Result<Option<&[u8]>, CgroupError> {
         let place = self.place(start, end)?;
         let Some((name, Some(file))) = self.files.get(place) else { return Ok(None) };
         self.text.clear();
@@ -67,7 +67,7 @@ impl Files {
                 },
             }
         }
-        Ok(Some(std::str::from_utf8(&self.text).unwrap_or_default()))
+        Ok(Some(&self.text))
     }
 
     /// Where the file is in the list, which it is put on if need be.
@@ -95,6 +95,7 @@ impl Files {
 #[derive(Debug)]
 pub(super) struct Opened {
     parts: Vec<(&'static str, Files)>,
+    told: v2::Told,
     looks: u32,
 }
 
@@ -109,23 +110,21 @@ impl Opened {
                 .collect::<Result<_, CgroupError>>()?,
         };
         let parts = dirs.into_iter().filter_map(|(name, dir)| Some((name, Files::new(dir?)))).collect();
-        Ok(Self { parts, looks: 0 })
+        Ok(Self { parts, told: v2::Told::default(), looks: 0 })
     }
 
-    /// What the cgroup used; `None` if it is gone.
-    pub(super) fn look(&mut self, huge_pages: &HugePages) -> Result<Option<Used>, CgroupError> {
+    /// What the cgroup used, encoded; `None` if it is gone.
+    pub(super) fn look(&mut self, huge_pages: &HugePages) -> Result<Option<Vec<u8>>, CgroupError> {
         self.looks = self.looks.saturating_add(1);
-        let mut used = Used::default();
-        for (controller, files) in &mut self.parts {
-            files.next = 0;
-            match *controller {
-                "" => v2::read(files, huge_pages, &mut used)?,
-                controller => v1::read(controller, files, huge_pages, &mut used)?,
-            }
+        let mut wire = Wire::with_room(ROOM);
+        self.parts.iter_mut().for_each(|(_, files)| files.next = 0);
+        match self.parts.as_mut_slice() {
+            [("", files)] => v2::read(files, huge_pages, &mut self.told, &mut wire)?,
+            parts => v1::read(parts, huge_pages, &mut wire)?,
         }
         // What vanished under our hands would look like a container that used nothing.
         let is_gone = self.parts.is_empty() || self.parts.iter().any(|(_, files)| files.dir.is_gone());
-        Ok((!is_gone).then_some(used))
+        Ok((!is_gone).then(|| wire.into_bytes()))
     }
 }
 
@@ -190,6 +189,24 @@ mod tests {
         assert_eq!(usage(&fixture.cgroup, &kept), 3);
         kept.clear();
         assert!(kept.lock().is_empty());
+    }
+
+    #[test]
+    fn statistics_of_memory_are_what_the_file_says_now() {
+        let fixture = Fixture::v2(&[("memory.stat", "anon 1\nfile 2\nkernel 3\n")]);
+        let kept = KeptFiles::default();
+        let look = || {
+            let memory = decoded(&fixture.cgroup, &kept).unwrap().memory_stats.unwrap();
+            let of = |key: &str| memory.stats.get(key).copied();
+            (memory.cache, memory.kernel_usage.usage, of("anon"), of("rss"), of("total_cache"))
+        };
+        let first = (2, 3, Some(1), Some(1), Some(2));
+        assert_eq!((look(), look()), (first, first));
+        let file = fixture.root.path().join("pod/one/memory.stat");
+        std::fs::write(&file, "anon 1\nfile 5\nkernel 3\n").unwrap();
+        assert_eq!(look(), (5, 3, Some(1), Some(1), Some(5)));
+        std::fs::write(&file, "file 5\n").unwrap();
+        assert_eq!(look(), (5, 0, None, None, Some(5)));
     }
 
     #[test]

@@ -22,40 +22,50 @@ pub use files::KeptFiles;
 pub(super) use parse::flat;
 
 use super::{Cgroup, CgroupError};
+use encode::field;
 use files::{Files, Opened};
-use nakai_protocols::agent::HugetlbStats;
-use std::collections::HashMap;
+use nakai_scan::Wire;
 use std::sync::{Arc, OnceLock};
 
 /// "max". It fits into a signed number, for the sake of those who take it for one.
 const UNLIMITED: u64 = i64::MAX.unsigned_abs();
 
-/// The sizes of huge pages that a cgroup counts, once they are known.
+/// How files of huge pages begin, and after it with their size: `hugetlb.2MB`.
+const HUGE: &str = "hugetlb.";
+
+/// Huge pages of one size: usage, the highest one, and how often the limit was hit.
+type HugeUse = [u64; 3];
+
+/// How the files of each size begin that a cgroup counts huge pages of, once they are known.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HugePages(Arc<OnceLock<Vec<String>>>);
 
 impl HugePages {
-    /// The statistics of each size: `usage` is how a file of usage ends, `read_one` gets how the files of a size begin.
+    /// Writes the statistics of each size: `usage` is how a file of usage ends, `read_one` gets how the files of a size
+    /// begin.
     fn read(
         &self,
         files: &mut Files,
         usage: &str,
-        read_one: impl Fn(&mut Files, &str) -> Result<Option<HugetlbStats>, CgroupError>,
-    ) -> Result<HashMap<String, HugetlbStats>, CgroupError> {
+        wire: &mut Wire,
+        read_one: impl Fn(&mut Files, &str) -> Result<Option<HugeUse>, CgroupError>,
+    ) -> Result<(), CgroupError> {
         if self.0.get().is_none() {
-            let sizes = parse::huge_page_sizes(files.dir(), usage)?;
+            let sizes = parse::huge_pages(files.dir(), usage)?;
             // None at all may be for want of the controller, which can be switched on.
             if !sizes.is_empty() {
                 let _ = self.0.set(sizes);
             }
         }
-        let mut all = HashMap::new();
         for size in self.0.get().into_iter().flatten() {
-            if let Some(stats) = read_one(files, &format!("hugetlb.{size}"))? {
-                all.insert(size.clone(), stats);
+            if let Some(used) = read_one(files, size)? {
+                let entry = wire.begin(field::HUGE_PAGES);
+                wire.text(field::SIZE, size.strip_prefix(HUGE).unwrap_or_default().as_bytes());
+                wire.numbers(field::USED, &used);
+                wire.end(entry);
             }
         }
-        Ok(all)
+        Ok(())
     }
 }
 
@@ -71,11 +81,11 @@ impl Cgroup {
             && let Ok(Some(used)) = opened.look(&self.huge_pages)
         {
             kept.put(self, opened);
-            return Ok(used.encode());
+            return Ok(used);
         }
         let mut opened = Opened::of(self)?;
         let used = opened.look(&self.huge_pages)?.ok_or_else(|| self.not_found())?;
         kept.put(self, opened);
-        Ok(used.encode())
+        Ok(used)
     }
 }

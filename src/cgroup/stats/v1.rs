@@ -1,59 +1,69 @@
 //! Statistics of cgroup v1: the kernel's `Documentation/admin-guide/cgroup-v1/`.
 
-use super::HugePages;
-use super::encode::{Entries, Used};
+use super::encode::{block_entry, field};
 use super::files::Files;
-use super::parse::{device, entry, number, pairs, value};
+use super::parse::{device, number, value};
+use super::{HugePages, HugeUse};
 use crate::cgroup::CgroupError;
-use nakai_protocols::agent::{
-    BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats,
-    PidsStats, ThrottlingData,
-};
+use nakai_scan::{Wire, pairs, words};
 use nix::unistd::{SysconfVar, sysconf};
-use protobuf::MessageField;
 
-/// The controllers that have something to tell.
+/// The controllers that have something to tell. The first two tell it in one message.
 pub(super) const CONTROLLERS: [&str; 6] = ["cpuacct", "cpu", "memory", "pids", "blkio", "hugetlb"];
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// Adds what one controller has to tell.
+/// Writes what the controllers have to tell, of those that there are in their order.
 pub(super) fn read(
-    controller: &str,
-    files: &mut Files,
+    parts: &mut [(&str, Files)],
     huge: &HugePages,
-    used: &mut Used,
+    wire: &mut Wire,
 ) -> Result<(), CgroupError> {
-    let stats = &mut used.stats;
-    match controller {
-        "cpuacct" => cpu_stats(stats).cpu_usage = cpu_usage(files)?.into(),
-        "cpu" => cpu_stats(stats).throttling_data = throttling(files)?.into(),
-        "memory" => used.memory = memory(files)?,
-        "pids" => stats.pids_stats = pids(files)?.into(),
-        "blkio" => stats.blkio_stats = MessageField::some(blkio(files)?),
-        "hugetlb" => stats.hugetlb_stats = huge.read(files, ".usage_in_bytes", huge_pages)?,
-        _ => {}
+    let mut cpu = None;
+    for (controller, files) in parts {
+        if let Some(message) = cpu.take_if(|_| *controller != "cpu") {
+            wire.end(message);
+        }
+        match *controller {
+            "cpuacct" => {
+                cpu = Some(wire.begin(field::CPU));
+                cpu_usage(files, wire)?;
+            }
+            "cpu" => {
+                cpu.get_or_insert_with(|| wire.begin(field::CPU));
+                throttling(files, wire)?;
+            }
+            "memory" => memory(files, wire)?,
+            "pids" => pids(files, wire)?,
+            "blkio" => {
+                let message = wire.begin(field::BLOCK);
+                blkio(files, wire)?;
+                wire.end(message);
+            }
+            "hugetlb" => huge.read(files, ".usage_in_bytes", wire, huge_pages)?,
+            _ => {}
+        }
+    }
+    if let Some(message) = cpu {
+        wire.end(message);
     }
     Ok(())
 }
 
-fn cpu_stats(stats: &mut CgroupStats) -> &mut CpuStats {
-    stats.cpu_stats.mut_or_insert_default()
-}
-
-fn cpu_usage(files: &mut Files) -> Result<Option<CpuUsage>, CgroupError> {
-    let Some(total_usage) = number(files, "cpuacct.usage", "")? else { return Ok(None) };
-    let per_cpu = files.read("cpuacct.usage_percpu", "")?.unwrap_or_default();
-    let percpu_usage = per_cpu.split_whitespace().filter_map(|usage| usage.parse().ok()).collect();
+fn cpu_usage(files: &mut Files, wire: &mut Wire) -> Result<(), CgroupError> {
+    let Some(total) = number(files, "cpuacct.usage", "")? else { return Ok(()) };
+    let message = wire.begin(field::USAGE);
+    wire.number(field::TOTAL, total);
+    let per_cpu = words(files.read("cpuacct.usage_percpu", "")?.unwrap_or_default());
+    let list = wire.begin(field::PER_CPU);
+    per_cpu.split_whitespace().filter_map(|usage| usage.parse().ok()).for_each(|usage| wire.varint(usage));
+    wire.end(list);
     let ticks = files.read("cpuacct.stat", "")?.unwrap_or_default();
-    let nanoseconds = |key| value(ticks, key).unwrap_or(0).saturating_mul(tick());
-    Ok(Some(CpuUsage {
-        total_usage,
-        percpu_usage,
-        usage_in_kernelmode: nanoseconds("system"),
-        usage_in_usermode: nanoseconds("user"),
-        ..Default::default()
-    }))
+    for (field, key) in [(field::KERNEL_MODE, "system"), (field::USER_MODE, "user")] {
+        wire.number(field, value(ticks, key).unwrap_or(0).saturating_mul(tick()));
+    }
+    wire.end(message);
+    Ok(())
 }
 
 /// A tick of the clock that the kernel shows to programs, in nanoseconds.
@@ -62,102 +72,86 @@ fn tick() -> u64 {
     NANOSECONDS.checked_div(per_second.unwrap_or(100)).unwrap_or(0)
 }
 
-fn throttling(files: &mut Files) -> Result<Option<ThrottlingData>, CgroupError> {
-    Ok(files.read("cpu.stat", "")?.map(|stat| {
+fn throttling(files: &mut Files, wire: &mut Wire) -> Result<(), CgroupError> {
+    if let Some(stat) = files.read("cpu.stat", "")? {
         let value = |key| value(stat, key).unwrap_or(0);
-        ThrottlingData {
-            periods: value("nr_periods"),
-            throttled_periods: value("nr_throttled"),
-            throttled_time: value("throttled_time"),
-            ..Default::default()
-        }
-    }))
+        wire.numbers(field::THROTTLING, &["nr_periods", "nr_throttled", "throttled_time"].map(value));
+    }
+    Ok(())
 }
 
-fn memory(files: &mut Files) -> Result<Option<(MemoryStats, Entries)>, CgroupError> {
-    let Some(text) = files.read("memory.stat", "")? else { return Ok(None) };
-    let mut entries = Entries::with_room(text.len().saturating_mul(2));
+fn memory(files: &mut Files, wire: &mut Wire) -> Result<(), CgroupError> {
+    let Some(text) = files.read("memory.stat", "")? else { return Ok(()) };
+    let message = wire.begin(field::MEMORY);
     let (mut own, mut total) = (0, 0);
-    for (key, value) in pairs(text) {
+    pairs(text, &mut |key, value| {
         match key {
-            "cache" => own = value,
-            "total_cache" => total = value,
+            b"cache" => own = value,
+            b"total_cache" => total = value,
             _ => {}
         }
-        entries.push(key, value);
-    }
+        wire.entry(field::STATS, key, value);
+    });
     let use_hierarchy = number(files, "memory.use_hierarchy", "")? == Some(1);
     // The usage includes the sub-cgroups then, and so should its part.
-    let stats = MemoryStats {
-        cache: if use_hierarchy { total } else { own },
-        usage: memory_data(files, "memory")?.into(),
-        swap_usage: memory_data(files, "memory.memsw")?.into(),
-        kernel_usage: memory_data(files, "memory.kmem")?.into(),
-        use_hierarchy,
-        ..Default::default()
-    };
-    Ok(Some((stats, entries)))
+    wire.number(field::CACHE, if use_hierarchy { total } else { own });
+    memory_data(files, "memory", field::MEMORY_USAGE, wire)?;
+    memory_data(files, "memory.memsw", field::SWAP_USAGE, wire)?;
+    memory_data(files, "memory.kmem", field::KERNEL_USAGE, wire)?;
+    wire.number(field::USE_HIERARCHY, use_hierarchy.into());
+    wire.end(message);
+    Ok(())
 }
 
-fn memory_data(files: &mut Files, prefix: &str) -> Result<Option<MemoryData>, CgroupError> {
-    let Some(usage) = number(files, prefix, ".usage_in_bytes")? else { return Ok(None) };
+fn memory_data(files: &mut Files, prefix: &str, field: u8, wire: &mut Wire) -> Result<(), CgroupError> {
+    let Some(usage) = number(files, prefix, ".usage_in_bytes")? else { return Ok(()) };
     let mut value = |name| Ok(number(files, prefix, name)?.unwrap_or(0));
-    Ok(Some(MemoryData {
-        usage,
-        max_usage: value(".max_usage_in_bytes")?,
-        failcnt: value(".failcnt")?,
-        limit: value(".limit_in_bytes")?,
-        ..Default::default()
-    }))
+    let (highest, hits) = (value(".max_usage_in_bytes")?, value(".failcnt")?);
+    wire.numbers(field, &[usage, highest, hits, value(".limit_in_bytes")?]);
+    Ok(())
 }
 
-fn pids(files: &mut Files) -> Result<Option<PidsStats>, CgroupError> {
-    let Some(current) = number(files, "pids.current", "")? else { return Ok(None) };
-    let limit = number(files, "pids.max", "")?.unwrap_or(0);
-    Ok(Some(PidsStats { current, limit, ..Default::default() }))
+fn pids(files: &mut Files, wire: &mut Wire) -> Result<(), CgroupError> {
+    let Some(current) = number(files, "pids.current", "")? else { return Ok(()) };
+    wire.numbers(field::PIDS, &[current, number(files, "pids.max", "")?.unwrap_or(0)]);
+    Ok(())
 }
 
-fn huge_pages(files: &mut Files, prefix: &str) -> Result<Option<HugetlbStats>, CgroupError> {
+fn huge_pages(files: &mut Files, prefix: &str) -> Result<Option<HugeUse>, CgroupError> {
     let mut value = |name| number(files, prefix, name);
     let Some(usage) = value(".usage_in_bytes")? else { return Ok(None) };
-    Ok(Some(HugetlbStats {
-        usage,
-        max_usage: value(".max_usage_in_bytes")?.unwrap_or(0),
-        failcnt: value(".failcnt")?.unwrap_or(0),
-        ..Default::default()
-    }))
+    Ok(Some([usage, value(".max_usage_in_bytes")?.unwrap_or(0), value(".failcnt")?.unwrap_or(0)]))
 }
 
 /// The I/O scheduler keeps the statistics: BFQ, before Linux 5.0 CFQ, and if neither has anything to
 /// say, the throttling layer, which counts for all devices.
-fn blkio(files: &mut Files) -> Result<BlkioStats, CgroupError> {
-    let mut table = |name: &str, throttled: bool| {
+fn blkio(files: &mut Files, wire: &mut Wire) -> Result<(), CgroupError> {
+    let tables = [
+        (field::BYTES, "io_service_bytes", true),
+        (field::OPERATIONS, "io_serviced", true),
+        (field::QUEUED, "io_queued", false),
+        (field::SERVICE_TIME, "io_service_time", false),
+        (field::WAIT_TIME, "io_wait_time", false),
+        (field::MERGED, "io_merged", false),
+        (field::TIME, "time", false),
+        (field::SECTORS, "sectors", false),
+    ];
+    for (field, name, throttled) in tables {
         let scheduler = [("blkio.bfq.", "_recursive"), ("blkio.", "_recursive")];
         let throttle = [("blkio.throttle.", "_recursive"), ("blkio.throttle.", "")];
         for (start, end) in scheduler.into_iter().chain(throttle.into_iter().filter(|_| throttled)) {
-            let text = files.read(start, &[name, end].concat())?;
-            let entries = text.map(block_entries).unwrap_or_default();
-            if !entries.is_empty() {
-                return Ok(entries);
+            let text = files.read(start, &[name, end].concat())?.unwrap_or_default();
+            if block_entries(words(text), field, wire) {
+                break;
             }
         }
-        Ok(Vec::new())
-    };
-    Ok(BlkioStats {
-        io_service_bytes_recursive: table("io_service_bytes", true)?,
-        io_serviced_recursive: table("io_serviced", true)?,
-        io_queued_recursive: table("io_queued", false)?,
-        io_service_time_recursive: table("io_service_time", false)?,
-        io_wait_time_recursive: table("io_wait_time", false)?,
-        io_merged_recursive: table("io_merged", false)?,
-        io_time_recursive: table("time", false)?,
-        sectors_recursive: table("sectors", false)?,
-        ..Default::default()
-    })
+    }
+    Ok(())
 }
 
-/// Lines of `major:minor Operation value` or `major:minor value`; the sum over all devices is left out.
-fn block_entries(text: &str) -> Vec<BlkioStatsEntry> {
+/// Lines of `major:minor Operation value` or `major:minor value`; the sum over all devices is left out. Whether there was
+/// one.
+fn block_entries(text: &str, field: u8, wire: &mut Wire) -> bool {
     let parse = |line: &str| {
         let mut fields = line.split_whitespace();
         let device = device(fields.next()?)?;
@@ -165,7 +159,8 @@ fn block_entries(text: &str) -> Vec<BlkioStatsEntry> {
             (op, Some(value)) => (op.to_ascii_lowercase(), value),
             (value, None) => (String::new(), value),
         };
-        Some(entry(device, &op, value.parse().ok()?))
+        block_entry(wire, field, device, &op, value.parse().ok()?);
+        Some(())
     };
-    text.lines().filter_map(parse).collect()
+    text.lines().filter_map(parse).count() > 0
 }
