@@ -4,10 +4,13 @@
 //! have moved to others meanwhile, of its own making. So they are noted before it runs anything of the image, and each
 //! further process is compared with them before it becomes its program (`worker::executor`).
 
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open};
+use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::Pid;
 
 use super::error::SandboxError;
@@ -23,10 +26,13 @@ type Id = (u64, u64);
 pub(super) fn of(init: Pid) -> Result<Vec<NamespaceId>, SandboxError> {
     /// The server's, which it never leaves.
     static GUESTS: OnceLock<[Option<Id>; KINDS.len()]> = OnceLock::new();
-    let guests = GUESTS.get_or_init(|| KINDS.map(|kind| look("self", kind).ok().flatten()));
-    let init = init.to_string();
+    let guests = GUESTS.get_or_init(|| {
+        let own = Namespaces::of("self").ok();
+        KINDS.map(|kind| own.as_ref()?.look(kind).ok()?)
+    });
+    let init = Namespaces::of(&init.to_string())?;
     let note = |(kind, guests): (&str, &Option<Id>)| {
-        let id = look(&init, kind)?;
+        let id = init.look(kind)?;
         Ok(id.map(|id| {
             let (device, inode) = id;
             NamespaceId { kind: kind.to_owned(), device, inode, own: *guests != Some(id) }
@@ -35,14 +41,32 @@ pub(super) fn of(init: Pid) -> Result<Vec<NamespaceId>, SandboxError> {
     KINDS.into_iter().zip(guests).filter_map(|pair| note(pair).transpose()).collect()
 }
 
-fn look(process: &str, kind: &str) -> Result<Option<Id>, SandboxError> {
-    let path = PathBuf::from(format!("/proc/{process}/ns/{kind}"));
-    match std::fs::metadata(&path) {
-        Ok(file) => Ok(Some((file.dev(), file.ino()))),
-        // A kernel without them.
-        Err(error) if kind == "time" && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(SandboxError::file("look at", &path)(error)),
+/// A process's, by their directory: to come there takes longer than to look at one of them.
+struct Namespaces {
+    directory: OwnedFd,
+    path: PathBuf,
+}
+
+impl Namespaces {
+    fn of(process: &str) -> Result<Self, SandboxError> {
+        let path = PathBuf::from(format!("/proc/{process}/ns"));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(&path, flags, Mode::empty()).map_err(|errno| failed(&path, errno))?;
+        Ok(Self { directory, path })
     }
+
+    fn look(&self, kind: &str) -> Result<Option<Id>, SandboxError> {
+        match fstatat(&self.directory, kind, AtFlags::empty()) {
+            Ok(file) => Ok(Some((file.st_dev, file.st_ino))),
+            // A kernel without them.
+            Err(Errno::ENOENT) if kind == "time" => Ok(None),
+            Err(errno) => Err(failed(&self.path.join(kind), errno)),
+        }
+    }
+}
+
+fn failed(path: &Path, errno: Errno) -> SandboxError {
+    SandboxError::file("look at", path)(errno.into())
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use super::tree::Dir;
 use super::{Cgroup, CgroupError, Hierarchy};
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxHugepageLimit, LinuxResources};
+use std::rc::Rc;
 
 /// Controllers that have limits. On v1 each has its directory, on v2 all have the same.
 const CONTROLLERS: [&str; 6] = ["memory", "cpu", "cpuset", "pids", "hugetlb", "blkio"];
@@ -169,7 +170,7 @@ impl Cgroup {
     /// The same.
     pub fn write_limits(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let dirs = self.limit_dirs()?;
-        let dir = |controller: &str| dirs.iter().find(|(name, _)| *name == controller).map(|(_, dir)| dir);
+        let dir = |controller: &str| dirs.iter().find(|(name, _)| *name == controller).map(|(_, dir)| &**dir);
         let read = |controller: &str, file: &str| match dir(controller) {
             Some(dir) => dir.read(file),
             None => Ok(None),
@@ -199,14 +200,18 @@ impl Cgroup {
     }
 
     /// The directories that there are, by controller.
-    pub(super) fn limit_dirs(&self) -> Result<Vec<(&'static str, Dir)>, CgroupError> {
+    pub(super) fn limit_dirs(&self) -> Result<Vec<(&'static str, Rc<Dir>)>, CgroupError> {
         let mut dirs = Vec::new();
-        for controller in CONTROLLERS {
-            let dir = match &*self.hierarchy {
-                Hierarchy::V2 { mount_point } => self.open_at(mount_point)?,
-                Hierarchy::V1 { .. } => self.open_v1(controller)?,
-            };
-            dirs.extend(dir.map(|dir| (controller, dir)));
+        match &*self.hierarchy {
+            Hierarchy::V2 { mount_point } => {
+                let dir = Rc::new(self.open_at(mount_point)?.ok_or_else(|| self.not_found())?);
+                dirs.extend(CONTROLLERS.map(|controller| (controller, dir.clone())));
+            }
+            Hierarchy::V1 { .. } => {
+                for controller in CONTROLLERS {
+                    dirs.extend(self.open_v1(controller)?.map(|dir| (controller, Rc::new(dir))));
+                }
+            }
         }
         if dirs.is_empty() { Err(self.not_found()) } else { Ok(dirs) }
     }
