@@ -298,6 +298,7 @@ async fn prepare(
         let bound = guest_devices::bound(&spec);
         let facts = facts::gather(&environment, id, rootfs.clone(), shared, devices, bound, hooks)?;
         let facts = Facts { lent_devices: guest_devices::lent(&lent), ..facts };
+        let facts = facts::with_online(facts, &spec)?;
         let mut prepared = Box::new(spec::prepare(*spec, &facts)?);
         tmpfs_modes::complete(&mut prepared.spec, prepared.own_mounts.as_ref(), &rootfs);
         Ok((prepared, rootfs))

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use oci_spec::runtime::Hooks;
+use oci_spec::runtime::{Hooks, Spec};
 
 use super::Environment;
 use super::create::CONTAINERS;
@@ -23,7 +23,7 @@ use crate::spec::{
 use crate::systemd;
 use crate::worker::stand_in;
 
-/// Gathers everything; blocks for a handful of file reads.
+/// Gathers everything but what is online; blocks for a handful of file reads.
 pub(super) fn gather(
     environment: &Environment,
     container_id: ContainerId,
@@ -33,7 +33,6 @@ pub(super) fn gather(
     bound_devices: Vec<AddedDevice>,
     hooks: Option<Hooks>,
 ) -> Result<Facts, SandboxError> {
-    let (online_cpus, online_mems) = online()?;
     let system = system_devices::find();
     let state_root = environment.config.state_dir.join(CONTAINERS);
     let stand_in =
@@ -46,8 +45,8 @@ pub(super) fn gather(
         systemd: systemd::is_running(),
         stand_in,
         swap_accounting: has_swap_accounting(&environment.hierarchy),
-        online_cpus,
-        online_mems,
+        online_cpus: CpuSet::default(),
+        online_mems: None,
         hooks,
         devices: devices.nodes.into_iter().map(device_update).collect(),
         added_devices: devices.added.into_iter().map(added_device).collect(),
@@ -59,6 +58,17 @@ pub(super) fn gather(
         selinux: has_selinux_policy(Path::new("/sys/fs/selinux")),
         apparmor: Profiles { loaded: apparmor_profiles(), required: environment.config.apparmor_required },
     })
+}
+
+/// The same, with what is online of CPUs and memory nodes if `spec` names some.
+pub(super) fn with_online(facts: Facts, spec: &Spec) -> Result<Facts, SandboxError> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    if cpu.is_none_or(|cpu| cpu.cpus().is_none() && cpu.mems().is_none()) {
+        return Ok(facts);
+    }
+    let (online_cpus, online_mems) = online()?;
+    Ok(Facts { online_cpus, online_mems, ..facts })
 }
 
 /// Whether the worker can make cgroups without libcontainer: on v1, where the trees are mounted as usual and the kernel
