@@ -36,10 +36,15 @@ pub fn hand_over(data: Data) {
 }
 
 impl Chunk {
+    /// Whether it takes a large one to have so much.
+    pub(super) fn is_large(capacity: usize) -> bool {
+        capacity.saturating_add(HEAD_ROOM) > SMALL
+    }
+
     /// One that has room for `capacity` bytes behind [`HEAD_ROOM`]. What is put there is its `owner`'s at once.
     pub(super) fn take(journal: &Arc<Journal>, capacity: usize, owner: Option<usize>) -> Option<Self> {
         let needed = capacity.checked_add(HEAD_ROOM)?;
-        let number = if needed <= SMALL {
+        let number = if !Self::is_large(capacity) {
             journal.taken().small.take()
         } else if needed <= LARGE {
             journal.taken().large.take().and_then(|number| number.checked_add(SMALL_CHUNKS))

@@ -68,6 +68,8 @@ struct Taken {
     pipe: bool,
     /// It has been asked to be large.
     pipe_is_large: bool,
+    /// How many of the large ones have what a process has not read.
+    large_rests: usize,
 }
 
 impl Journal {
@@ -98,6 +100,7 @@ impl Journal {
             lines: Bits::new(LINES),
             pipe: false,
             pipe_is_large: false,
+            large_rests: 0,
         };
         Self { memory, pipe, taken: Mutex::new(taken) }
     }

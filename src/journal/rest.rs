@@ -4,14 +4,16 @@
 //! written the record says nothing, because a server that is killed just then has not noted how much that was. For the
 //! rest of the time, which is all that it waits, the next server can go on with it to the byte.
 //!
-//! Invariant: what a call's record names is in a chunk that is taken, and is that which no process has been given.
+//! Invariants: what a call's record names is in a chunk that is taken, and is that which no process has been given. At most
+//! [`LARGE_RESTS`] have a large chunk.
 
 use std::io;
 use std::sync::{Arc, Weak};
 
+use super::Journal;
 use super::call::{Call, Open, current};
 use super::chunk::Chunk;
-use super::layout::{self, Place, call_field as field};
+use super::layout::{self, LARGE_RESTS, Place, call_field as field};
 
 /// Keeps what a call has not written. For one that has ended it keeps nothing.
 #[derive(Debug, Default)]
@@ -32,9 +34,10 @@ impl Keeper {
     pub fn keep(&self, data: &[u8]) -> Option<Rest> {
         let call = self.0.upgrade()?;
         call.number?;
+        let large = if Chunk::is_large(data.len()) { Some(Large::take(&call.journal)?) } else { None };
         let mut chunk = Chunk::take(&call.journal, data.len(), None)?;
         chunk.put(data);
-        let rest = Rest { left: data.len(), chunk, call: self.0.clone() };
+        let rest = Rest { left: data.len(), chunk, call: self.0.clone(), _large: large };
         rest.note(rest.left);
         Some(rest)
     }
@@ -46,6 +49,26 @@ pub struct Rest {
     chunk: Chunk,
     left: usize,
     call: Weak<Open>,
+    _large: Option<Large>,
+}
+
+/// One of the large chunks that rests may have.
+#[derive(Debug)]
+struct Large(Arc<Journal>);
+
+impl Large {
+    fn take(journal: &Arc<Journal>) -> Option<Self> {
+        let mut taken = journal.taken();
+        taken.large_rests = taken.large_rests.checked_add(1).filter(|rests| *rests <= LARGE_RESTS)?;
+        Some(Self(journal.clone()))
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        let mut taken = self.0.taken();
+        taken.large_rests = taken.large_rests.saturating_sub(1);
+    }
 }
 
 impl Rest {

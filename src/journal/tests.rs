@@ -456,3 +456,18 @@ async fn what_a_process_has_not_read_is_found_again_unless_it_is_being_written()
     assert!(rest_of(&journal).is_none() && keeper.keep(&data).is_none());
     drop(other);
 }
+
+#[tokio::test]
+async fn what_processes_do_not_read_leaves_room_for_answers() {
+    let journal = Journal::create().unwrap();
+    let line = Line::open(&journal).unwrap();
+    let call = line.open_call(request(1));
+    let keeper = call.run(async { Keeper::of_current_call() }).await;
+    let keep = |len: usize| keeper.keep(&vec![1; len]);
+    let mut rests: Vec<Rest> = std::iter::from_fn(|| keep(5000)).take(layout::LARGE_CHUNKS).collect();
+    assert_eq!(rests.len(), layout::LARGE_RESTS);
+    assert!(matches!(Answer::keep(&journal, vec![1], vec![2; 5000]), Answer::Kept { .. }));
+    assert!(keep(100).is_some(), "a short one takes no large chunk");
+    rests.pop();
+    assert!(keep(4 << 20).is_some(), "one has been read");
+}

@@ -5,10 +5,13 @@
 //! above, too, or in the topmost one, which counts nothing, for the machine. What that has more than is known of the units
 //! in it was the unit's that is gone.
 //!
+//! Where others than containers are, that may have been one of theirs, which came and went between two looks. So it is told
+//! of a unit that has failed, and not of one whose init ended with 0.
+//!
 //! Invariant: `known` of a slice is what its count was when all units in it had last been looked at, and what has been
 //! found in them since. Those that are not ours are looked at by their counts, whenever one of ours comes or is gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,31 +45,56 @@ struct Slice {
     watches: Vec<Weak<OomWatch>>,
     /// What each cgroup in it had counted at the last look.
     counts: HashMap<OsString, u64>,
+    /// Those that were not ours then.
+    others: HashSet<OsString>,
+    /// Whether one of them has gone, with kills that may still count as nobody's.
+    has_lost: bool,
 }
 
 impl Slice {
     /// All units have been looked at after it had `counted` so many kills.
     fn looked_at(&mut self, counted: u64) {
         self.known = self.known.max(counted);
+        self.has_lost = false;
     }
 
     /// What the cgroups in it have counted by now. Of those that are not `ours` nobody else takes note.
     fn look_at_others(&mut self, counts: HashMap<OsString, u64>, ours: &[&OsStr]) {
+        self.has_lost |= self.others.iter().any(|name| !counts.contains_key(name));
+        self.others.clear();
         for (name, count) in counts.iter().filter(|(name, _)| !ours.contains(&name.as_os_str())) {
             // Fewer than before: it is another, of the same name.
             let before = self.counts.get(name).copied().filter(|before| before <= count).unwrap_or(0);
             self.known = self.known.saturating_add(count.saturating_sub(before));
+            self.others.insert(name.clone());
         }
         self.counts = counts;
     }
 
-    /// The share of a unit that is gone, of the kills that nobody has seen: all, unless others are gone as well.
-    fn share(&mut self, counted: u64, is_alone: bool) -> u64 {
+    /// The share of a unit that is gone, of the kills that nobody has seen: all, unless others are gone as well. One that has
+    /// not failed has none then, nor where they may have been in one that is not ours.
+    fn share(&mut self, counted: u64, is_alone: bool, has_failed: bool) -> u64 {
         let unseen = counted.saturating_sub(self.known);
-        let share = if is_alone { unseen } else { unseen.min(1) };
+        let share = match (is_alone, has_failed) {
+            (true, true) => unseen,
+            (true, false) if self.has_lost || self.others.iter().any(|name| comes_and_goes(name)) => {
+                self.looked_at(counted);
+                0
+            }
+            (true, false) => unseen,
+            (false, true) => unseen.min(1),
+            (false, false) => 0,
+        };
         self.known = self.known.saturating_add(share);
         share
     }
+}
+
+/// Whether a cgroup of this name may have been removed with all that was killed in it. A slice stays for what is in it, and
+/// has counted that.
+fn comes_and_goes(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    (name.ends_with(b".service") || name.ends_with(b".scope")) && name != b"init.scope"
 }
 
 /// The slices in which containers are units.
@@ -97,7 +125,7 @@ impl Slices {
         self.change(in_slice, |slice| slice.known = slice.known.saturating_add(kills));
     }
 
-    /// Tells of the kills that a unit is gone with. Are others gone as well, one that has not failed had none.
+    /// Tells of the kills that a unit is gone with.
     pub(super) fn settle(&self, watch: &OomWatch, has_failed: bool) {
         let Some(in_slice) = watch.in_slice() else { return };
         if in_slice.settled.swap(true, Ordering::Relaxed) {
@@ -106,10 +134,7 @@ impl Slices {
         let Some(counted) = in_slice.kills.count() else { return };
         let Some(all) = self.look_at_all(in_slice) else { return };
         let is_alone = !all.iter().any(|watch| watch.is_unsettled());
-        if !is_alone && !has_failed {
-            return;
-        }
-        let share = self.change(in_slice, |slice| slice.share(counted, is_alone));
+        let share = self.change(in_slice, |slice| slice.share(counted, is_alone, has_failed));
         if share > 0 {
             watch.tell(share);
         }
@@ -142,16 +167,16 @@ mod tests {
         let mut slice = Slice::default();
         // There were some before ours came.
         slice.looked_at(5);
-        assert_eq!(slice.share(5, true), 0);
-        assert_eq!((slice.share(8, true), slice.share(8, true)), (3, 0));
+        assert_eq!(slice.share(5, true, true), 0);
+        assert_eq!((slice.share(8, true, true), slice.share(8, true, true)), (3, 0));
         // Found in a unit that is still there.
         slice.known += 1;
-        assert_eq!((slice.share(9, true), slice.share(10, true)), (0, 1));
+        assert_eq!((slice.share(9, true, true), slice.share(10, true, true)), (0, 1));
         // Two are gone.
-        assert_eq!((slice.share(12, false), slice.share(12, true)), (1, 1));
+        assert_eq!((slice.share(12, false, true), slice.share(12, true, true)), (1, 1));
         // A look that comes late takes nothing back.
         slice.looked_at(7);
-        assert_eq!(slice.share(13, true), 1);
+        assert_eq!(slice.share(13, true, true), 1);
     }
 
     #[test]
@@ -161,11 +186,31 @@ mod tests {
         slice.look_at_others(counts(&[("cron", 3), ("ours", 0)]), &[OsStr::new("ours")]);
         slice.looked_at(5);
         slice.look_at_others(counts(&[("cron", 4), ("ours", 2)]), &[OsStr::new("ours")]);
-        assert_eq!(slice.share(6, true), 0, "what is found in ours its own watch makes known");
+        assert_eq!(slice.share(6, true, true), 0, "what is found in ours its own watch makes known");
         // One that is not watched any more has nothing new, one that has come anew has.
         slice.look_at_others(counts(&[("cron", 1), ("ours", 2)]), &[]);
-        assert_eq!(slice.share(7, true), 0);
+        assert_eq!(slice.share(7, true, true), 0);
         slice.look_at_others(counts(&[]), &[]);
-        assert_eq!(slice.share(8, true), 1);
+        assert_eq!(slice.share(8, true, true), 1);
+    }
+
+    #[test]
+    fn who_ends_well_has_no_kills_that_may_have_been_anothers() {
+        let counts = |all: &[&str]| all.iter().map(|name| ((*name).into(), 0)).collect();
+        let ours = [OsStr::new("ours.scope")];
+        let mut slice = Slice::default();
+        // Slices and systemd itself stay.
+        slice.look_at_others(counts(&["ours.scope", "init.scope", "system.slice"]), &ours);
+        assert_eq!(slice.share(1, true, false), 1);
+        assert_eq!(slice.share(2, false, false), 0, "of two that are gone the other has failed");
+        assert_eq!(slice.share(2, false, true), 1);
+        slice.look_at_others(counts(&["init.scope", "system.slice", "cron.service"]), &[]);
+        assert_eq!(slice.share(3, true, false), 0, "where one is, another may have been");
+        assert_eq!(slice.share(3, true, true), 0, "it is not told of the next one, either");
+        assert_eq!(slice.share(4, true, true), 1);
+        slice.look_at_others(counts(&["init.scope"]), &[]);
+        slice.look_at_others(counts(&["init.scope"]), &[]);
+        assert_eq!(slice.share(5, true, false), 0, "one has gone, and a slice");
+        assert_eq!(slice.share(6, true, false), 1);
     }
 }

@@ -161,7 +161,6 @@ impl InputStream {
             Ok(0) if self.is_terminal() => Err(io::ErrorKind::WouldBlock.into()),
             Ok(0) => Ok(Moved::End),
             Ok(_) => Ok(Moved::Bytes),
-            Err(Errno::EINVAL) => Ok(Moved::Never),
             Err(Errno::EAGAIN) => match missing(from, to) {
                 Missing::Bytes => Ok(Moved::NotNow),
                 Missing::Room => Err(Errno::EAGAIN.into()),

@@ -181,7 +181,6 @@ impl OutputStream {
             },
             Err(errno) if is_memory_short(errno) => Ok(Look::Bytes(Moved::NoMemory)),
             Err(nix::errno::Errno::EIO) if self.is_terminal() => Ok(Look::HungUp),
-            Err(nix::errno::Errno::EINVAL) => Ok(Look::Bytes(Moved::Never)),
             Err(errno) => Err(errno.into()),
         };
         let moved = self.read_from(source, look, exited.clone(), quiet).await;

@@ -25,10 +25,10 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Nothing when there are no descriptors left.
-    pub(super) fn new() -> Option<Self> {
-        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).ok()?;
-        Some(Self { reader, writer })
+    /// Fails when there are no descriptors left.
+    pub(super) fn new() -> io::Result<Self> {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        Ok(Self { reader, writer })
     }
 
     /// An earlier server's, by its [`Stage::ends`].
@@ -40,33 +40,30 @@ impl Stage {
         [self.reader.as_fd(), self.writer.as_fd()]
     }
 
-    /// Moves what a terminal shows, until its end or the host's; [`Moved::Never`] if the kernel can't. `exited` and `quiet`
-    /// as in [`OutputStream::take`].
+    /// Moves what a terminal shows, until its end or the host's. `exited` and `quiet` as in [`OutputStream::take`].
     pub(super) async fn carry_output<T>(
         &self,
         link: &Link,
         stream: &OutputStream,
         exited: &watch::Receiver<Option<T>>,
         quiet: Duration,
-    ) -> Moved {
-        let mut piece = Piece::new();
+    ) {
+        let mut piece = Piece::of_terminal();
         while self.empty_into(link).await.is_ok() {
             match stream.move_to(self.writer.as_fd(), piece.0, exited, quiet).await {
                 Ok(Moved::Bytes) => piece.moved(),
                 Ok(Moved::NoMemory) => piece.refused().await,
                 // It has just been emptied.
                 Ok(Moved::NotNow) => {}
-                Ok(Moved::Never) => return Moved::Never,
                 Ok(Moved::End) | Err(_) => break,
             }
             tokio::task::consume_budget().await;
         }
-        Moved::End
     }
 
     /// Moves what is in the pipe to the host, until it is empty and the connection has room.
     async fn empty_into(&self, link: &Link) -> io::Result<()> {
-        let mut piece = Piece::new();
+        let mut piece = Piece::of_terminal();
         loop {
             let mut room = link.connection().writable().await?;
             match splice(self.reader.as_fd(), link.fd(), piece.0) {
@@ -83,18 +80,17 @@ impl Stage {
         }
     }
 
-    /// Moves what the host writes to a terminal, until its end or the process's; [`Moved::Never`] if the kernel can't.
-    pub(super) async fn carry_input(&self, link: &Link, stream: &InputStream) -> Moved {
-        let mut piece = Piece::new();
+    /// Moves what the host writes to a terminal, until its end or the process's.
+    pub(super) async fn carry_input(&self, link: &Link, stream: &InputStream) {
+        let mut piece = Piece::of_terminal();
         loop {
             // What the terminal has not taken yet comes first.
             match stream.move_from(self.reader.as_fd(), piece.0).await {
                 Ok(Moved::Bytes) => piece.moved(),
                 Ok(Moved::NoMemory) => piece.refused().await,
-                Ok(Moved::Never) => return Moved::Never,
-                Ok(Moved::End) | Err(_) => return Moved::End,
+                Ok(Moved::End) | Err(_) => return,
                 Ok(Moved::NotNow) => match self.fill_from(link, &mut piece).await {
-                    Ok(Moved::End) | Err(_) => return Moved::End,
+                    Ok(Moved::End) | Err(_) => return,
                     Ok(_) => {}
                 },
             }
