@@ -337,6 +337,7 @@ fn stdio_code(error: &StdioError) -> Code {
         StdioError::NotATerminal => Code::UNAVAILABLE,
         StdioError::ZeroLength => Code::INVALID_ARGUMENT,
         StdioError::Closed { .. } => Code::FAILED_PRECONDITION,
+        StdioError::Full { .. } => Code::RESOURCE_EXHAUSTED,
         _ => Code::INTERNAL,
     }
 }

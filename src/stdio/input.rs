@@ -4,7 +4,7 @@
 //! through a channel of one place. A write whose turn has come is finished whether or not its caller still
 //! waits; one that is dropped before its turn writes nothing: never half of it. Writes keep the order in which
 //! they were made: none is done at once while another waits. A process that does not read makes writers
-//! wait (for ever, if it must), and nobody else.
+//! wait (for ever, if it must), and nobody else; more than [`MOST_WAITING`] of them are refused.
 //!
 //! A write that has had its turn and waits is kept in the journal after a moment ([`PATIENCE`]), so that the next server can
 //! finish it.
@@ -36,7 +36,7 @@ pub struct InputStream {
     name: StreamName,
     /// Held for a look or an exchange, never while waiting.
     state: Mutex<State>,
-    /// How many writes go through the task, from the moment they ask for their turn.
+    /// How many bytes the writes have that go through the task, from the moment they ask for their turn.
     waiting: Arc<AtomicUsize>,
 }
 
@@ -49,6 +49,9 @@ enum State {
 
 /// How long a write waits before it is kept in the journal. Most wait for less, and to copy them would take longer.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How many bytes may wait, before who comes with more is refused. Those who write one after the other never have so many.
+const MOST_WAITING: usize = 16 << 20;
 
 /// What is left of a write.
 #[derive(Debug)]
@@ -88,20 +91,20 @@ struct Job {
     waiting: Waiting,
 }
 
-/// A write that is counted.
+/// A write whose bytes are counted.
 #[derive(Debug)]
-struct Waiting(Arc<AtomicUsize>);
+struct Waiting(Arc<AtomicUsize>, usize);
 
 impl Waiting {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
+    fn new(all: &Arc<AtomicUsize>, bytes: usize) -> Self {
+        all.fetch_add(bytes, Ordering::Relaxed);
+        Self(all.clone(), bytes)
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
@@ -130,8 +133,8 @@ impl InputStream {
     /// Writes all of `data` and returns its length. Empty `data` is [`InputStream::close`].
     ///
     /// # Errors
-    /// [`StdioError::Closed`] if the stream was closed or the process reads no more,
-    /// [`StdioError::Write`] for what else the kernel refuses.
+    /// [`StdioError::Closed`] if the stream was closed or the process reads no more, [`StdioError::Full`] if too much waits
+    /// for it to read, [`StdioError::Write`] for what else the kernel refuses.
     pub async fn write(&self, data: Vec<u8>) -> Result<u32, StdioError> {
         if data.is_empty() {
             self.close();
@@ -185,10 +188,15 @@ impl InputStream {
     ) -> Result<Option<Later>, StdioError> {
         let closed = || StdioError::Closed { stream: self.name };
         let mut state = self.state();
-        let is_first = self.waiting.load(Ordering::Relaxed) == 0;
+        let before = self.waiting.load(Ordering::Relaxed);
+        if before >= MOST_WAITING {
+            return Err(StdioError::Full { stream: self.name, waiting: before });
+        }
+        let is_first = before == 0;
+        let waiting = Waiting::new(&self.waiting, data.len());
         let unwritten = Unwritten::Own(data, 0);
         let keeper = Keeper::of_current_call();
-        let mut job = Job { unwritten, keeper, done, waiting: Waiting::new(&self.waiting) };
+        let mut job = Job { unwritten, keeper, done, waiting };
         if is_first {
             let (State::Open(source) | State::Writing { source, .. }) = &*state else { return Err(closed()) };
             match job.unwritten.advance(|data| write_some(source.fd().as_fd(), data)) {

@@ -110,6 +110,14 @@ pub enum StdioError {
         /// Which stream.
         stream: StreamName,
     },
+    /// A write behind too many others that wait for the process to read.
+    #[error("{stream} has {waiting} bytes already that the process does not read")]
+    Full {
+        /// Which stream.
+        stream: StreamName,
+        /// How many wait.
+        waiting: usize,
+    },
     /// The kernel refused a read.
     #[error("reading {stream}: {source}")]
     Read {

@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::pin::pin;
 use std::task::Poll;
 use std::thread;
+use std::time::Duration;
 use tokio::sync::watch;
 
 const QUIET: Duration = Duration::from_millis(20);
@@ -218,7 +219,10 @@ fn pipes_take_a_size_hint_and_only_the_servers_ends_do_not_block() {
     let (ends, streams) = Streams::pipes(Some(256 << 10)).unwrap();
     assert_eq!(fcntl(&ends.stdout, FcntlArg::F_GETPIPE_SZ).unwrap(), 256 << 10);
     let ours = streams.fds();
-    assert_eq!(ours.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["stdin", "stdout", "stderr"]);
+    assert_eq!(
+        ours.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>(),
+        ["stdin", "stdout", "stderr"]
+    );
     let children = [&ends.stdin, &ends.stdout, &ends.stderr];
     let expected = ours.iter().map(|(_, fd)| (&**fd, true)).chain(children.map(|fd| (fd, false)));
     for (fd, non_blocking) in expected {
@@ -332,6 +336,31 @@ async fn writes_are_whole_and_in_order_though_their_callers_go_away() {
 }
 
 #[tokio::test]
+async fn more_than_some_mebibytes_do_not_wait_for_a_process_to_read() {
+    let (mut stdin, _stdout, streams) = process();
+    let mut waiting: Vec<_> = (0..20).map(|_| Box::pin(streams.stdin.write(vec![1; 4 << 20]))).collect();
+    let mut refused = 0;
+    for write in &mut waiting {
+        match poll_times(write, 3).await {
+            Some(Err(StdioError::Full { .. })) => refused += 1,
+            Some(other) => panic!("{other:?}"),
+            None => {}
+        }
+    }
+    assert_eq!(refused, 16, "of twenty writes of 4 MiB each");
+    waiting.truncate(4);
+    // Who is too many now may come again.
+    let reader = thread::spawn(move || std::io::copy(&mut stdin, &mut std::io::sink()).unwrap());
+    for write in waiting {
+        assert_eq!(write.await.unwrap(), 4 << 20);
+    }
+    assert_eq!(streams.stdin.write(vec![1; 1000]).await.unwrap(), 1000);
+    streams.stdin.close();
+    let read = tokio::task::spawn_blocking(|| reader.join().unwrap()).await.unwrap();
+    assert_eq!(read, (16 << 20) + 1000);
+}
+
+#[tokio::test]
 async fn close_comes_after_what_was_written_and_is_final() {
     let (mut stdin, _stdout, streams) = process();
     assert!(poll_times(streams.stdin.write(numbered(200_000)), 3).await.is_none());
@@ -422,12 +451,4 @@ async fn another_server_takes_over_without_loss() {
     let none = Streams::from_fds([]).unwrap();
     assert!(matches!(none.stdin.write(b"x".to_vec()).await, Err(StdioError::Closed { .. })));
     assert_eq!(none.stdout.read(10, &exited, QUIET).await.unwrap(), b"");
-}
-
-#[test]
-fn stream_names_go_through_text() {
-    for name in [StreamName::Stdin, StreamName::Stdout, StreamName::Stderr, StreamName::Terminal] {
-        assert_eq!(StreamName::from_name(name.as_str()), Some(name));
-    }
-    assert_eq!(StreamName::from_name("fd3"), None);
 }

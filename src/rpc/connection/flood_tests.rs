@@ -96,3 +96,28 @@ fn a_peer_of_nothing_but_senseless_frames_starves_no_other() {
         assert!(turns > 20, "others had {turns} turns beside 10,000 frames");
     });
 }
+
+#[test]
+fn calls_without_end_are_refused_and_what_ends_them_is_not() {
+    const MOST: u32 = 16 << 10;
+    run(async {
+        let (peer, mut stream) = connect();
+        let call = |number: u32, method| frame(2 * number + 1, 1, "grpc.AgentService", method, Vec::new());
+        for number in 0..MOST {
+            stream.write_all(&call(number, "WaitProcess")).await.unwrap();
+        }
+        peer.fake.until_waiting(MOST.try_into().unwrap()).await;
+        let behind = ["WaitProcess", "SignalProcess", "StartContainer"];
+        for (number, method) in (MOST..).zip(behind) {
+            stream.write_all(&call(number, method)).await.unwrap();
+            let (id, response) = answer(&mut stream).await;
+            let expected = if method == "SignalProcess" { Code::OK } else { Code::RESOURCE_EXHAUSTED };
+            assert_eq!((id, response.status.code), (2 * number + 1, expected.into()), "{method}");
+        }
+        // One that has ended makes room for another.
+        peer.fake.go_on.notify_one();
+        assert_eq!(answer(&mut stream).await.1.status.code, Code::OK.into());
+        stream.write_all(&call(MOST + 9, "StartContainer")).await.unwrap();
+        assert_eq!(answer(&mut stream).await.1.status.code, Code::OK.into());
+    });
+}

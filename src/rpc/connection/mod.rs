@@ -100,6 +100,7 @@ pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut 
             connection.socket.hang_up();
             return;
         };
+        connection.room.note_calls(calls.len());
         let mut call = Box::pin(connection.clone().answer(frame, call));
         if poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await.is_pending() {
             calls.spawn(call);

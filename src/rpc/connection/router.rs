@@ -98,6 +98,12 @@ impl Router {
     }
 
     fn call<'a>(&'a self, header: MessageHeader, call: Call, noted: &'a Noted, room: &'a Room) -> Begun<'a> {
+        if room.is_crowded_for(&call.request.method) {
+            return Begun::refused(
+                Code::RESOURCE_EXHAUSTED,
+                "too many calls of this connection are under way",
+            );
+        }
         let nanoseconds = u64::try_from(call.request.timeout_nano).ok().filter(|limit| *limit > 0);
         let limit = nanoseconds.map(Duration::from_nanos);
         let context = TtrpcContext {

@@ -141,6 +141,10 @@ impl AgentService for Shared {
         Ok(WaitProcessResponse { status: 7, ..Default::default() })
     }
 
+    async fn signal_process(&self, _: &TtrpcContext, _: SignalProcessRequest) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
     async fn create_container(&self, _: &TtrpcContext, _: CreateContainerRequest) -> ttrpc::Result<Empty> {
         std::future::pending().await
     }
