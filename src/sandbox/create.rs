@@ -120,6 +120,7 @@ async fn steps(
     let cgroup = Cgroup::new(environment.hierarchy.clone(), prepared.cgroup_path.clone())
         .map_err(|source| SandboxError::Cgroup { id: id.clone(), source })?
         .in_unit(prepared.unit.take());
+    running.cgroups.take(&id, cgroup.path(), undo)?;
     let for_libcontainer = for_libcontainer(&id, &bundle, &state_root, &mut prepared, undo)?;
     let (record, killed_before, parents) =
         take_cgroup(environment, &id, &cgroup, record, for_libcontainer).await?;

@@ -117,8 +117,8 @@ pub enum SandboxError {
         #[source]
         source: crate::cgroup::CgroupError,
     },
-    /// The cgroup that the container was to have holds processes already.
-    #[error("container {id}: cgroup {path} has processes in it")]
+    /// The cgroup that the container was to have is another's, or is above or beneath that, or holds processes already.
+    #[error("container {id}: cgroup {path} is another container's, or has processes in it")]
     CgroupInUse {
         /// Which container.
         id: ContainerId,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 use slog::{info, o, warn};
 
+use super::cgroup_paths::CgroupPaths;
 use super::container::Container;
 use super::create::{attach_storage, blocking};
 use super::error::SandboxError;
@@ -121,7 +122,7 @@ impl Sandbox {
         leftovers.part("creations under way", CREATIONS_LIMIT, self.end_creations()).await;
         leftovers.extend(remove_all(self.containers(), REMOVALS_LIMIT).await);
         lock(&running.pid).take();
-        let parents = std::mem::take(&mut *lock(&running.cgroup_parents));
+        let parents = running.cgroups.take_above();
         let (copies, records) = (self.environment().copies.clone(), self.environment().records.clone());
         let undo = lock(&running.undo).take();
         let rest = async {
@@ -266,7 +267,7 @@ async fn share_namespaces(
         pause,
         storages: Vec::new(),
         pid: Mutex::new(pid),
-        cgroup_parents: Mutex::default(),
+        cgroups: CgroupPaths::default(),
         undo: Mutex::new(None),
     })
 }

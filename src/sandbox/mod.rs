@@ -21,6 +21,7 @@ mod abandoned;
 mod actor;
 mod bundle;
 mod cdi;
+mod cgroup_paths;
 pub mod container;
 mod create;
 mod diagnostics;

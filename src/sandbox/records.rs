@@ -63,7 +63,7 @@ impl SandboxRecord {
             hooks: running.hooks.clone(),
             pause: running.pause,
             storages: running.storages.clone(),
-            cgroup_parents: super::lock(&running.cgroup_parents).clone(),
+            cgroup_parents: running.cgroups.above(),
             is_made: true,
         }
     }

@@ -17,6 +17,7 @@ use slog::{Logger, error, info, o, warn};
 use tokio::sync::mpsc;
 
 use super::actor::{self, release_init};
+use super::cgroup_paths::CgroupPaths;
 use super::container::{Container, Slot, Status};
 use super::create::{
     blocking, push_config_undo, push_forget, push_launch_undo, push_release, push_stand_in_undo,
@@ -157,7 +158,7 @@ impl Sandbox {
             pause: record.pause,
             storages: record.storages,
             pid: Mutex::new(pid),
-            cgroup_parents: Mutex::new(record.cgroup_parents),
+            cgroups: CgroupPaths::with_those_above(record.cgroup_parents),
             undo: Mutex::new(None),
         })
     }

@@ -1,20 +1,17 @@
 //! What the containers of a running sandbox share.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use oci_spec::runtime::Hooks;
 
 use tokio::sync::watch;
 
-use super::error::SandboxError;
+use super::cgroup_paths::CgroupPaths;
 use super::lock;
 use super::process::Process;
-use super::records::SandboxRecord;
 use super::undo::Undo;
-use crate::records::Records;
 use crate::spec::SharedNamespaces;
 use crate::supervisor::ExitStatus;
 
@@ -39,28 +36,13 @@ pub struct Running {
     pub(super) pause: Option<u64>,
     /// Mount points of the sandbox's own storages.
     pub(super) storages: Vec<String>,
-    /// Cgroups above the containers': those of them that an agent has made go with the last container below.
-    pub(super) cgroup_parents: Mutex<BTreeSet<PathBuf>>,
+    /// The containers' cgroups, and those above.
+    pub(super) cgroups: CgroupPaths,
     /// Gives all of it back.
     pub(super) undo: Mutex<Option<Undo>>,
 }
 
 impl Running {
-    /// Adds the cgroups above a container's that are still to be made to those that go with the sandbox.
-    pub(super) async fn note_parents(
-        &self,
-        parents: Vec<PathBuf>,
-        records: &Arc<Records>,
-    ) -> Result<(), SandboxError> {
-        let is_new = {
-            let mut noted = lock(&self.cgroup_parents);
-            let before = noted.len();
-            noted.extend(parents);
-            noted.len() > before
-        };
-        if is_new { SandboxRecord::of(self).write(records).await } else { Ok(()) }
-    }
-
     /// The namespaces for the next container, but for the PID namespace, which each chooses.
     pub(super) fn shared_namespaces(&self) -> SharedNamespaces {
         SharedNamespaces { ipc: Some(self.ipc.clone()), uts: Some(self.uts.clone()), ..Default::default() }

@@ -189,6 +189,17 @@ async fn a_cgroup_in_use_is_refused(ctx: Ctx) -> Outcome {
     );
     let above = ctx.container(|spec| spec.cgroups_path(&pods))?;
     refused(above.create().await, Code::FAILED_PRECONDITION, &[&above.id, &pods]);
+    let below = ctx.container(|spec| spec.cgroups_path(&format!("{path}/below")))?;
+    refused(below.create().await, Code::FAILED_PRECONDITION, &[&below.id, &pods]);
+    // Nobody is in it yet when it is wanted by two.
+    let wanted = format!("/{pods}/{}", ctx.fresh_exec_id());
+    let sleeper = || ctx.container(|spec| spec.cgroups_path(&wanted).args(["sleep", "1000000"]));
+    let (one, other) = (sleeper()?, sleeper()?);
+    let (first, second) = tokio::join!(one.create(), other.create());
+    let (made, refusal) = if first.is_ok() { (one, second) } else { (other, first) };
+    refused(refusal, Code::FAILED_PRECONDITION, &["cgroup", &pods]);
+    made.start().await?;
+    assert_eq!(made.sh("echo alive").await?, "alive");
     assert_eq!(owner.sh("echo alive").await?, "alive");
     Ok(())
 }
