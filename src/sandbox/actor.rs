@@ -237,7 +237,10 @@ async fn start(environment: &Environment, container: &Container) -> Result<(), S
 /// Whether init was not released because it has ended, of which this server may not have heard yet.
 fn waits_no_more(error: &SandboxError) -> bool {
     let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    matches!(cause.and_then(std::io::Error::raw_os_error), Some(libc::ENXIO | libc::ECONNREFUSED))
+    matches!(
+        cause.and_then(std::io::Error::raw_os_error),
+        Some(libc::ENXIO | libc::EPIPE | libc::ECONNREFUSED)
+    )
 }
 
 /// Tells init to go on: one that waits at its gate, or libcontainer's, which listens in the state directory.
@@ -350,6 +353,9 @@ mod tests {
         nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(waits_no_more(&release_init(&gate).await.unwrap_err()));
         assert!(!waits_no_more(&release_init(&missing).await.unwrap_err()));
+        // One that ends between our open(2) and our write(2).
+        let broken = std::io::Error::from_raw_os_error(libc::EPIPE);
+        assert!(waits_no_more(&SandboxError::file("release", &gate)(broken)));
         let socket = directory.path().join("notify.sock");
         drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
         assert!(waits_no_more(&release_init(directory.path()).await.unwrap_err()));

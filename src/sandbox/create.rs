@@ -107,6 +107,7 @@ async fn steps(
     let lent = storages.iter().filter_map(StorageRequest::lent_node).collect();
     gone.unless(attach_storages(environment, &id, storages, undo)).await?;
     let annotations = spec.annotations().clone().unwrap_or_default();
+    push_config_undo(&bundle, undo);
     let spec = diagnostics::with_termination_log(spec, &environment.config.kata_dir, &bundle).await?;
     let termination_log = diagnostics::termination_log(&spec);
     let asked = Asked::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
@@ -317,7 +318,6 @@ fn for_libcontainer(
     undo: &mut Undo,
 ) -> Result<impl FnOnce() -> Result<(), SandboxError> + use<>, SandboxError> {
     let (mut config, mut stand_in) = (None, None);
-    push_config_undo(bundle, undo);
     if !prepared.own_init {
         config = Some(write_config(bundle, &prepared.spec)?);
         clear(&mut prepared.spec);

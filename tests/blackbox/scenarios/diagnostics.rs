@@ -73,6 +73,20 @@ async fn a_termination_log_of_the_hosts_is_the_guests(ctx: Ctx) -> Outcome {
     assert_eq!(container.wait().await?, 0);
     assert_eq!(data(&ctx, &container.id, "termination_log").await?, "out of luck");
     container.remove().await?;
+    // What has failed behind it, where the host has put files, leaves them as they were.
+    let fails = ctx.container(|spec| {
+        let spec = spec.mount("/dev/termination-log", "/of/the/host", "bind", &["rbind", "rw"]);
+        spec.annotation(ANNOTATION, "/dev/termination-log").cgroups_path("/../up")
+    })?;
+    ctx.guest_sh(&format!(
+        "mkdir -p $RUN/kata-containers/{0}; echo > $RUN/kata-containers/{0}/of-the-host",
+        fails.id
+    ))
+    .await?;
+    let before = ctx.inventory().await?;
+    refused(fails.create().await, Code::INVALID_ARGUMENT, &["cgroupsPath"]);
+    ctx.returns_to(&before).await?;
+    ctx.guest_sh(&format!("rm -r $RUN/kata-containers/{}", fails.id)).await?;
     Ok(())
 }
 
