@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{AccessFlags, access};
 
 use super::ExitStatus;
@@ -74,6 +74,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         // It has not been reported dead, so the pid is still its own.
         if self.0.exit.borrow().is_none() {
+            // With what it has started: it leads a session, once it is so far.
+            let _ = killpg(self.0.pid, Signal::SIGKILL);
             let _ = kill(self.0.pid, Signal::SIGKILL);
         }
     }
