@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nakai_protocols::agent_ttrpc::AgentService;
 use nix::errno::Errno;
+use slog::{Logger, warn};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::task::coop::consume_budget;
@@ -85,6 +86,7 @@ impl Server {
             }
         };
         let listener = listener::register(socket).map_err(failed)?;
+        let logger = effects.logger.clone();
         let router =
             Arc::new(Router::new(Arc::new(HealthService), Arc::new(agent), Arc::new(effects), panic));
         let called = router.called.clone();
@@ -92,7 +94,7 @@ impl Server {
         let is_for_all = address.is_for_this_machine();
         let connections_now = JoinSet::new();
         let serving =
-            Serving { router, journal, launcher, stopped, is_for_all, connections: connections_now };
+            Serving { router, journal, launcher, logger, stopped, is_for_all, connections: connections_now };
         let accepting = tokio::spawn(serving.accept(listener, connections));
         Ok((Self { stop, accepting, called }, duplicate))
     }
@@ -116,6 +118,7 @@ struct Serving {
     router: Arc<Router>,
     journal: Arc<Journal>,
     launcher: Launcher,
+    logger: Logger,
     stopped: watch::Receiver<bool>,
     /// The guest's own processes may connect, too.
     is_for_all: bool,
@@ -156,7 +159,13 @@ impl Serving {
 
     /// Serves a new connection. One that can't be held ends with this server.
     fn begin(&mut self, connection: OwnedFd) {
-        let Ok(line) = Line::open(&self.journal) else { return };
+        let line = match Line::open(&self.journal) {
+            Ok(line) => line,
+            Err(error) => {
+                warn!(self.logger, "a connection is closed: it can't be noted"; "error" => %error);
+                return;
+            }
+        };
         let duplicate = connection.try_clone().ok().filter(|_| Arc::ptr_eq(line.journal(), &self.journal));
         let hold = duplicate.map(|fd| self.launcher.hold_connection(line.number(), fd));
         self.serve(connection, hold, LeftLine::new(line));

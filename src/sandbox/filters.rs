@@ -1,6 +1,6 @@
 //! Compiled seccomp filters: each profile is compiled once, by a worker, for all processes that have it.
 //!
-//! Invariants: at most [`KEPT`] filters are kept; those that wait for the same profile wait for one compilation; a
+//! Invariants: at most [`KEPT`] filters are kept, of profiles that are not longer than [`LONGEST`]; those that wait for the same profile wait for one compilation; a
 //! profile that can't be compiled is not remembered.
 
 use std::collections::HashMap;
@@ -18,6 +18,8 @@ use crate::worker::job::{Job, Outcome};
 
 /// A guest has few profiles, often one. More than this many make room for each other.
 const KEPT: usize = 16;
+/// A profile with all system calls by name has some ten thousand bytes. A longer one is compiled each time.
+const LONGEST: usize = 256 << 10;
 
 type Cell = Arc<OnceCell<CompiledFilter>>;
 
@@ -60,16 +62,20 @@ impl Filters {
         launcher: &Launcher,
         profile: &SeccompProfile,
     ) -> Result<CompiledFilter, LaunchError> {
-        let cell = self.cell(profile);
+        let cell = self.cell(profile).unwrap_or_default();
         cell.get_or_try_init(|| compile(launcher, profile)).await.cloned()
     }
 
-    fn cell(&self, profile: &SeccompProfile) -> Cell {
+    /// Where the filter is, or is to be. `None` if it is not kept.
+    fn cell(&self, profile: &SeccompProfile) -> Option<Cell> {
+        if profile.len() > LONGEST {
+            return None;
+        }
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         if compiled.len() >= KEPT && !compiled.contains_key(profile) {
             compiled.clear();
         }
-        compiled.entry(profile.clone()).or_default().clone()
+        Some(compiled.entry(profile.clone()).or_default().clone())
     }
 }
 
@@ -91,10 +97,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_profile_is_the_same_filter_and_their_number_is_bounded() {
+    fn the_same_profile_is_the_same_filter_and_what_is_kept_is_bounded() {
         let filters = Filters::default();
-        let first = filters.cell(&"a".into());
-        assert!(Arc::ptr_eq(&first, &filters.cell(&"a".into())));
+        let first = filters.cell(&"a".into()).unwrap();
+        assert!(Arc::ptr_eq(&first, &filters.cell(&"a".into()).unwrap()));
+        assert!(filters.cell(&"a".repeat(LONGEST + 1).as_str().into()).is_none());
         for i in 0..3 * KEPT {
             filters.cell(&i.to_string().as_str().into());
             assert!(filters.compiled.lock().unwrap().len() <= KEPT);

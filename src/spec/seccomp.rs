@@ -22,6 +22,12 @@ impl SeccompProfile {
         Self(serde_json::to_string(profile).unwrap_or_default().into())
     }
 
+    /// How long the text is.
+    #[expect(clippy::len_without_is_empty, reason = "none is empty")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The profile itself.
     ///
     /// # Errors
