@@ -59,14 +59,6 @@ impl Cgroup {
         self.process_dir()?.map_or_else(|| Ok(Vec::new()), |dir| dir.pids())
     }
 
-    /// Whether a live process is here or in a sub-cgroup.
-    ///
-    /// # Errors
-    /// What can't be opened or read.
-    pub fn is_populated(&self) -> Result<bool, CgroupError> {
-        self.wait_empty(Duration::ZERO).map(|empty| !empty)
-    }
-
     /// Removes what an earlier container has left of it, with the limits and rules that were in force, unless somebody is
     /// there, in whichever hierarchy: false then. One with sub-cgroups stays.
     ///

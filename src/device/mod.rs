@@ -88,7 +88,7 @@ struct Inner {
     /// Whether the PCI buses are being scanned for nobody in particular.
     scanning: AtomicBool,
     /// Listens as long as anybody looks for devices.
-    listener: Option<Listening>,
+    _listener: Option<Listening>,
 }
 
 /// What goes on while anybody looks for devices.
@@ -137,17 +137,22 @@ impl Devices {
         listener: Option<Listening>,
     ) -> Self {
         let (tree, scanning) = (Arc::new(tree), AtomicBool::new(false));
-        Self { inner: Arc::new(Inner { tree, uevents, drivers, hotplug_timeout, log, scanning, listener }) }
+        Self {
+            inner: Arc::new(Inner {
+                tree,
+                uevents,
+                drivers,
+                hotplug_timeout,
+                log,
+                scanning,
+                _listener: listener,
+            }),
+        }
     }
 
     /// The kernel's events, for others who want to hear of them.
     pub fn uevents(&self) -> &Uevents {
         &self.inner.uevents
-    }
-
-    /// Whether the kernel's events are heard.
-    pub fn is_listening(&self) -> bool {
-        self.inner.listener.is_some()
     }
 
     /// Has the PCI buses scanned for what nobody has announced, beside whatever goes on: nothing waits for it, and one

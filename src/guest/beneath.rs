@@ -221,15 +221,6 @@ pub fn create_dir_beneath(root: &Path, relative: &Path, mode: u32) -> Result<Own
     Root::open(root)?.create_dir(relative, mode)
 }
 
-/// As [`Root::create_file`], for a single use of `root`.
-///
-/// # Errors
-///
-/// [`BeneathError`].
-pub fn create_file_beneath(root: &Path, relative: &Path, mode: u32) -> Result<OwnedFd, BeneathError> {
-    Root::open(root)?.create_file(relative, mode)
-}
-
 /// A path by which system calls that take no descriptor (mount(2)) reach exactly what `fd` stands on. `/proc`
 /// must be mounted. Valid as long as `fd` is open.
 pub fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
@@ -350,10 +341,10 @@ mod tests {
     #[test]
     fn files_are_made_with_their_parents_and_kept() {
         let place = place();
-        let fd = create_file_beneath(&place.root, Path::new("a/f"), 0o600).unwrap();
+        let fd = Root::open(&place.root).unwrap().create_file(Path::new("a/f"), 0o600).unwrap();
         assert_eq!(target(&fd), place.root.join("a/f"));
         fs::write(place.root.join("a/f"), "kept").unwrap();
-        create_file_beneath(&place.root, Path::new("a/f"), 0o600).unwrap();
+        Root::open(&place.root).unwrap().create_file(Path::new("a/f"), 0o600).unwrap();
         assert_eq!(fs::read(place.root.join("a/f")).unwrap(), b"kept");
     }
 
@@ -388,7 +379,7 @@ mod tests {
         for (link, to) in links {
             symlink(to, place.root.join(link)).unwrap();
         }
-        let fd = create_file_beneath(&place.root, Path::new("hosts"), 0o640).unwrap();
+        let fd = Root::open(&place.root).unwrap().create_file(Path::new("hosts"), 0o640).unwrap();
         assert_eq!(target(&fd), place.root.join("tmp/foo/bar/baz/hosts"));
         assert_eq!(
             fs::metadata(place.root.join("tmp/foo/bar/baz/hosts")).unwrap().permissions().mode() & 0o777,
@@ -396,7 +387,7 @@ mod tests {
         );
         // What is made stays a link for the next, and what was there is left alone.
         fs::write(place.root.join("tmp/foo/bar/baz/hosts"), "kept").unwrap();
-        create_file_beneath(&place.root, Path::new("hosts"), 0o640).unwrap();
+        Root::open(&place.root).unwrap().create_file(Path::new("hosts"), 0o640).unwrap();
         assert_eq!(fs::read(place.root.join("tmp/foo/bar/baz/hosts")).unwrap(), b"kept");
         let fd = create_dir_beneath(&place.root, Path::new("a/x"), 0o755).unwrap();
         assert_eq!(target(&fd), place.root.join("b/d/x"));

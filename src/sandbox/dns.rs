@@ -76,7 +76,6 @@ pub enum DnsError {
 /// The sandbox's DNS settings in place.
 #[derive(Debug)]
 pub struct ResolvConf {
-    file: PathBuf,
     /// Where it is bound, if it is.
     bound: Option<Bound>,
 }
@@ -92,18 +91,6 @@ struct Bound {
 type Identity = (u64, u64);
 
 impl ResolvConf {
-    /// The file that was written.
-    #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
-    }
-
-    /// Whether it is bound over the guest's own.
-    #[must_use]
-    pub fn is_bound(&self) -> bool {
-        self.bound.is_some()
-    }
-
     /// Takes the bind mount away; the file stays until its directory goes.
     ///
     /// # Errors
@@ -135,7 +122,7 @@ pub fn apply(lines: &[String], kata_dir: &Path, target: &Path) -> Result<Option<
     }
     let file = write(&content(lines), path_in(kata_dir))?;
     let bound = bind(&file, target)?;
-    Ok(Some(ResolvConf { file, bound }))
+    Ok(Some(ResolvConf { bound }))
 }
 
 /// Writes the sandbox's name below `kata_dir`, if it has one.
@@ -158,7 +145,7 @@ pub fn recover(kata_dir: &Path, target: &Path) -> Result<Option<ResolvConf>, Dns
     let Some((_, written)) = open(&file)? else { return Ok(None) };
     let is_ours = open(target)?.is_some_and(|(_, found)| found == written);
     let bound = is_ours.then(|| Bound { on: target.to_owned(), file: written });
-    Ok(Some(ResolvConf { file, bound }))
+    Ok(Some(ResolvConf { bound }))
 }
 
 fn path_in(kata_dir: &Path) -> PathBuf {
@@ -254,13 +241,13 @@ mod tests {
         let missing = dir.path().join("no-such-file");
         for _ in 0..2 {
             let dns = apply(&lines(), dir.path(), &missing).unwrap().unwrap();
-            assert!(!dns.is_bound());
-            assert_eq!(dns.file(), dir.path().join("sandbox/resolv.conf"));
+            assert!(dns.bound.is_none());
+            let file = dir.path().join("sandbox/resolv.conf");
             assert_eq!(
-                fs::read_to_string(dns.file()).unwrap(),
+                fs::read_to_string(&file).unwrap(),
                 "nameserver 10.0.0.1\nsearch a.example b.example\n"
             );
-            assert_eq!(fs::metadata(dns.file()).unwrap().permissions().mode() & 0o777, 0o644);
+            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
             dns.close().unwrap();
         }
         assert!(!missing.exists(), "a missing target is not made");
@@ -288,7 +275,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");
         symlink("nowhere", &link).unwrap();
-        assert!(!apply(&lines(), dir.path(), &link).unwrap().unwrap().is_bound());
+        assert!(apply(&lines(), dir.path(), &link).unwrap().unwrap().bound.is_none());
         assert!(!dir.path().join("nowhere").exists());
         assert!(matches!(apply(&lines(), dir.path(), dir.path()), Err(DnsError::NotAFile { .. })));
     }
@@ -302,9 +289,9 @@ mod tests {
         for name in ["resolv.conf", "resolv.conf.new"] {
             symlink(&victim, dir.path().join("sandbox").join(name)).unwrap();
         }
-        let dns = apply(&lines(), dir.path(), &dir.path().join("none")).unwrap().unwrap();
+        let _dns = apply(&lines(), dir.path(), &dir.path().join("none")).unwrap().unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
-        assert!(fs::symlink_metadata(dns.file()).unwrap().is_file());
+        assert!(fs::symlink_metadata(dir.path().join("sandbox/resolv.conf")).unwrap().is_file());
     }
 
     #[test]
@@ -313,7 +300,7 @@ mod tests {
         let target = dir.path().join("none");
         drop(apply(&lines(), dir.path(), &target).unwrap());
         let found = recover(dir.path(), &target).unwrap().unwrap();
-        assert!(!found.is_bound());
+        assert!(found.bound.is_none());
     }
 
     #[test]

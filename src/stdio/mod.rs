@@ -41,12 +41,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::io::Interest;
-
-/// How long a stream may be silent, once its process has exited, before it ends although a background
-/// child holds it open.
-pub const DEFAULT_QUIET: Duration = Duration::from_millis(200);
 
 /// Which stream of a process; the names under which duplicates can be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,26 +56,14 @@ pub enum StreamName {
     Terminal,
 }
 
-impl StreamName {
-    /// The name in text.
-    pub fn as_str(self) -> &'static str {
-        match self {
+impl fmt::Display for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::Stdin => "stdin",
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
             Self::Terminal => "terminal",
-        }
-    }
-
-    /// The stream of that name, if there is one.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Stdin, Self::Stdout, Self::Stderr, Self::Terminal].into_iter().find(|s| s.as_str() == name)
-    }
-}
-
-impl fmt::Display for StreamName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        })
     }
 }
 

@@ -19,7 +19,6 @@ mod queue;
 mod timestamp;
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,7 +35,7 @@ const FLUSH_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Queued {
     queue: Arc<Queue>,
-    level: Arc<AtomicUsize>,
+    level: Level,
 }
 
 impl Drain for Queued {
@@ -51,7 +50,7 @@ impl Drain for Queued {
     }
 
     fn is_enabled(&self, level: Level) -> bool {
-        level.as_usize() <= self.level.load(Ordering::Relaxed)
+        level.is_at_least(self.level)
     }
 }
 
@@ -61,7 +60,6 @@ impl Drain for Queued {
 #[derive(Debug)]
 pub struct Log {
     queue: Arc<Queue>,
-    level: Arc<AtomicUsize>,
     /// Where to write, until there is a thread that does.
     unwritten: Mutex<Option<Output>>,
 }
@@ -70,9 +68,8 @@ pub struct Log {
 /// [`Log::write`] on.
 pub fn queued(output: Output, level: Level) -> (Logger, Log) {
     let queue = Arc::new(Queue::default());
-    let level = Arc::new(AtomicUsize::new(level.as_usize()));
-    let drain = Queued { queue: Arc::clone(&queue), level: Arc::clone(&level) };
-    let log = Log { queue, level, unwritten: Mutex::new(Some(output)) };
+    let drain = Queued { queue: Arc::clone(&queue), level };
+    let log = Log { queue, unwritten: Mutex::new(Some(output)) };
     (Logger::root(drain.ignore_res(), o!()), log)
 }
 
@@ -85,11 +82,6 @@ impl Log {
     pub fn write(&self) -> io::Result<()> {
         let unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).take();
         unwritten.map_or(Ok(()), |output| queue::start_writer(Arc::clone(&self.queue), output))
-    }
-
-    /// Sets the least severe level that is logged from now on.
-    pub fn set_level(&self, level: Level) {
-        self.level.store(level.as_usize(), Ordering::Relaxed);
     }
 
     /// Writes to another place from now on. Lines that are queued go there too.
@@ -171,12 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn the_level_is_changed_at_run_time() {
+    fn what_is_below_the_level_is_not_logged() {
         let (mut reader, output) = pipe();
-        let (logger, log) = start(output, Level::Info).unwrap();
+        let (logger, _log) = start(output, Level::Info).unwrap();
         debug!(logger, "unseen");
-        log.set_level(Level::Debug);
-        debug!(logger, "seen");
+        info!(logger, "seen");
         assert_eq!(next(&mut reader)["msg"], "seen");
     }
 
