@@ -205,8 +205,10 @@ impl Sandbox {
         let container = self.take_made(record, made, id.clone(), init, cgroup, undo, &logger).await?;
         pumps::start(&container.init, links, environment.config.stream_quiet_time);
         running.publish_pid_namespace(&container.init);
-        self.take_execs(&container, held).await?;
-        lock(&self.inner.containers).insert(id, Place::Container(container));
+        lock(&self.inner.containers).insert(id, Place::Container(container.clone()));
+        if let Err(error) = self.take_execs(&container, held).await {
+            warn!(logger, "exec'd processes lost"; "error" => %error);
+        }
         Ok(())
     }
 
@@ -239,9 +241,10 @@ impl Sandbox {
         let environment = &self.inner.environment;
         let (records, watched, name) = (environment.records.clone(), cgroup.clone(), record.id.clone());
         let (started, known, frozen, asked) = blocking(move || {
-            let started = records.read::<()>(&started_name(&name))?.is_some();
+            // Notes that can't be read keep no container from being taken over.
+            let started = records.has(&started_name(&name));
             let known = read_oom(&records, &name).known();
-            let asked = records.read(&asked_name(&name))?;
+            let asked = records.read(&asked_name(&name)).ok().flatten();
             Ok((started, known, watched.is_frozen().unwrap_or(false), asked))
         })
         .await?;
