@@ -201,6 +201,10 @@ impl Sandbox {
             undo_half(cgroup, undo, &logger).await;
             return Ok(());
         };
+        let mut undo = undo;
+        if let Err(error) = running.cgroups.take(&id, cgroup.path(), &mut undo) {
+            warn!(logger, "two containers have one cgroup"; "error" => %error);
+        }
         let links = Links::held(&mut held.streams, init.key());
         let container = self.take_made(record, made, id.clone(), init, cgroup, undo, &logger).await?;
         pumps::start(&container.init, links, environment.config.stream_quiet_time);
