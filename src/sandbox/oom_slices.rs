@@ -60,7 +60,7 @@ impl Slice {
 
     /// What the cgroups in it have counted by now. Of those that are not `ours` nobody else takes note.
     fn look_at_others(&mut self, counts: HashMap<OsString, u64>, ours: &[&OsStr]) {
-        self.has_lost |= self.others.iter().any(|name| !counts.contains_key(name));
+        self.has_lost |= self.others.iter().any(|name| comes_and_goes(name) && !counts.contains_key(name));
         self.others.clear();
         for (name, count) in counts.iter().filter(|(name, _)| !ours.contains(&name.as_os_str())) {
             // Fewer than before: it is another, of the same name.
@@ -90,8 +90,8 @@ impl Slice {
     }
 }
 
-/// Whether a cgroup of this name may have been removed with all that was killed in it. A slice stays for what is in it, and
-/// has counted that.
+/// Whether a cgroup of this name may have been removed with all that was killed in it. A slice stays for as long as something is
+/// in it, and has counted that.
 fn comes_and_goes(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     (name.ends_with(b".service") || name.ends_with(b".scope")) && name != b"init.scope"
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(slice.share(4, true, true), 1);
         slice.look_at_others(counts(&["init.scope"]), &[]);
         slice.look_at_others(counts(&["init.scope"]), &[]);
-        assert_eq!(slice.share(5, true, false), 0, "one has gone, and a slice");
+        assert_eq!(slice.share(5, true, false), 0, "one has gone");
         assert_eq!(slice.share(6, true, false), 1);
     }
 }
