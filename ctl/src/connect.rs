@@ -3,10 +3,14 @@
 //! Hybrid vsock (Firecracker's, Cloud Hypervisor's and vhost-device-vsock's): after `CONNECT PORT\n`
 //! the VMM answers `OK <host port>\n`, and every byte behind that line-feed is the guest's. So the
 //! answer is read a byte at a time: a buffered reader would swallow the guest's first words.
+//!
+//! vhost-device-vsock 0.3 panics when it has to answer a client that has gone, and no guest is reached through it from
+//! then on. So who gives up waiting leaves the handshake to a task of its own ([`pending`]), which reads the answer.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream as StdUnixStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -16,6 +20,7 @@ use tokio_vsock::{VsockAddr, VsockStream};
 
 use crate::address::Address;
 use crate::hybrid::Hybrid;
+use crate::pending;
 
 /// How long [`connect`] waits for the other side unless told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,7 +57,7 @@ pub enum ConnectError {
         answer: String,
     },
     /// No connection within the time.
-    #[error("connect {address}: no answer within {} ms", .limit.as_millis())]
+    #[error("connect {address}: no answer within {} ms{}", .limit.as_millis(), see_log(address))]
     TimedOut {
         /// The address asked for.
         address: Address,
@@ -95,17 +100,40 @@ async fn dial(address: &Address) -> Result<Connected, ConnectError> {
             return Ok((Box::new(stream), None));
         }
         Address::Hybrid { path, port } => {
-            let mut stream = UnixStream::connect(path).await.map_err(failed)?;
-            handshake(&mut stream, *port, address).await?;
-            let peer = peer(&stream);
-            return Ok((Box::new(Hybrid::new(stream)), peer));
+            let (stream, _) = dial_hybrid(address, path, *port).await?;
+            let peer = stream.peer();
+            return Ok((Box::new(stream), peer));
         }
     };
     let peer = peer(&stream);
     Ok((Box::new(stream), peer))
 }
 
-fn peer(stream: &UnixStream) -> Option<String> {
+/// A stream through a VMM, and the port of this end as far as the VMM says it.
+async fn dial_hybrid(
+    address: &Address,
+    path: &Path,
+    port: u32,
+) -> Result<(Hybrid, Option<u32>), ConnectError> {
+    let failed = |source| ConnectError::Socket { address: address.clone(), source };
+    let mut stream = UnixStream::connect(path).await.map_err(failed)?;
+    let to = address.clone();
+    let shaken = pending::to_its_end(async move {
+        let own = handshake(&mut stream, port, &to).await?;
+        Ok((Hybrid::new(stream), own))
+    });
+    shaken.await.map_err(failed)?
+}
+
+/// Where a VMM's device may have said why it does not answer.
+fn see_log(address: &Address) -> String {
+    let Address::Hybrid { path, .. } = address else { return String::new() };
+    let log = path.with_file_name("vhost-device-vsock.log");
+    let says = std::fs::metadata(&log).is_ok_and(|log| log.len() > 0);
+    if says { format!("; see {}", log.display()) } else { String::new() }
+}
+
+pub(crate) fn peer(stream: &UnixStream) -> Option<String> {
     stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(process)
 }
 
@@ -167,11 +195,10 @@ async fn dial_stream(address: &Address, port: u32) -> Result<(Box<dyn Stream>, u
             Ok((Box::new(stream), own))
         }
         Address::Hybrid { path, .. } => {
-            let mut stream = UnixStream::connect(path).await.map_err(failed)?;
-            let own = handshake(&mut stream, port, address).await?;
+            let (stream, own) = dial_hybrid(address, path, port).await?;
             let no_port =
                 || failed(io::Error::other("the VMM does not say which port it has connected from"));
-            Ok((Box::new(Hybrid::new(stream)), own.filter(|own| *own != port).ok_or_else(no_port)?))
+            Ok((Box::new(stream), own.filter(|own| *own != port).ok_or_else(no_port)?))
         }
     }
 }
@@ -256,6 +283,38 @@ mod tests {
         let mut rest = Vec::new();
         stream.unwrap().read_to_end(&mut rest).await.unwrap();
         assert_eq!(rest, b"first\nwords");
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_in_the_handshake_leaves_nobody_without_a_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmm");
+        let listener = UnixListener::bind(&path).unwrap();
+        let address = Address::Hybrid { path, port: 1024 };
+        let begun = tokio::spawn(async move { connect(&address, Duration::from_millis(50)).await.map(drop) });
+        let (mut vmm, _) = listener.accept().await.unwrap();
+        let mut line = [0; 13];
+        vmm.read_exact(&mut line).await.unwrap();
+        let given_up = begun.await.unwrap().unwrap_err();
+        assert!(matches!(given_up, ConnectError::TimedOut { .. }), "{given_up}");
+        // It is still there, and takes the answer before it goes.
+        let closed = vmm.read_u8();
+        assert!(tokio::time::timeout(Duration::from_millis(50), closed).await.is_err());
+        vmm.write_all(b"OK 7\n").await.unwrap();
+        assert_eq!(vmm.read_u8().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_come_is_looked_for_in_the_devices_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Hybrid { path: dir.path().join("vsock.host"), port: 1024 };
+        let log = dir.path().join("vhost-device-vsock.log");
+        let error =
+            || ConnectError::TimedOut { address: address.clone(), limit: CONNECT_TIMEOUT }.to_string();
+        std::fs::write(&log, "").unwrap();
+        assert!(error().ends_with("no answer within 30000 ms"), "{}", error());
+        std::fs::write(&log, "thread panicked").unwrap();
+        assert!(error().ends_with(&format!("30000 ms; see {}", log.display())), "{}", error());
     }
 
     #[tokio::test]

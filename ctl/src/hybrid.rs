@@ -20,6 +20,11 @@ impl Hybrid {
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self(stream)
     }
+
+    /// Which process of this host is at the other end.
+    pub(crate) fn peer(&self) -> Option<String> {
+        crate::connect::peer(&self.0)
+    }
 }
 
 impl Drop for Hybrid {

@@ -25,6 +25,7 @@ mod mounting;
 mod mounts;
 pub mod nets;
 mod network;
+pub mod pending;
 pub mod plug;
 pub mod qmp;
 pub mod removal;

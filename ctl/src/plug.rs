@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::image::Digest;
 use crate::qmp::{Qmp, QmpError};
+use crate::removal;
 
 /// The most root ports of a machine that are looked at.
 const PORTS_MAX: u8 = u8::MAX;
@@ -122,7 +123,9 @@ impl Machine {
         }
         for entry in fs::read_dir(&self.run).into_iter().flatten().flatten() {
             if entry.file_name().to_str().is_some_and(|name| is_image_of(name, id)) {
+                // A killed client leaves what an image was to be made of, too.
                 let _ = fs::remove_file(entry.path());
+                removal::tell(removal::remove(&entry.path()));
             }
         }
         Ok(())
@@ -139,9 +142,10 @@ fn netdev_of(port: u8, id: &str) -> String {
     format!("net{port}-{}", owner(id))
 }
 
-/// `root-ID.ext4`, `upper-ID.ext4`, `layerN-ID.erofs`: see [`Machine::image`].
+/// `root-ID.ext4`, `upper-ID.ext4`, `layerN-ID.erofs`: see [`Machine::image`]; and what they are made of.
 fn is_image_of(name: &str, id: &str) -> bool {
-    let stem = name.strip_suffix(".ext4").or_else(|| name.strip_suffix(".erofs"));
+    let mut kinds = [".ext4", ".erofs", ".merged", ".erofs-part"].into_iter();
+    let stem = kinds.find_map(|kind| name.strip_suffix(kind));
     let kind = stem.and_then(|stem| stem.strip_suffix(id)).and_then(|kind| kind.strip_suffix('-'));
     let letters = kind.map(|kind| kind.trim_end_matches(|c: char| c.is_ascii_digit()));
     letters.is_some_and(|letters| ["root", "upper", "layer"].contains(&letters))
@@ -172,6 +176,8 @@ mod tests {
             ("root-web.ext4", "web", true),
             ("upper-web.ext4", "web", true),
             ("layer12-web.erofs", "web", true),
+            ("root-web.merged", "web", true),
+            ("layer0-web.erofs-part", "web", true),
             ("root-my-web.ext4", "web", false),
             ("root-my-web.ext4", "my-web", true),
             ("root-web.ext4", "we", false),

@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -37,7 +37,8 @@ impl From<RemovalError> for io::Error {
 /// Says on standard error what stays, where nobody is left to be given the error: in guards.
 pub(crate) fn tell(removed: Result<(), RemovalError>) {
     if let Err(error) = removed {
-        eprintln!("nakai-ctl: {error}");
+        // Nobody may read that.
+        let _ = writeln!(io::stderr(), "nakai-ctl: {error}");
     }
 }
 

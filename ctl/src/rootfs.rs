@@ -187,6 +187,15 @@ impl Drop for SharedRootfs {
     }
 }
 
+/// Opens (`O_PATH`) what a kept [`SharedRootfs`] of `container` is in `share`.
+///
+/// # Errors
+///
+/// There is none.
+pub fn open(share: &Path, container: &str) -> io::Result<OwnedFd> {
+    Tree::strict(share)?.existing(&Path::new(container).join("rootfs"))?.open()
+}
+
 /// Takes away what a kept [`SharedRootfs`] of `container` left in `share`.
 ///
 /// # Errors

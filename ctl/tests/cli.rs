@@ -3,11 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "cli/interruptions.rs"]
+mod interruptions;
 mod stub_agent;
 
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nakai_ctl::Address;
 use stub_agent::Agent;
@@ -54,7 +57,8 @@ async fn run_streams_and_exits_with_the_containers_status() {
     let root = dir.path().canonicalize().unwrap();
     let create = format!("create box box {}", root.display());
     let shm = "ephemeral@/run/kata-containers/sandbox/shm";
-    let expected = [format!("sandbox box box {shm}"), create, "start box".into(), "remove box".into()];
+    let sandbox = format!("sandbox box box {shm} with PID namespace");
+    let expected = [sandbox, create, "start box".into(), "remove box".into()];
     assert_eq!(*agent.calls.lock().unwrap(), expected);
 }
 
@@ -95,7 +99,17 @@ async fn goes_on_by_another_connection(line: &str, last: &str) {
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
     stdin.write_all(b"one\n").await.unwrap();
     assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("one"));
+    let until_reads = async |is_it: &dyn Fn(usize, usize) -> bool| loop {
+        let (begun, ended) = (agent.reads.0.load(Ordering::SeqCst), agent.reads.1.load(Ordering::SeqCst));
+        if is_it(begun, ended) {
+            return ended;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    // A read of this connection would take what is meant for the next one's.
+    let before = until_reads(&|begun, ended| begun > ended).await;
     cut.notify_one();
+    until_reads(&|_, ended| ended > before).await;
     let words = said.next_line().await.unwrap().unwrap();
     assert!(words.contains("connection lost") && words.ends_with("; looking for the agent again"), "{words}");
     // What the program prints meanwhile is read by the next connection.
@@ -177,6 +191,27 @@ async fn own_failures_are_125_and_name_call_object_and_reason() {
     let (status, _, stderr) = ctl(dir.path(), "check", "").await;
     assert_eq!(status, 125);
     assert!(stderr.contains("agent.sock: No such file or directory"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_further_process_is_a_user_of_the_containers_own_files() {
+    let (agent, dir, _server) = setup().await;
+    std::fs::create_dir_all(dir.path().join("tree/etc")).unwrap();
+    for (file, text) in [("passwd", "web:x:33:34::/:/bin/sh\n"), ("group", "www:x:34:\naudio:x:29:web\n")] {
+        std::fs::write(dir.path().join("tree/etc").join(file), text).unwrap();
+    }
+    for root in ["--image", "--rootfs"] {
+        let line = format!("run -d -i --id box{root} {root} @/tree sh");
+        assert_eq!(ctl(dir.path(), &line, "").await.0, 0);
+        for (user, is) in [("web", "33:34 [34, 29]"), ("33:audio", "33:29 [29]"), ("7:8", "7:8 [8]")] {
+            ctl(dir.path(), &format!("exec -u {user} box{root} true"), "").await;
+            let calls = agent.calls.lock().unwrap();
+            assert_eq!(calls.iter().rfind(|call| call.starts_with("as ")).unwrap(), &format!("as {is}"));
+        }
+    }
+    let (status, _, stderr) = ctl(dir.path(), "exec -u nobody box--image true", "").await;
+    assert_eq!(status, 125);
+    assert!(stderr.contains("--user: the container's /etc/passwd has no user \"nobody\""), "{stderr}");
 }
 
 #[tokio::test]
@@ -314,6 +349,15 @@ async fn a_named_sandbox_is_found_and_a_dead_one_is_forgotten() {
     assert_eq!(check.output().await.unwrap().stdout, b"the agent serves\n");
     let (status, _, stderr) = ctl(dir.path(), "vm start --name live --kernel /k --initrd /i", "").await;
     assert_eq!((status, &*stderr), (125, "nakai-ctl: VM live is there already\n"));
+    // What is typed counts more than what the environment names.
+    let (status, _, stderr) = ctl(dir.path(), "run --kernel /none --initrd /none --rootfs @ sh", "").await;
+    assert_eq!(
+        (status, &*stderr),
+        (125, "nakai-ctl: kernel /none: No such file or directory (os error 2)\n")
+    );
+    let both =
+        ctl(dir.path(), "run --address unix://@/a --kernel /none --initrd /none --rootfs @ sh", "").await;
+    assert!(both.0 == 125 && both.2.contains("not with --address or --sandbox"), "{both:?}");
     // A keeper that can't boot leaves nothing.
     let (status, _, stderr) = ctl(dir.path(), "vm start --name new --kernel /none --initrd /i", "").await;
     assert_eq!(

@@ -125,6 +125,9 @@ pub(crate) enum Command {
         /// The signal, by name or number
         #[arg(default_value = "TERM", value_parser = parse_signal)]
         signal: i32,
+        /// The same, where Docker's users write it
+        #[arg(short = 's', long = "signal", value_parser = parse_signal, value_name = "SIGNAL", conflicts_with = "signal")]
+        by_flag: Option<i32>,
         /// Kill every process of the container (SIGKILL only)
         #[arg(long)]
         all: bool,
@@ -274,9 +277,9 @@ pub(crate) struct ExecOptions {
     /// Its working directory [default: the container's]
     #[arg(short, long)]
     pub(crate) workdir: Option<String>,
-    /// Its user and group [default: the container's]
-    #[arg(short, long, value_name = "UID[:GID]")]
-    pub(crate) user: Option<User>,
+    /// Its user and group, by name or number [default: the container's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
     /// The container
     pub(crate) id: String,
     /// The program and its arguments
@@ -313,25 +316,6 @@ pub(crate) struct DemoOptions {
     /// A root filesystem of Debian
     #[arg(long, value_name = "DIR|TAR")]
     pub(crate) debian: PathBuf,
-}
-
-/// A numeric user and group.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct User {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-}
-
-impl FromStr for User {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = |part: &str| part.parse().map_err(|_| format!("{part:?} is not a numeric id"));
-        match text.split_once(':') {
-            Some((uid, gid)) => Ok(Self { uid: number(uid)?, gid: number(gid)? }),
-            None => Ok(Self { uid: number(text)?, gid: 0 }),
-        }
-    }
 }
 
 /// A signal's number: `TERM`, `SIGTERM`, `sigterm` or `15`.
@@ -405,11 +389,12 @@ mod tests {
             "nakai-ctl run --rm --keep --rootfs /r sh",
             "nakai-ctl run --root-disk=none /i",
             "nakai-ctl exec web",
-            "nakai-ctl exec -u root web sh",
             "nakai-ctl rm",
             "nakai-ctl stop -t 1",
             "nakai-ctl kill web NOPE",
             "nakai-ctl kill web 0",
+            "nakai-ctl kill -s HUP web TERM",
+            "nakai-ctl run --rm=perhaps /i",
         ];
         for line in table {
             assert!(parse(line).is_err(), "{line}");
@@ -418,20 +403,28 @@ mod tests {
 
     #[test]
     fn dockers_habits_are_understood() {
-        for line in
-            ["ps -a", "ps -aq", "rm -f one two", "unpause one", "stop --time 3 one two", "start one two"]
-        {
+        for line in [
+            "ps -a",
+            "ps -aq",
+            "exec -u root one sh",
+            "run --rm=false --privileged=true --read-only=true /i",
+            "rm -f one two",
+            "unpause one",
+            "stop --time 3 one two",
+            "start one two",
+        ] {
             parse(&format!("nakai-ctl {line}")).unwrap();
         }
     }
 
     #[test]
     fn signals_and_sizes_are_read() {
-        let signal = |text: &str| match parse(&format!("nakai-ctl kill web {text}")).unwrap() {
-            Command::Kill { signal, .. } => signal,
+        let signal = |text: &str| match parse(&format!("nakai-ctl kill {text}")).unwrap() {
+            Command::Kill { signal, by_flag, .. } => by_flag.unwrap_or(signal),
             other => panic!("{other:?}"),
         };
-        assert_eq!((signal("TERM"), signal("sigkill"), signal("64")), (15, 9, 64));
+        assert_eq!((signal("web"), signal("web sigkill"), signal("web 64")), (15, 9, 64));
+        assert_eq!((signal("-s HUP web"), signal("--signal=9 web")), (1, 9));
         assert_eq!((parse_disk("3k"), parse_disk("fit")), (Ok(DiskSize::Bytes(3072)), Ok(DiskSize::Fit)));
         assert!(parse_disk("9999999999G").is_err() && parse_disk("M").is_err() && parse_disk("").is_err());
     }

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use nakai_ctl::Address;
 use nakai_ctl::cri::Engine;
 use nakai_ctl::cri::supervise::{Console, supervise};
+use nakai_ctl::state::Lock;
 
 use super::error::CliError;
 use super::input::Input;
+use super::say::tell;
 use super::{run, target};
 
 /// How long the agent may be away: its supervisor starts another server at once, but a machine may be busy.
@@ -22,13 +24,16 @@ const AWAY: Duration = Duration::from_secs(30);
 /// How often it is looked for.
 const AGAIN_POLL: Duration = Duration::from_millis(100);
 
-/// Starts the attendant of container `id`.
-pub(crate) fn leave(address: &Address, id: &str) -> Result<(), CliError> {
+/// Starts the attendant of container `id`, and gives it the turn for that: nobody else is to be told how it ends.
+pub(crate) fn leave(address: &Address, id: &str, turn: Option<Lock>) -> Result<(), CliError> {
     let failed = || CliError::io(format!("attendant of container {id}"));
     let program = std::env::current_exe().map_err(failed())?;
     let mut command = Command::new(program);
     command.args(["attend", "--address"]).arg(address.to_string()).arg("--").arg(id);
-    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // A lock is held as long as somebody has it open.
+    let turn = turn.map(Lock::hand_over).transpose().map_err(failed())?;
+    command.stdin(turn.map_or_else(Stdio::null, Stdio::from));
+    command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
     // It is nobody's to wait for: this program ends first.
     command.spawn().map(drop).map_err(failed())
 }
@@ -62,7 +67,7 @@ pub(crate) async fn again_after<T>(
     let lives = |engine: &Engine| engine.record(id).is_ok_and(|record| record.lives());
     let error = ended.as_ref().err().filter(|error| error.connection_lost() && lives(engine))?;
     address.filter(|_| !input.is_some_and(Input::is_under_way))?;
-    eprintln!("nakai-ctl: {error}; output under way may be missing; looking for the agent again");
+    tell!("{error}; output under way may be missing; looking for the agent again");
     let deadline = Instant::now() + AWAY;
     while lives(engine) && Instant::now() < deadline {
         tokio::time::sleep(AGAIN_POLL).await;

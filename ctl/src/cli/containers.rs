@@ -7,6 +7,7 @@ use nakai_ctl::Address;
 use nakai_ctl::cri::{CriError, Engine};
 
 use super::error::CliError;
+use super::say::{say, tell};
 use super::{attend, target};
 
 /// Does something to one container after the other. What fails is told, and the others have their turn; the status is
@@ -21,7 +22,7 @@ async fn each<T>(
     for id in ids {
         if let Err(error) = step(&engine, id).await {
             let error = CliError::from(error);
-            eprintln!("nakai-ctl: {error}");
+            tell!("{error}");
             status = error.status();
         }
     }
@@ -31,12 +32,16 @@ async fn each<T>(
 /// `start`
 pub(crate) async fn start(address: Option<&Address>, ids: &[String]) -> Result<u8, CliError> {
     let at = address.ok_or(CliError::NoAddress)?;
-    let leave =
-        |id: &str| attend::leave(at, id).map_err(|error| CriError::io(id)(std::io::Error::other(error)));
     each(address, ids, async |engine, id| {
-        engine.start(id).await?;
-        leave(id)?;
-        println!("{id}");
+        let runs = engine.find_out(id).await?.lives();
+        let turn = engine.state().try_attend(id);
+        // One that runs, and that nobody stays with, is only attended.
+        if !runs || turn.is_none() {
+            engine.start(id).await?;
+        }
+        let left = attend::leave(at, id, turn);
+        left.map_err(|error| CriError::io(id)(std::io::Error::other(error)))?;
+        say!("{id}");
         Ok(())
     })
     .await
@@ -81,8 +86,8 @@ pub(crate) async fn rm(address: Option<&Address>, ids: &[String]) -> Result<u8, 
 
 /// `inspect`
 pub(crate) async fn inspect(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
-    let record = target::engine(address).await?.record(id)?;
+    let record = target::record(&target::notebook(address).await?, id)?;
     let text = serde_json::to_string_pretty(&record);
-    println!("{}", text.map_err(|error| CliError::io("container")(error.into()))?);
+    say!("{}", text.map_err(|error| CliError::io("container")(error.into()))?);
     Ok(0)
 }

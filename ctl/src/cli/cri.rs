@@ -14,6 +14,8 @@ use super::error::CliError;
 use super::logs;
 use super::query;
 use super::run::{self, How};
+use super::say::{say, tell};
+use super::signals::Signals;
 use super::target::Target;
 
 #[derive(Debug, Subcommand)]
@@ -109,7 +111,8 @@ pub(crate) async fn dispatch(address: Option<&Address>, command: CriCommand) -> 
             let order = order(&options)?;
             let target = Target::at(address.ok_or(CliError::NoAddress)?, options.share).await?;
             target.need_share(&order)?;
-            println!("{}", run::create(&target.engine, &order, false).await?.id);
+            let mut signals = Signals::ending()?;
+            say!("{}", run::create(&target.engine, &order, false, &mut signals).await?.id);
             Ok(0)
         }
         CriCommand::Start { id } => containers::start(address, &[id]).await,
@@ -167,6 +170,6 @@ fn text(path: &Path) -> Result<String, CliError> {
 
 fn warn(path: &Path, unknown: &[String]) {
     for field in unknown {
-        eprintln!("nakai-ctl: {}: {field} is not known here and is ignored", path.display());
+        tell!("{}: {field} is not known here and is ignored", path.display());
     }
 }

@@ -12,7 +12,8 @@ use nakai_ctl::{Client, SpecBuilder, stdio};
 
 use super::args::DemoOptions;
 use super::error::CliError;
-use super::process::unless_interrupted;
+use super::say::say;
+use super::signals::unless_interrupted;
 use super::target::seconds;
 
 /// A container of the demo.
@@ -49,10 +50,10 @@ async fn show(options: &DemoOptions) -> Result<u8, CliError> {
     let begin = Instant::now();
     let config = VmConfig::new(&options.kernel, &options.initrd);
     headline(&format!("A virtual machine: {} MiB of memory, {} CPU", config.memory, config.cpus));
-    let vm = Vm::start(&config, |step| println!("    {step}")).await?;
+    let vm = Vm::start(&config, |step| say!("    {step}")).await?;
     let result = containers(&vm, options).await;
     if result.is_err() {
-        println!("    the last lines of the VM's console were:\n{}", vm.console_tail());
+        say!("    the last lines of the VM's console were:\n{}", vm.console_tail());
     }
     let stopping = Instant::now();
     vm.stop();
@@ -70,12 +71,12 @@ async fn containers(vm: &Vm, options: &DemoOptions) -> Result<(), CliError> {
     let client = vm.client().await?;
     client.check().await?;
     let checked = vm.boot_time() + connecting.elapsed();
-    println!("    from power-on to the agent's first answer: {}", seconds(checked));
+    say!("    from power-on to the agent's first answer: {}", seconds(checked));
     let version = client.version().await?;
-    println!("    the agent is version {}, its protocol {}", version.agent_version, version.grpc_version);
+    say!("    the agent is version {}, its protocol {}", version.agent_version, version.grpc_version);
     let creating = Instant::now();
     vm.create_sandbox(&client, "demo").await?;
-    println!("    sandbox created in {}", seconds(creating.elapsed()));
+    say!("    sandbox created in {}", seconds(creating.elapsed()));
 
     let busybox = Container {
         id: "busybox",
@@ -123,9 +124,9 @@ async fn container(vm: &Vm, client: &Client, container: &Container<'_>) -> Resul
 
     let output = String::from_utf8_lossy(&finished.stdout);
     for line in output.lines().chain(String::from_utf8_lossy(&finished.stderr).lines()) {
-        println!("    | {line}");
+        say!("    | {line}");
     }
-    println!("    created in {created}, started in {started}, ran for {ran}, removed in {removed}");
+    say!("    created in {created}, started in {started}, ran for {ran}, removed in {removed}");
     if finished.status != 0 {
         return Err(CliError::Demo(format!("container {id} ended with status {}", finished.status)));
     }
@@ -136,5 +137,5 @@ async fn container(vm: &Vm, client: &Client, container: &Container<'_>) -> Resul
 }
 
 fn headline(text: &str) {
-    println!("\n==> {text}");
+    say!("\n==> {text}");
 }

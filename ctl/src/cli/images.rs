@@ -9,6 +9,7 @@ use nakai_ctl::sweep::sweep;
 
 use super::error::CliError;
 use super::query::size;
+use super::say::say;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImagesCommand {
@@ -25,21 +26,17 @@ pub(crate) fn dispatch(command: &ImagesCommand) -> Result<u8, CliError> {
     sweep();
     match command {
         ImagesCommand::Ls => {
-            println!("{:<64} {:<12} USED", "LAYER", "SIZE");
+            say!("{:<64} {:<12} USED", "LAYER", "SIZE");
             let used = State::layers_in_use();
             for (layer, bytes) in store.layers() {
                 let name = layer.file_name().unwrap_or_default().to_string_lossy();
-                println!(
-                    "{name:<64} {:<12} {}",
-                    size(bytes),
-                    if used.contains(&layer) { "yes" } else { "no" }
-                );
+                say!("{name:<64} {:<12} {}", size(bytes), if used.contains(&layer) { "yes" } else { "no" });
             }
         }
         ImagesCommand::Prune => {
             let gone: BTreeSet<_> = store.prune(State::layers_in_use)?.into_iter().collect();
             for (layer, bytes) in &gone {
-                println!("{} {}", layer.file_name().unwrap_or_default().to_string_lossy(), size(*bytes));
+                say!("{} {}", layer.file_name().unwrap_or_default().to_string_lossy(), size(*bytes));
             }
         }
     }

@@ -21,16 +21,16 @@ const FOLLOW_POLL: Duration = Duration::from_millis(100);
 
 /// Does it.
 pub(crate) async fn logs(address: Option<&Address>, options: &LogsOptions) -> Result<u8, CliError> {
-    let engine = target::engine(address).await?;
+    let state = target::notebook(address).await?;
     let id = options.id.as_str();
     let none = || CriError::field("log_path", "the container has no log: its output was this client's");
-    let path = engine.record(id)?.log.ok_or_else(none)?;
+    let path = target::record(&state, id)?.log.ok_or_else(none)?;
     let mut log = LogReader::new(&path);
     let since = options.since.as_deref().unwrap_or_default();
     let mut last = options.tail;
     loop {
         // Looked at first: what is written before the end is then printed.
-        let ended = !engine.record(id).is_ok_and(|record| record.lives());
+        let ended = !state.container(id).is_some_and(|record| record.lives());
         let text = log.more().map_err(CliError::io(path.display().to_string()))?;
         print(&log::select(&text, last.take(), since)).await?;
         if !options.follow || ended {
@@ -48,10 +48,10 @@ async fn print(entries: &[log::Entry<'_>]) -> Result<(), CliError> {
             Output::Stdout => stdout.write_all(&text).await,
             Output::Stderr => stderr.write_all(&text).await,
         };
-        written.map_err(CliError::io("output"))?;
+        written.map_err(CliError::Output)?;
     }
     let flushed = async { stdout.flush().await.and(stderr.flush().await) };
-    flushed.await.map_err(CliError::io("output"))
+    flushed.await.map_err(CliError::Output)
 }
 
 /// A point in time as the log's stamps begin: they are compared as texts.

@@ -13,13 +13,16 @@ mod logs;
 mod process;
 mod query;
 mod run;
+mod say;
+mod signals;
 mod target;
 mod vm;
 mod zun;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use nakai_ctl::vms::Registry;
 
 use args::{Cli, Command, DockerCommand, VmCommand};
@@ -30,8 +33,8 @@ const OWN_FAILURE: u8 = 125;
 
 /// Parses the arguments, runs the command and gives the exit status.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let (cli, typed) = match read() {
+        Ok(read) => read,
         Err(error) => {
             // Its only failure is a closed stderr.
             let _ = error.print();
@@ -42,20 +45,48 @@ pub(crate) fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return own_failure(&error),
     };
-    let result = runtime.block_on(dispatch(cli));
+    let result = runtime.block_on(signals::unless_ended(dispatch(cli, typed)));
     // A read of the terminal may be under way; nothing waits for it.
     runtime.shutdown_background();
-    match result {
+    match result.and_then(|status| say::finish().map(|()| status)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            own_failure(&error);
+            if error.is_news() {
+                own_failure(&error);
+            }
             ExitCode::from(error.status())
         }
     }
 }
 
+/// Which VM the words of the command line name; the environment may name another.
+#[derive(Clone, Copy, Debug)]
+struct Typed {
+    /// One that is there.
+    agent: bool,
+    /// One that is to be booted.
+    kernel: bool,
+}
+
+fn read() -> Result<(Cli, Typed), clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    let agent = is_typed(&matches, "address") || is_typed(&matches, "sandbox");
+    let mut innermost = &matches;
+    while let Some((_, inner)) = innermost.subcommand() {
+        innermost = inner;
+    }
+    Ok((cli, Typed { agent, kernel: is_typed(innermost, "kernel") }))
+}
+
+fn is_typed(matches: &ArgMatches, argument: &str) -> bool {
+    let is_there = matches.try_contains_id(argument).unwrap_or(false);
+    is_there && matches.value_source(argument) == Some(ValueSource::CommandLine)
+}
+
 fn own_failure(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("nakai-ctl: {error}");
+    say::tell!("{error}");
     ExitCode::from(OWN_FAILURE)
 }
 
@@ -69,8 +100,17 @@ fn named(cli: &Cli) -> Option<String> {
     cli.sandbox.clone().or_else(|| if cli.address.is_none() { environment() } else { None })
 }
 
-async fn dispatch(cli: Cli) -> Result<u8, CliError> {
-    let address = match named(&cli) {
+async fn dispatch(mut cli: Cli, typed: Typed) -> Result<u8, CliError> {
+    let boots = typed.kernel && !matches!(cli.command, Command::Vm { .. } | Command::Demo(_));
+    if boots && typed.agent {
+        return Err(CliError::TwoTargets);
+    }
+    // What is typed counts more than what the environment says.
+    let name = if boots { None } else { named(&cli) };
+    if boots {
+        cli.address = None;
+    }
+    let address = match name {
         Some(name) => Some(Registry::of_user().address(&name)?),
         None => cli.address,
     };
@@ -98,7 +138,9 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Stop { timeout, ids } => containers::stop(address, &ids, timeout).await,
         Command::Pause { ids } => containers::pause(address, &ids).await,
         Command::Resume { ids } => containers::resume(address, &ids).await,
-        Command::Kill { id, signal, all } => containers::kill(address, &id, signal, all).await,
+        Command::Kill { id, signal, by_flag, all } => {
+            containers::kill(address, &id, by_flag.unwrap_or(signal), all).await
+        }
         Command::Rm { force: _, ids } => containers::rm(address, &ids).await,
         Command::Logs(options) => logs::logs(address, &options).await,
         Command::Inspect { id } => containers::inspect(address, &id).await,

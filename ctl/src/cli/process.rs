@@ -1,18 +1,21 @@
 //! A process as the user meets it: its streams are ours, its terminal is ours, our signals are its.
 
 use std::io::{self, IsTerminal as _};
+use std::time::{Duration, Instant};
 
 use nakai_ctl::{Client, stdio, tty};
 use tokio::io::AsyncRead;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
 use super::error::CliError;
 use super::input::Input;
+use super::say::tell;
+use super::signals::Signals;
 
-/// The signals that are passed on.
-const FORWARDED: [i32; 6] =
-    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2];
+/// After so many ^C, one soon after the other, the program is left: it may be one that ends of none.
+const ENOUGH: u32 = 3;
+
+/// How soon.
+const SOON: Duration = Duration::from_secs(5);
 
 /// Stays with a started process until it has ended and all its output is written; gives its status.
 pub(crate) async fn attend(
@@ -35,7 +38,15 @@ pub(crate) async fn attend(
     };
     let exit = async { Ok::<_, CliError>(client.wait_process(container, exec).await?) };
     let work = async { Ok(exit_code(tokio::try_join!(streams, exit)?.1)) };
-    beside(client, container, exec, interactive, terminal, work).await
+    let user = User { interactive, terminal, signals: &mut Signals::forwarded()? };
+    beside(client, container, exec, user, work).await
+}
+
+/// What of the user's is the process's.
+pub(crate) struct User<'a> {
+    pub(crate) interactive: bool,
+    pub(crate) terminal: bool,
+    pub(crate) signals: &'a mut Signals,
 }
 
 /// Does `work` to its end with the user's terminal and signals being the process's.
@@ -43,10 +54,10 @@ pub(crate) async fn beside<T>(
     client: &Client,
     container: &str,
     exec: &str,
-    interactive: bool,
-    terminal: bool,
+    user: User<'_>,
     work: impl Future<Output = Result<T, CliError>>,
 ) -> Result<T, CliError> {
+    let User { interactive, terminal, signals } = user;
     // Dropped at the end, whatever that is: the user's terminal is never left raw.
     let _raw = if terminal && interactive && io::stdin().is_terminal() {
         Some(tty::RawMode::enter(io::stdin()).map_err(CliError::io("terminal"))?)
@@ -62,7 +73,7 @@ pub(crate) async fn beside<T>(
     tokio::select! {
         ended = work => ended,
         Err(error) = window => Err(CliError::io("SIGWINCH")(error)),
-        Err(error) = forward_signals(client, container, exec) => Err(CliError::io("signals")(error)),
+        error = forward_signals(client, container, exec, signals) => Err(error),
     }
 }
 
@@ -71,43 +82,22 @@ pub(crate) fn exit_code(status: i32) -> u8 {
     u8::try_from(status).unwrap_or(u8::MAX)
 }
 
-async fn forward_signals(client: &Client, container: &str, exec: &str) -> io::Result<()> {
-    let mut received = signals(&FORWARDED)?;
-    // The channel stays open: its senders never end.
-    while let Some(number) = received.recv().await {
-        let number = number.unsigned_abs();
-        if let Err(error) = client.signal_process(container, exec, number).await {
-            eprintln!("nakai-ctl: signal {number} is not passed on: {error}");
+/// Passes signals on for ever, or until the user has had enough.
+async fn forward_signals(client: &Client, container: &str, exec: &str, signals: &mut Signals) -> CliError {
+    let (mut interrupts, mut last) = (0_u32, Instant::now());
+    loop {
+        let number = signals.next().await;
+        if number == libc::SIGINT {
+            interrupts = if last.elapsed() < SOON { interrupts.saturating_add(1) } else { 1 };
+            last = Instant::now();
+            if interrupts >= ENOUGH {
+                return CliError::Interrupted;
+            }
         }
-    }
-    Ok(())
-}
-
-fn signals(numbers: &[i32]) -> io::Result<mpsc::Receiver<i32>> {
-    let (sender, receiver) = mpsc::channel(8);
-    for &number in numbers {
-        let mut stream = signal(SignalKind::from_raw(number))?;
-        let sender = sender.clone();
-        tokio::spawn(
-            async move { while stream.recv().await.is_some() && sender.send(number).await.is_ok() {} },
-        );
-    }
-    Ok(receiver)
-}
-
-/// Waits for ^C, or for being told to end.
-pub(crate) async fn interrupted() -> Result<(), CliError> {
-    let wait = signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP]);
-    wait.map_err(CliError::io("signals"))?.recv().await;
-    Ok(())
-}
-
-/// Runs `work` to its end, or gives it up (with its guards) at ^C.
-pub(crate) async fn unless_interrupted<T>(
-    work: impl Future<Output = Result<T, CliError>>,
-) -> Result<T, CliError> {
-    tokio::select! {
-        result = work => result,
-        result = interrupted() => Err(result.err().unwrap_or(CliError::Interrupted)),
+        let number = number.unsigned_abs();
+        // The program that ends of none may not let the call end either.
+        if let Err(error) = client.within(SOON).signal_process(container, exec, number).await {
+            tell!("signal {number} is not passed on: {error}");
+        }
     }
 }

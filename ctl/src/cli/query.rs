@@ -6,24 +6,32 @@ use nakai_protocols::agent::StatsContainerResponse;
 use ttrpc::Code;
 
 use super::error::CliError;
-use super::target::{client, engine};
+use super::say::say;
+use super::target::{client, engine, notebook};
 
 /// `ps`
 pub(crate) async fn ps(address: Option<&Address>, quiet: bool) -> Result<u8, CliError> {
-    let engine = engine(address).await?;
     if quiet {
-        engine.state().containers().iter().for_each(|container| println!("{}", container.id));
+        notebook(address).await?.containers().iter().for_each(|container| say!("{}", container.id));
         return Ok(0);
     }
-    println!(
+    let engine = engine(address).await?;
+    say!(
         "{:<24} {:<24} {:<10} {:<10} {:<10} {:<9} COMMAND",
-        "CONTAINER", "STATE", "PROCESSES", "MEMORY", "HEALTH", "RESTARTS"
+        "CONTAINER",
+        "STATE",
+        "PROCESSES",
+        "MEMORY",
+        "HEALTH",
+        "RESTARTS"
     );
     for container in engine.state().containers() {
+        // Removed meanwhile, it is listed as it was.
+        let container = engine.find_out(&container.id).await.unwrap_or(container);
         let (told, processes, memory) = usage(engine.client(), &container.id, &container.state).await;
         let health = container.health.map_or_else(|| "-".to_owned(), |health| health.to_string());
         let (restarts, command) = (container.restarts, container.args.join(" "));
-        println!(
+        say!(
             "{:<24} {told:<24} {processes:<10} {memory:<10} {health:<10} {restarts:<9} {command}",
             container.id
         );
@@ -52,7 +60,7 @@ async fn usage(client: &Client, id: &str, state: &ContainerState) -> (String, St
 pub(crate) async fn stats(address: Option<&Address>, id: &str) -> Result<u8, CliError> {
     let stats = client(address).await?.stats_container(id).await?;
     for (name, value) in stats_table(&stats) {
-        println!("{name:<20} {value}");
+        say!("{name:<20} {value}");
     }
     Ok(0)
 }
@@ -108,14 +116,14 @@ fn is_gone(code: Code) -> bool {
 /// `check`
 pub(crate) async fn check(address: Option<&Address>) -> Result<u8, CliError> {
     client(address).await?.check().await?;
-    println!("the agent serves");
+    say!("the agent serves");
     Ok(0)
 }
 
 /// `version`
 pub(crate) async fn version(address: Option<&Address>) -> Result<u8, CliError> {
     let version = client(address).await?.version().await?;
-    println!("agent    {}\nprotocol {}", version.agent_version, version.grpc_version);
+    say!("agent    {}\nprotocol {}", version.agent_version, version.grpc_version);
     Ok(0)
 }
 
@@ -124,14 +132,14 @@ pub(crate) async fn details(address: Option<&Address>) -> Result<u8, CliError> {
     let details = client(address).await?.guest_details().await?;
     let agent = &details.agent_details;
     let yes = |on: bool| if on { "yes" } else { "no" };
-    println!("agent              {}", agent.version);
-    println!("agent is PID 1     {}", yes(agent.init_daemon));
-    println!("seccomp            {}", yes(agent.supports_seccomp));
-    println!("devices            {}", agent.device_handlers.join(" "));
-    println!("storages           {}", agent.storage_handlers.join(" "));
-    println!("extra features     {}", agent.extra_features.join(" "));
-    println!("memory block       {}", size(details.mem_block_size_bytes));
-    println!("memory by probe    {}", yes(details.support_mem_hotplug_probe));
+    say!("agent              {}", agent.version);
+    say!("agent is PID 1     {}", yes(agent.init_daemon));
+    say!("seccomp            {}", yes(agent.supports_seccomp));
+    say!("devices            {}", agent.device_handlers.join(" "));
+    say!("storages           {}", agent.storage_handlers.join(" "));
+    say!("extra features     {}", agent.extra_features.join(" "));
+    say!("memory block       {}", size(details.mem_block_size_bytes));
+    say!("memory by probe    {}", yes(details.support_mem_hotplug_probe));
     Ok(0)
 }
 

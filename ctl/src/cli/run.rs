@@ -6,16 +6,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nakai_ctl::Address;
 use nakai_ctl::cri::extras::RootKind;
 use nakai_ctl::cri::supervise::{Console, supervise};
+use nakai_ctl::cri::users::User;
 use nakai_ctl::cri::{Engine, Order};
 use nakai_ctl::docker::by_flag;
 use nakai_ctl::state::ContainerRecord;
 use nakai_ctl::vm::VmConfig;
 
-use super::args::{DiskSize, ExecOptions, OwnVm, RunOptions, User};
+use super::args::{DiskSize, ExecOptions, OwnVm, RunOptions};
 use super::attend;
 use super::error::CliError;
 use super::input::Input;
-use super::process::{self, exit_code, unless_interrupted};
+use super::process::{self, exit_code};
+use super::say::{say, tell};
+use super::signals::{Signals, unless_interrupted};
 use super::target::{self, Target};
 
 /// What becomes of a container that is run.
@@ -98,7 +101,7 @@ pub(crate) async fn run_order(
     if let (Err(error), Some(tail)) = (&result, target.console_tail())
         && error.connection_lost()
     {
-        eprintln!("nakai-ctl: last lines of the VM's console:\n{tail}");
+        tell!("last lines of the VM's console:\n{tail}");
     }
     result
 }
@@ -111,12 +114,33 @@ pub(crate) fn keep_log(engine: &Engine, order: &mut Order) {
     }
 }
 
-/// Creates a container, in a sandbox that is made if there is none.
-pub(crate) async fn create(engine: &Engine, order: &Order, stays: bool) -> Result<ContainerRecord, CliError> {
-    let created = if stays { engine.create_on_record(order).await } else { engine.create(order).await };
-    let (record, warnings) = created?;
+/// Creates a container, in a sandbox that is made if there is none. A signal that comes before undoes it.
+pub(crate) async fn create(
+    engine: &Engine,
+    order: &Order,
+    stays: bool,
+    signals: &mut Signals,
+) -> Result<ContainerRecord, CliError> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let create = engine.create_unless(order, stays, async {
+        if told.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    });
+    let interrupted = async {
+        signals.end().await;
+        tell!("interrupted: what has been done is undone; once more, and it is left for rm");
+        let _ = tell.send(());
+        signals.end().await;
+    };
+    let created = tokio::select! {
+        biased;
+        created = create => created?,
+        () = interrupted => return Err(CliError::Interrupted),
+    };
+    let (record, warnings) = created;
     for warning in warnings {
-        eprintln!("nakai-ctl: {warning}");
+        tell!("{warning}");
     }
     Ok(record)
 }
@@ -124,9 +148,14 @@ pub(crate) async fn create(engine: &Engine, order: &Order, stays: bool) -> Resul
 async fn run_at(target: &Target, order: &Order, how: How) -> Result<u8, CliError> {
     let mut engine = target.engine.clone();
     target.need_share(order)?;
-    let record = unless_interrupted(create(&engine, order, how.stays())).await?;
+    let mut signals = Signals::forwarded()?;
+    let record = create(&engine, order, how.stays(), &mut signals).await?;
     let id = record.id.as_str();
-    let result = live(target, &mut engine, &record, how).await;
+    if signals.is_ended().await {
+        engine.remove(id).await?;
+        return Err(CliError::Interrupted);
+    }
+    let result = live(target, &mut engine, &record, how, &mut signals).await;
     let stays = if result.is_ok() { how.stays() } else { how.stays() && has_failed(&engine, id) };
     // A VM of its own takes the container with it; an auto-removed one is gone already.
     if stays || engine.record(id).is_err() || (target.ends() && result.is_ok()) {
@@ -150,12 +179,14 @@ async fn live(
     engine: &mut Engine,
     record: &ContainerRecord,
     how: How,
+    signals: &mut Signals,
 ) -> Result<u8, CliError> {
     let id = record.id.as_str();
+    let turn = engine.state().try_attend(id);
     engine.start(id).await?;
     if how.detach {
-        attend::leave(&target.address, id)?;
-        println!("{id}");
+        attend::leave(&target.address, id, turn)?;
+        say!("{id}");
         return Ok(0);
     }
     // A VM of its own is gone with its connection.
@@ -164,9 +195,16 @@ async fn live(
     loop {
         let stdin = input.clone().map(|input| Box::new(input) as _);
         let console = Console { stdin, echo: true };
-        let work = async { Ok(supervise(engine, id, console).await?) };
-        let tty = record.order.config.tty;
-        let ended = process::beside(engine.client(), id, id, how.interactive, tty, work).await;
+        let work = async {
+            tokio::select! {
+                ended = supervise(engine, id, console) => Ok(ended?),
+                // Kills that nobody asks for would be told of a later container of the name.
+                never = engine.note_oom_kills() => Ok(never.map(|()| 0)?),
+            }
+        };
+        let (interactive, terminal) = (how.interactive, record.order.config.tty);
+        let user = process::User { interactive, terminal, signals: &mut *signals };
+        let ended = process::beside(engine.client(), id, id, user, work).await;
         match attend::again_after(&ended, address, engine, id, input.as_ref()).await {
             Some(again) => *engine = again,
             None => return noted(engine, id, ended).await,
@@ -193,9 +231,10 @@ pub(crate) async fn exec(address: Option<&Address>, options: &ExecOptions) -> Re
     let engine = target::engine(address).await?;
     let (id, exec) = (options.id.as_str(), made_up("exec"));
     let mut process = engine.process(id, &options.args, options.tty);
-    if let Some(User { uid, gid }) = options.user {
+    if let Some(asked) = &options.user {
+        let User { uid, gid, groups } = engine.user(id, asked)?;
         let user = process.User.mut_or_insert_default();
-        (user.UID, user.GID, user.AdditionalGids) = (uid, gid, Vec::new());
+        (user.UID, user.GID, user.AdditionalGids) = (uid, gid, groups);
     }
     if let Some(directory) = &options.workdir {
         process.Cwd.clone_from(directory);

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nakai_ctl::cri::extras::RootKind;
-use nakai_ctl::cri::{Engine, Machine, Order, Places};
+use nakai_ctl::cri::{CriError, Engine, Machine, Order, Places};
 use nakai_ctl::image::Store;
-use nakai_ctl::state::State;
+use nakai_ctl::state::{ContainerRecord, State};
 use nakai_ctl::vm::{Vm, VmConfig};
 use nakai_ctl::{Address, Client};
 
 use super::error::CliError;
+use super::say::tell;
 
 /// An agent, and what this client knows of it.
 #[derive(Debug)]
@@ -29,6 +30,26 @@ pub(crate) async fn client(address: Option<&Address>) -> Result<Client, CliError
 /// The agent at `address`, and what is noted of it and is true of it.
 pub(crate) async fn engine(address: Option<&Address>) -> Result<Engine, CliError> {
     Ok(Target::at(address.ok_or(CliError::NoAddress)?, None).await?.engine)
+}
+
+/// The notebook of the agent at `address`, which needs not be there. What is noted of another agent that was there
+/// before is dropped where it is known without a call who listens.
+pub(crate) async fn notebook(address: Option<&Address>) -> Result<State, CliError> {
+    /// Who does not answer by then is away.
+    const AWAY: Duration = Duration::from_secs(1);
+    let address = address.ok_or(CliError::NoAddress)?;
+    let state = State::of(address);
+    if matches!(address, Address::Unix(_) | Address::Abstract(_))
+        && let Ok(Ok(client)) = tokio::time::timeout(AWAY, Client::connect(address)).await
+    {
+        state.settle(&client);
+    }
+    Ok(state)
+}
+
+/// What `state` has of a container.
+pub(crate) fn record(state: &State, id: &str) -> Result<ContainerRecord, CliError> {
+    Ok(state.container(id).ok_or_else(|| CriError::Unknown(id.to_owned()))?)
 }
 
 impl Target {
@@ -50,8 +71,8 @@ impl Target {
 
     /// A VM of its own.
     pub(crate) async fn boot(config: &VmConfig) -> Result<Self, CliError> {
-        let vm = Vm::start(config, |step| eprintln!("nakai-ctl: {step}")).await?;
-        eprintln!("nakai-ctl: the agent serves after {}", seconds(vm.boot_time()));
+        let vm = Vm::start(config, |step| tell!("{step}")).await?;
+        tell!("the agent serves after {}", seconds(vm.boot_time()));
         let notes = tempfile::tempdir().map_err(CliError::io("directory for notes"))?;
         let (places, state) = (Places::Shared(vm.share().to_owned()), State::at(notes.path()));
         let machine = Machine { qmp: vm.qmp_socket(), run: vm.run_directory().to_owned() };

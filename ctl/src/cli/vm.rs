@@ -16,7 +16,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 
 use super::args::VmOptions;
 use super::error::CliError;
-use super::process::{interrupted, unless_interrupted};
+use super::say::{say, tell};
+use super::signals::{Signals, unless_interrupted};
 use super::target::seconds;
 
 /// How long a guest may take to end by itself: emulated, on a busy host, it is slow.
@@ -48,11 +49,12 @@ pub(crate) async fn start(options: &VmOptions) -> Result<u8, CliError> {
 
 /// Boots the VM, prints its address to standard output and stays until ^C or the VM's end.
 async fn foreground(options: &VmOptions) -> Result<u8, CliError> {
-    let (vm, state) = boot(options, |step| eprintln!("nakai-ctl: {step}")).await?;
-    eprintln!("nakai-ctl: the agent serves after {}; ^C stops the VM", seconds(vm.boot_time()));
-    eprintln!("nakai-ctl: shared directory {}", vm.share().display());
-    println!("{}", vm.address());
-    let end = until_its_end(&vm).await;
+    let mut signals = Signals::ending()?;
+    let (vm, state) = boot(options, &mut signals, |step| tell!("{step}")).await?;
+    tell!("the agent serves after {}; ^C stops the VM", seconds(vm.boot_time()));
+    tell!("shared directory {}", vm.share().display());
+    say!("{}", vm.address());
+    let end = until_its_end(&vm, &mut signals).await;
     if end.is_ok() {
         destroy_sandbox(&vm).await;
     }
@@ -60,7 +62,11 @@ async fn foreground(options: &VmOptions) -> Result<u8, CliError> {
     end
 }
 
-async fn boot(options: &VmOptions, progress: impl Fn(&str)) -> Result<(Vm, State), CliError> {
+async fn boot(
+    options: &VmOptions,
+    signals: &mut Signals,
+    progress: impl Fn(&str),
+) -> Result<(Vm, State), CliError> {
     let config = VmConfig {
         memory: options.memory,
         cpus: options.cpus,
@@ -70,7 +76,7 @@ async fn boot(options: &VmOptions, progress: impl Fn(&str)) -> Result<(Vm, State
         cmdline: options.append.clone(),
         ..VmConfig::new(&options.kernel, &options.initrd)
     };
-    let vm = unless_interrupted(async { Ok(Vm::start(&config, progress).await?) }).await?;
+    let vm = signals.unless(async { Ok(Vm::start(&config, progress).await?) }).await?;
     let state = State::of(vm.address());
     let record = VmRecord::kept(vm.share().to_owned(), vm.qmp_socket(), vm.run_directory().to_owned());
     if let Err(error) = state.note_vm(&record) {
@@ -80,9 +86,9 @@ async fn boot(options: &VmOptions, progress: impl Fn(&str)) -> Result<(Vm, State
     Ok((vm, state))
 }
 
-async fn until_its_end(vm: &Vm) -> Result<u8, CliError> {
+async fn until_its_end(vm: &Vm, signals: &mut Signals) -> Result<u8, CliError> {
     tokio::select! {
-        result = interrupted() => result.map(|()| 0),
+        () = signals.end() => Ok(0),
         () = vm.ended() => Err(CliError::VmEnded { tail: vm.console_tail() }),
     }
 }
@@ -101,7 +107,7 @@ async fn detach(name: &str) -> Result<u8, CliError> {
     let reports = keeper.stdout.take().ok_or_else(|| failed()(std::io::ErrorKind::BrokenPipe.into()))?;
     let ready = unless_interrupted(until_ready(name, reports)).await;
     match &ready {
-        Ok(address) => println!("{address}"),
+        Ok(address) => say!("{address}"),
         Err(_) => {
             end(&mut keeper).await;
             sweep();
@@ -126,7 +132,7 @@ async fn until_ready(name: &str, reports: impl AsyncRead + Unpin) -> Result<Stri
     let failed = |problem: String| CliError::Keeper { name: name.to_owned(), problem };
     while let Some(line) = reports.next_line().await.map_err(|error| failed(error.to_string()))? {
         match serde_json::from_str(&line).map_err(|error| failed(error.to_string()))? {
-            Report::Step(step) => eprintln!("nakai-ctl: {step}"),
+            Report::Step(step) => tell!("{step}"),
             Report::Ready(address) => return Ok(address),
             Report::Failed(problem) => return Err(failed(problem)),
         }
@@ -175,7 +181,8 @@ async fn keep_reserved(
     record: &mut nakai_ctl::vms::NamedVm,
     options: &VmOptions,
 ) -> Result<u8, CliError> {
-    let (vm, state) = boot(options, |step| report(&Report::Step(step.to_owned()))).await?;
+    let mut signals = Signals::ending()?;
+    let (vm, state) = boot(options, &mut signals, |step| report(&Report::Step(step.to_owned()))).await?;
     record.address = Some(vm.address().to_string());
     record.run = Some(vm.run_directory().to_owned());
     let end = match registry.note(record) {
@@ -184,7 +191,7 @@ async fn keep_reserved(
             report(&Report::Ready(vm.address().to_string()));
             // The directory that it was started in is not its business.
             let _ = std::env::set_current_dir("/");
-            until_its_end(&vm).await
+            until_its_end(&vm, &mut signals).await
         }
         Err(error) => Err(error.into()),
     };
@@ -212,7 +219,7 @@ async fn destroy_sandbox(vm: &Vm) {
 /// `vm ls`
 pub(crate) fn ls() -> Result<u8, CliError> {
     sweep();
-    println!("{:<16} {:<8} {:<8} {:<10} {:<8} ADDRESS", "NAME", "STATE", "PID", "CONTAINERS", "UPTIME");
+    say!("{:<16} {:<8} {:<8} {:<10} {:<8} ADDRESS", "NAME", "STATE", "PID", "CONTAINERS", "UPTIME");
     for vm in Registry::of_user().list() {
         let state = if vm.address.is_some() { "running" } else { "booting" };
         let pid = vm.pid().map_or_else(|| "-".to_owned(), |pid| pid.to_string());
@@ -220,7 +227,7 @@ pub(crate) fn ls() -> Result<u8, CliError> {
         let containers = address.as_ref().map_or(0, |address| State::of(address).containers().len());
         let uptime = format!("{} s", time::seconds_now().saturating_sub(vm.started));
         let address = vm.address.as_deref().unwrap_or("-");
-        println!("{:<16} {state:<8} {pid:<8} {containers:<10} {uptime:<8} {address}", vm.name);
+        say!("{:<16} {state:<8} {pid:<8} {containers:<10} {uptime:<8} {address}", vm.name);
     }
     Ok(0)
 }

@@ -10,6 +10,8 @@ use nakai_ctl::zun::{Host, Request, VOLUME_SECONDS};
 use super::attend;
 use super::error::CliError;
 use super::run::{self, made_up};
+use super::say::say;
+use super::signals::Signals;
 use super::target::Target;
 
 #[derive(Debug, Subcommand)]
@@ -57,11 +59,12 @@ pub(crate) async fn dispatch(address: Option<&Address>, command: ZunCommand) -> 
     let engine = &target.engine;
     run::keep_log(engine, &mut order);
     target.need_share(&order)?;
-    let record = run::create(engine, &order, true).await?;
+    let record = run::create(engine, &order, true, &mut Signals::ending()?).await?;
     if request.runs() {
+        let turn = engine.state().try_attend(&record.id);
         engine.start(&record.id).await?;
-        attend::leave(address, &record.id)?;
+        attend::leave(address, &record.id, turn)?;
     }
-    println!("{}", record.id);
+    say!("{}", record.id);
     Ok(0)
 }

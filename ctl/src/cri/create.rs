@@ -5,7 +5,8 @@
 //!            -> functions and network cards plugged in -> created by the agent -> noted
 //! ```
 //!
-//! Each step takes back what the earlier ones have done when it fails: files by guards, disks by hand.
+//! Each step takes back what the earlier ones have done when it fails: files by guards, disks by hand. So does who is
+//! told to give up, when what can't be given up in the middle has ended ([`pending`]): a copy, a call to the agent.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +15,7 @@ use nakai_protocols::agent::CreateContainerRequest;
 use ttrpc::Code;
 
 use super::config::NamespaceMode;
-use super::engine::Engine;
+use super::engine::{Engine, gone};
 use super::extras::{HealthCheck, RootKind};
 use super::root::{self, Opened};
 use super::spec::{Request, file_name, plan, sandbox_id};
@@ -23,12 +24,13 @@ use super::{CriError, ImageConfig, Order, devices};
 use crate::disk::{Access, RootDisk};
 use crate::image::Image;
 use crate::nets::Function;
-use crate::state::{Action, ContainerRecord, ContainerState, Health, Lock, State};
+use crate::pending;
+use crate::state::{Action, ContainerRecord, ContainerState, Event, Health, Lock, Phase, State};
 
 /// How long a guest may take a name in the share for what it was: virtiofsd tells it to for a second.
 const FORGETS: Duration = Duration::from_millis(1500);
 
-/// A name that is taken while its container is made; dropped, it is free again.
+/// A name that is taken while its container is made; dropped, it is free again, unless something may be left.
 struct Reserved<'a> {
     state: &'a State,
     record: ContainerRecord,
@@ -38,15 +40,21 @@ struct Reserved<'a> {
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         let Some(lock) = self.lock.take() else { return };
-        if !self.record.holdings.is_plugged() {
+        if self.record.holdings.share.is_none() && !self.record.holdings.is_plugged() {
             self.state.forget_container(&self.record.id);
         } else {
-            // Given up half-way: what is plugged in is pulled by whoever removes it.
-            self.record.fail("its making was interrupted");
+            // Given up half-way: whoever removes it, or takes its name, takes back what there is.
+            let reason = "its making was interrupted";
+            self.record.fail(reason);
             let _ = self.state.note_container(&self.record);
+            self.state.journal().note(&not_made(&self.record.id, reason));
         }
         self.state.unlock(&self.record.id, lock);
     }
+}
+
+fn not_made(id: &str, reason: &str) -> Event {
+    Event::new(id, Action::Create).phase(Phase::Failed).detail(reason)
 }
 
 impl Engine {
@@ -56,25 +64,38 @@ impl Engine {
     ///
     /// A field can't be carried out, a volume does not come, the agent refuses. Nothing is left then.
     pub async fn create(&self, order: &Order) -> Result<(ContainerRecord, Vec<String>), CriError> {
-        self.make(order, false).await
+        self.create_unless(order, false, std::future::pending()).await
     }
 
-    /// The same, but a failure stays on record with its reason, for a person to see.
+    /// The same, but gives up when `told`; a failure of another kind stays on record with its reason where the caller
+    /// `keeps` it, for a person to see. Dropped, it leaves what it has done, and a record that says so.
     ///
     /// # Errors
     ///
-    /// As [`Engine::create`].
-    pub async fn create_on_record(&self, order: &Order) -> Result<(ContainerRecord, Vec<String>), CriError> {
-        self.make(order, true).await
-    }
-
-    async fn make(&self, order: &Order, keeps: bool) -> Result<(ContainerRecord, Vec<String>), CriError> {
+    /// As [`Engine::create`], and [`CriError::Interrupted`].
+    pub async fn create_unless(
+        &self,
+        order: &Order,
+        keeps: bool,
+        told: impl Future<Output = ()>,
+    ) -> Result<(ContainerRecord, Vec<String>), CriError> {
+        tokio::pin!(told);
         self.check_target(order)?;
         self.check_network(order)?;
         self.check_hostname(order)?;
-        let mut reserved = self.reserve(order).await?;
+        let reserved = tokio::select! {
+            biased;
+            () = &mut told => Err(CriError::Interrupted),
+            reserved = self.reserve(order) => reserved,
+        };
+        let mut reserved = reserved?;
         let record = &mut reserved.record;
-        match self.steps(record).await {
+        let made = tokio::select! {
+            biased;
+            () = &mut told => Err(CriError::Interrupted),
+            made = self.steps(record) => made,
+        };
+        match made {
             Ok(warnings) => {
                 let (record, lock) = (record.clone(), reserved.lock.take());
                 drop(lock);
@@ -82,11 +103,17 @@ impl Engine {
             }
             Err(error) => {
                 let id = record.id.clone();
+                let interrupted = matches!(error, CriError::Interrupted);
+                if interrupted {
+                    pending::settled().await;
+                    self.unmake(record).await?;
+                    self.state().journal().note(&not_made(&id, "interrupted"));
+                }
                 // Why it is not made tells more than why something stays.
                 let unplugged = record.holdings.unplug(&id).await.is_ok();
                 record.holdings.forget_files();
                 let another = matches!(&error, CriError::Call(call) if call.code == Code::ALREADY_EXISTS);
-                if keeps && !another || !unplugged {
+                if keeps && !another && !interrupted || !unplugged {
                     record.fail(&error);
                     self.put(record)?;
                     drop(reserved.lock.take());
@@ -99,8 +126,15 @@ impl Engine {
     /// Takes the container's name, and notes that it is on its way. A failed one may be tried again.
     async fn reserve(&self, order: &Order) -> Result<Reserved<'_>, CriError> {
         let (pod, name) = (sandbox_id(&order.pod), order.name());
-        let attempt = self.state().next_attempt(&pod, name, order.config.metadata.attempt).await;
-        let attempt = attempt.map_err(CriError::io("note of the attempts"))?;
+        let attempt = order.config.metadata.attempt;
+        let attempt = match &order.id {
+            // A name of its own comes once, and is not to be remembered for ever.
+            Some(id) if id == name => attempt,
+            _ => {
+                let next = self.state().next_attempt(&pod, name, attempt).await;
+                next.map_err(CriError::io("note of the attempts"))?
+            }
+        };
         let id = match &order.id {
             Some(id) => id.clone(),
             None => file_name(&format!("{}-{name}-{attempt}", order.pod.metadata.name)),
@@ -111,6 +145,10 @@ impl Engine {
         let lock = self.lock(&id).await?;
         match self.state().container(&id) {
             Some(mut failed) if matches!(failed.state, ContainerState::Error { .. }) => {
+                if failed.holdings.share.is_some() {
+                    self.unmake(&failed).await?;
+                    failed.holdings.forget_files();
+                }
                 let pulled = failed.holdings.unplug(&id).await;
                 self.put(&failed)?;
                 pulled?;
@@ -127,6 +165,16 @@ impl Engine {
         let reserved = Reserved { state: self.state(), record, lock: Some(lock) };
         self.put(&reserved.record)?;
         Ok(reserved)
+    }
+
+    /// Takes back what is left of a container whose making was interrupted.
+    async fn unmake(&self, record: &ContainerRecord) -> Result<(), CriError> {
+        // Without a specification the agent was not asked; else it may have made it.
+        if record.spec.is_some() {
+            gone(self.client().remove_container(&record.id).await)?;
+        }
+        self.take_back(record);
+        Ok(())
     }
 
     async fn steps(&self, record: &mut ContainerRecord) -> Result<Vec<String>, CriError> {
@@ -242,7 +290,10 @@ impl Engine {
             devices: functions.chain(disks.iter().filter_map(RootDisk::wire_device)).collect(),
             ..Default::default()
         };
-        Ok(self.client().create_container_with(&request).await?)
+        let client = self.client().clone();
+        // The agent makes it, whether or not anybody waits.
+        let call = pending::to_its_end(async move { client.create_container_with(&request).await });
+        Ok(call.await.map_err(CriError::io(format!("creation of container {}", record.id)))??)
     }
 
     /// Another container whose namespaces are to be shared must be there, with the pod's: the agent lets nobody join

@@ -12,10 +12,12 @@ use nakai_protocols::oci;
 use ttrpc::Code;
 
 use super::CriError;
-use super::config::{NamespaceMode, PodSandboxConfig};
+use super::config::{LinuxContainerSecurityContext, PodSandboxConfig};
 use super::image::signal;
 use super::mounts::Places;
+use super::root;
 use super::spec::{resolv_conf, sandbox_id};
+use super::users::{Accounts, Otherwise, User, resolve};
 use crate::plug::Machine;
 use crate::state::{Action, ContainerRecord, ContainerState, Event, Health, Lock, State};
 use crate::{CallError, Client, SpecBuilder, removal, sandbox};
@@ -115,7 +117,8 @@ impl Engine {
         let shared = matches!(self.places, Places::Shared(_));
         let request = CreateSandboxRequest {
             dns: resolv_conf(pod),
-            sandbox_pidns: pod.linux.security_context.namespace_options.pid == NamespaceMode::Pod,
+            // Whoever comes first may want none, and a later container that does would get that one's.
+            sandbox_pidns: true,
             ..sandbox::request(&sandbox_id(pod), &pod.hostname, shared)
         };
         let hostname = match self.client.create_sandbox(&request).await {
@@ -205,7 +208,7 @@ impl Engine {
     }
 
     /// Takes back what a container has of this host's filesystems; what stays is told, and in the journal.
-    fn take_back(&self, record: &ContainerRecord) {
+    pub(super) fn take_back(&self, record: &ContainerRecord) {
         let taken = record.holdings.take_back(&record.id);
         if let Err(left) = &taken {
             self.state.journal().note(&Event::new(&record.id, Action::Remove).detail(left.to_string()));
@@ -225,6 +228,21 @@ impl Engine {
             process.Env.push("TERM=xterm".to_owned());
         }
         process
+    }
+
+    /// Whose a further process is to be, by the container's own files: the user and group of `text`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such user or group, or the files can't be read.
+    pub fn user(&self, id: &str, text: &str) -> Result<User, CriError> {
+        let accounts = match self.state.container(id) {
+            Some(record) => root::accounts(&record)?,
+            // Of another client's nothing is known.
+            None => Accounts::default(),
+        };
+        let otherwise = Otherwise { who: "--user", user: text };
+        resolve(&LinuxContainerSecurityContext::default(), otherwise, &accounts)
     }
 
     /// Runs a further process.
@@ -298,6 +316,41 @@ impl Engine {
         switched
     }
 
+    /// Finds out whether a container that nobody stays with runs still, and notes it when it does not.
+    ///
+    /// # Errors
+    ///
+    /// There is no such container, or the note can't be written.
+    pub async fn find_out(&self, id: &str) -> Result<ContainerRecord, CriError> {
+        /// How long the answer may take that it has ended.
+        const GLANCE: Duration = Duration::from_millis(200);
+        let record = self.record(id)?;
+        if !record.lives() {
+            return Ok(record);
+        }
+        // The end is told once, and who stays with it is to have it.
+        let Some(turn) = self.state.try_attend(id) else { return Ok(record) };
+        let ended = self.client.within(GLANCE).wait_process(id, id).await;
+        drop(turn);
+        match ended {
+            Ok(code) => self.note_end(id, code).await?,
+            // It has been told to somebody who did not come to note it.
+            Err(error) if gone(Err(error.clone())).is_ok() => self.note_end(id, UNKNOWN_STATUS).await?,
+            Err(_) => {}
+        }
+        self.record(id)
+    }
+
+    /// Notes the end of a container that nobody stays with.
+    async fn note_end(&self, id: &str, code: i32) -> Result<(), CriError> {
+        let lives = self.state.container(id).is_some_and(|record| record.lives());
+        if !lives || self.state.try_attend(id).is_none() {
+            return Ok(());
+        }
+        self.state.journal().note(&Event::new(id, Action::Die).exit_code(code));
+        self.change(id, |record| record.stop(code)).await.map(drop)
+    }
+
     /// Asks a container to end, and kills it after `grace`. It is not started again.
     ///
     /// # Errors
@@ -306,7 +359,9 @@ impl Engine {
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), CriError> {
         let record = self.change(id, |record| record.stopped = true).await?;
         let record = record.ok_or_else(|| CriError::Unknown(id.to_owned()))?;
-        if !record.lives() {
+        // Of one whose attendant has failed nobody but the agent knows what it does.
+        let is_known = !matches!(record.state, ContainerState::Error { .. });
+        if !record.lives() && is_known {
             return Ok(());
         }
         if record.state == ContainerState::Paused {
@@ -316,19 +371,26 @@ impl Engine {
         self.state
             .journal()
             .note(&Event::new(id, Action::Kill).detail(format!("signal {signal}, to stop it")));
+        let code = self.end(id, signal, grace).await?;
+        self.note_end(id, code.unwrap_or(UNKNOWN_STATUS)).await
+    }
+
+    /// Has a program end; none where somebody else has been told how.
+    async fn end(&self, id: &str, signal: u32, grace: Duration) -> Result<Option<i32>, CriError> {
         if gone(self.client.signal_process(id, id, signal).await)? {
-            return Ok(());
+            return Ok(None);
         }
         // To the wire, no time at all is no limit.
         let grace = grace.max(Duration::from_millis(1));
-        match self.client.within(grace).wait_process(id, id).await {
-            Err(error) if error.code == Code::DEADLINE_EXCEEDED => {}
-            other => return gone(other.map(drop)).map(drop),
+        let mut ended = self.client.within(grace).wait_process(id, id).await;
+        if ended.as_ref().is_err_and(|error| error.code == Code::DEADLINE_EXCEEDED) {
+            if gone(self.client.signal_process(id, "", libc::SIGKILL.unsigned_abs()).await)? {
+                return Ok(None);
+            }
+            ended = self.client.wait_process(id, id).await;
         }
-        if !gone(self.client.signal_process(id, "", libc::SIGKILL.unsigned_abs()).await)? {
-            gone(self.client.wait_process(id, id).await.map(drop))?;
-        }
-        Ok(())
+        let code = ended.as_ref().ok().copied();
+        gone(ended.map(drop)).map(|_| code)
     }
 
     /// Removes a container, killing what still runs in it, with everything that it has of this host.
@@ -390,6 +452,9 @@ impl Engine {
     }
 }
 
+/// The status of a program of which nobody knows how it ended: containerd's.
+const UNKNOWN_STATUS: i32 = 255;
+
 /// The signal that asks a container's program to end.
 fn stop_signal(record: &ContainerRecord) -> Result<u32, CriError> {
     let asked = record.order.config.stop_signal.as_deref().unwrap_or(&record.order.image.stop_signal);
@@ -397,7 +462,7 @@ fn stop_signal(record: &ContainerRecord) -> Result<u32, CriError> {
 }
 
 /// Whether the agent knows of no such process (any more).
-fn gone(result: Result<(), CallError>) -> Result<bool, CriError> {
+pub(super) fn gone(result: Result<(), CallError>) -> Result<bool, CriError> {
     match result {
         Ok(()) => Ok(false),
         Err(error) if matches!(error.code, Code::NOT_FOUND | Code::INVALID_ARGUMENT) => Ok(true),

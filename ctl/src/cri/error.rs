@@ -66,6 +66,9 @@ pub enum CriError {
         /// What it is instead.
         state: String,
     },
+    /// It was told to give up.
+    #[error("interrupted")]
+    Interrupted,
     /// The agent's answer.
     #[error(transparent)]
     Call(#[from] CallError),

@@ -28,12 +28,13 @@ impl<W: Write> LogStream<W> {
         Self { file, name, pending: Vec::new() }
     }
 
-    /// Takes the next bytes of the stream.
+    /// Takes the next bytes of the stream, all of them: a line that can't be written is lost, and the others are not.
     ///
     /// # Errors
     ///
-    /// The file can't be written.
+    /// The file can't be written: the first reason.
     pub fn take(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut written = Ok(());
         while !bytes.is_empty() {
             let room = LINE_LIMIT.saturating_sub(self.pending.len());
             let end = bytes.iter().take(room.saturating_add(1)).position(|&byte| byte == b'\n');
@@ -41,7 +42,7 @@ impl<W: Write> LogStream<W> {
                 Some(end) => {
                     let (line, rest) = bytes.split_at_checked(end).unwrap_or((bytes, &[]));
                     self.pending.extend_from_slice(line);
-                    self.write("F")?;
+                    written = written.and(self.write("F"));
                     bytes = rest.get(1..).unwrap_or_default();
                 }
                 None => {
@@ -50,12 +51,12 @@ impl<W: Write> LogStream<W> {
                     bytes = rest;
                     // Only what has more behind it is a part.
                     if self.pending.len() >= LINE_LIMIT && !bytes.is_empty() {
-                        self.write("P")?;
+                        written = written.and(self.write("P"));
                     }
                 }
             }
         }
-        Ok(())
+        written
     }
 
     /// The stream has ended.
@@ -183,6 +184,39 @@ mod tests {
         }
         let log = Arc::into_inner(file).unwrap().into_inner().unwrap();
         assert_eq!(tags(&log), ["Stdout F a", "Stdout P b", "Stdout F c"]);
+    }
+
+    /// A file on a disk that has no room for so many writes.
+    struct Full {
+        refuses: u32,
+        text: Vec<u8>,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match self.refuses.checked_sub(1) {
+                Some(left) => {
+                    self.refuses = left;
+                    Err(io::ErrorKind::StorageFull.into())
+                }
+                None => self.text.write(bytes),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_lost_and_nothing_else() {
+        let file = Arc::new(Mutex::new(Full { refuses: 2, text: Vec::new() }));
+        let mut stream = LogStream::new(file.clone(), Output::Stdout);
+        assert_eq!(stream.take(b"a\nb\nc\nd").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        stream.take(b"e\n").unwrap();
+        drop(stream);
+        let log = Arc::into_inner(file).unwrap().into_inner().unwrap().text;
+        assert_eq!(tags(&log), ["Stdout F c", "Stdout F de"]);
     }
 
     #[test]

@@ -111,7 +111,11 @@ impl LogFile {
 impl Write for LogFile {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.renew(line.len())?;
-        self.file.write_all(line)?;
+        if let Err(error) = self.file.write_all(line) {
+            // On a full disk there may be a part of it, which would be taken for the begin of the next.
+            let _ = self.file.set_len(self.size);
+            return Err(error);
+        }
         self.size = self.size.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
         Ok(line.len())
     }

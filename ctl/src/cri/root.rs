@@ -17,10 +17,11 @@ use super::volumes::Lent;
 use super::{CriError, Holdings, Order};
 use crate::disk::{Access, RootDisk};
 use crate::image::{self, Image};
+use crate::pending;
 use crate::plug::Machine;
-use crate::rootfs::SharedRootfs;
+use crate::rootfs::{self, SharedRootfs};
 use crate::sandbox;
-use crate::state::Lock;
+use crate::state::{ContainerRecord, Lock};
 use crate::tree::by_descriptor;
 
 /// A root filesystem that the agent can see, until it is kept or dropped.
@@ -118,6 +119,20 @@ fn shared_root(guest: String, shared: SharedRootfs) -> Result<Root, CriError> {
     Ok(Root { guest, accounts: Accounts::read(&by_descriptor(&root))?, shared: Some(shared) })
 }
 
+/// The users that a container knows now: it may have changed the files since it was made. One whose root is on disks
+/// has those of its image.
+pub(super) fn accounts(record: &ContainerRecord) -> Result<Accounts, CriError> {
+    let Holdings { share, layers, .. } = &record.holdings;
+    match (share, record.order.extras.root) {
+        (_, RootKind::Disk(_) | RootKind::Layers) => Accounts::of_layers(layers),
+        (Some(share), _) if record.holdings.root || record.holdings.limit.is_some() => {
+            let root = rootfs::open(share, &record.id).map_err(CriError::io(share.display().to_string()))?;
+            Accounts::read(&by_descriptor(&root))
+        }
+        _ => Accounts::read(Path::new(&record.order.config.image.image)),
+    }
+}
+
 async fn itself(places: &Places, path: PathBuf, id: &str) -> Result<Root, CriError> {
     match places {
         Places::Local(_) => {
@@ -206,13 +221,12 @@ fn place(id: &str) -> String {
     format!("/run/kata-containers/sandbox/storage/{id}-root")
 }
 
-/// Does what blocks on a thread for that.
+/// Does what blocks on a thread for that, to its end also when nobody waits for it any more.
 async fn blocking<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, CriError>
 where
     CriError: From<E>,
 {
-    let joined = tokio::task::spawn_blocking(work).await;
-    Ok(joined.map_err(|error| CriError::io("root filesystem")(error.into()))??)
+    Ok(pending::blocking(work).await.map_err(CriError::io("root filesystem"))??)
 }

@@ -1,4 +1,7 @@
 //! Staying with a running container: its output into the log, its health checks, its restarts, its removal.
+//!
+//! A log that can't be written is no reason to end a program, nor to let it wait: what it prints is taken from it all
+//! the same, and lost.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -36,10 +39,13 @@ impl std::fmt::Debug for Console {
 ///
 /// A stream breaks, the agent goes away, or the container can't be made again.
 pub async fn supervise(engine: &Engine, id: &str, mut console: Console) -> Result<i32, CriError> {
+    // Unless the caller, or who has started this process, has it already.
+    let _turn = engine.state().try_attend(id);
     let mut last_pause = None;
     loop {
         let began = Instant::now();
         let status = once(engine, &engine.record(id)?, &mut console).await?;
+        let_oom_kill_come(engine, id, status).await;
         engine.state().journal().note(&Event::new(id, Action::Die).exit_code(status));
         // Another client may have removed it meanwhile.
         let Some(record) = engine.change(id, |record| record.stop(status)).await? else { return Ok(status) };
@@ -56,6 +62,23 @@ pub async fn supervise(engine: &Engine, id: &str, mut console: Console) -> Resul
         if !start_again(engine, id).await? {
             return Ok(status);
         }
+    }
+}
+
+/// The agent tells of a kill for want of memory before it tells of the end that comes of it, but by another call, which
+/// another client may have made: the note of it may come a little later.
+async fn let_oom_kill_come(engine: &Engine, id: &str, status: i32) {
+    const POLL: Duration = Duration::from_millis(10);
+    const POLLS: u32 = 50;
+    let may_come = |record: &ContainerRecord| {
+        let limit = record.order.config.linux.resources.memory_limit_in_bytes;
+        status == 128_i32.saturating_add(libc::SIGKILL) && limit > 0 && !record.oom_killed && !record.stopped
+    };
+    for _ in 0..POLLS {
+        if !engine.state().container(id).is_some_and(|record| may_come(&record)) {
+            return;
+        }
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -78,10 +101,13 @@ async fn once(engine: &Engine, record: &ContainerRecord, console: &mut Console) 
     let client = engine.client();
     let id = record.id.as_str();
     let log = match &record.log {
-        Some(path) => {
-            let file = LogFile::open(path, record.order.extras.log_limits);
-            Some(Arc::new(Mutex::new(file.map_err(CriError::io(path.display().to_string()))?)))
-        }
+        Some(path) => match LogFile::open(path, record.order.extras.log_limits) {
+            Ok(file) => Some(Arc::new(Mutex::new(file))),
+            Err(error) => {
+                note_lost(engine, id, &format!("{}: {error}", path.display()));
+                None
+            }
+        },
         None => None,
     };
     let stream = |output| log.clone().map(|file| LogStream::new(file, output));
@@ -115,6 +141,10 @@ async fn once(engine: &Engine, record: &ContainerRecord, console: &mut Console) 
     }
 }
 
+fn note_lost(engine: &Engine, id: &str, reason: &str) {
+    engine.state().journal().note(&Event::new(id, Action::Log).detail(reason));
+}
+
 /// Copies one output to its end.
 async fn pump(
     engine: &Engine,
@@ -129,6 +159,7 @@ async fn pump(
         (true, Output::Stdout) => Some(Box::pin(tokio::io::stdout())),
         (true, Output::Stderr) => Some(Box::pin(tokio::io::stderr())),
     };
+    let mut is_lost = false;
     loop {
         let data = match output {
             Output::Stdout => engine.client().read_stdout(id, id, CHUNK).await?,
@@ -141,7 +172,11 @@ async fn pump(
         }
         if let Some(log) = &mut log {
             let written = if data.is_empty() { log.end() } else { log.take(&data) };
-            written.map_err(CriError::io("container log"))?;
+            if let Err(error) = written
+                && !std::mem::replace(&mut is_lost, true)
+            {
+                note_lost(engine, id, &error.to_string());
+            }
         }
         if data.is_empty() {
             return Ok(());
@@ -161,8 +196,8 @@ async fn health(engine: &Engine, record: &ContainerRecord) -> CriError {
             Some(_) => {}
             None => break,
         }
-        // None: the container is ending.
-        let Some(healthy) = probe(engine, &record.id, check, number).await else { break };
+        // None: the container is ending, or is frozen and that is not noted yet.
+        let Some(healthy) = probe(engine, &record.id, check, number).await else { continue };
         if let Err(error) = note_health(engine, &record.id, check, healthy, began, &mut failures).await {
             return error;
         }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::parse;
 
@@ -37,7 +37,7 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
     /// Its working directory [default: the image's]
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", hide_default_value = true)]
     pub workdir: String,
     /// Its user and group, by name or number [default: the image's]
     #[arg(short, long, value_name = "USER[:GROUP]")]
@@ -67,10 +67,10 @@ pub struct Flags {
     #[arg(short, long)]
     pub cpu_shares: Option<i64>,
     /// The CPUs that it may use, such as 0-2,4
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub cpuset_cpus: String,
     /// The memory nodes that it may use
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub cpuset_mems: String,
     /// Its limit of processes
     #[arg(long, alias = "pids")]
@@ -82,10 +82,10 @@ pub struct Flags {
     #[arg(long)]
     pub cgroup_parent: Option<String>,
     /// Make its root filesystem read-only
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
     pub read_only: bool,
     /// Give it all privileges in the guest
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
     pub privileged: bool,
     /// A capability more
     #[arg(long, value_name = "CAPABILITY")]
@@ -121,10 +121,10 @@ pub struct Flags {
     #[arg(long, value_name = "HOST[:CONTAINER[:rwm]]")]
     pub device: Vec<String>,
     /// Whose processes it sees: private or container:ID
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub pid: String,
     /// private, shareable, host or container:ID: all are the VM's
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub ipc: String,
     /// bridge, host, container:ID (all are what the VM has), none, or a card of its own: in the network `user`, which leads out through
     /// this host, or in one of --networks
@@ -164,7 +164,7 @@ pub struct Flags {
     #[arg(long, default_value = "no", value_name = "POLICY")]
     pub restart: String,
     /// Remove it when it has ended; without --detach that is the default
-    #[arg(long = "rm")]
+    #[arg(long = "rm", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false, action = ArgAction::Set, hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
     pub auto_remove: bool,
     /// A command that tells whether it works [default: the image's]
     #[arg(long, value_name = "COMMAND")]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::{ImageError, merge};
+use crate::removal;
 use crate::vm::tools::{MKFS_EROFS, MKFS_EXT4, Tool};
 
 /// What a filesystem has beside its files.
@@ -21,9 +22,13 @@ const SPARE: u64 = 32 << 20;
 pub fn make_disk(layers: &[PathBuf], size: Option<u64>, disk: &Path) -> Result<(), ImageError> {
     let program = MKFS_EXT4.find()?;
     let failed = |source| ImageError::Store { path: disk.to_owned(), source };
-    // The copies lie beside the disk: they are as large.
+    // The copies lie beside the disk: they are as large. Their name says whose they are, should this be killed.
+    let place = disk.with_extension("merged");
+    removal::remove(&place).map_err(|error| failed(error.into()))?;
     let near = disk.parent().unwrap_or(Path::new("."));
-    let merged = tempfile::Builder::new().prefix("merged-").tempdir_in(near).map_err(failed)?;
+    let mut named = tempfile::Builder::new();
+    named.prefix(place.file_name().unwrap_or_default()).rand_bytes(0);
+    let merged = named.tempdir_in(near).map_err(failed)?;
     let root = merged.path().join("root");
     fs::create_dir(&root).map_err(failed)?;
     merge(layers, &root).map_err(|(path, source)| ImageError::Copy { path, source })?;

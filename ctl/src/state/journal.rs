@@ -2,17 +2,21 @@
 //!
 //! A line is written by one write(2) to a file opened for appending, so lines of several clients don't mix. A follower
 //! is woken by the kernel (inotify(7)) and ends when the file is removed, which is the end of the sandbox.
+//!
+//! A file that has grown long becomes `<file>.1`, and a new one takes its place, so that a machine that lives long keeps
+//! a bounded journal.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::lock::Lock;
 use crate::time;
 
 /// What happened.
@@ -47,6 +51,8 @@ pub enum Action {
     Oom,
     /// The state of its health has changed.
     Health,
+    /// What it prints can't be kept in its log, and is lost.
+    Log,
     /// It is started again.
     Restart,
     /// It is removed.
@@ -111,15 +117,19 @@ impl Event {
     }
 }
 
+/// How long a file may get: some thousands of containers' lives.
+const LIMIT: u64 = 4 << 20;
+
 /// The journal of one agent.
 #[derive(Clone, Debug)]
 pub struct Journal {
     path: PathBuf,
+    limit: u64,
 }
 
 impl Journal {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, limit: LIMIT }
     }
 
     /// Appends a line. It is news for others, and nothing fails for want of it: an error is dropped.
@@ -130,7 +140,32 @@ impl Journal {
     fn append(&self, event: &Event) -> io::Result<()> {
         let mut line = serde_json::to_vec(event)?;
         line.push(b'\n');
-        self.open(File::options().append(true))?.write_all(&line)
+        let mut file = self.open(File::options().append(true))?;
+        if file.metadata()?.len() >= self.limit && self.begin_anew()? {
+            file = self.open(File::options().append(true))?;
+        }
+        file.write_all(&line)
+    }
+
+    /// Puts a new file in the place of one that is too long; whether there is one now. There is always one, or a
+    /// follower would take it for the end.
+    fn begin_anew(&self) -> io::Result<bool> {
+        let Ok(turn) = Lock::try_take(&self.path.with_extension("lock")) else { return Ok(false) };
+        // Another may have done it.
+        if fs::metadata(&self.path)?.len() >= self.limit {
+            let (before, new) = (self.before(), self.path.with_extension("new"));
+            // There is none the first time.
+            let _ = fs::remove_file(&before);
+            fs::hard_link(&self.path, &before)?;
+            File::create(&new)?;
+            fs::rename(&new, &self.path)?;
+        }
+        turn.remove();
+        Ok(true)
+    }
+
+    fn before(&self) -> PathBuf {
+        self.path.with_extension("1")
     }
 
     fn open(&self, options: &mut fs::OpenOptions) -> io::Result<File> {
@@ -164,7 +199,7 @@ impl Journal {
     /// only.
     pub fn was_taken_away_since(&self, time: SystemTime, container: &str) -> bool {
         let time = time::rfc3339(time);
-        let text = self.newest().unwrap_or_default();
+        let text = [self.before(), self.path.clone()].map(|path| newest(&path).unwrap_or_default()).concat();
         // The first line may be a part of one.
         let events =
             text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Event>(line).ok());
@@ -178,17 +213,7 @@ impl Journal {
         events.into_iter().any(|event| event.container == container && event.time >= time && is_away(&event))
     }
 
-    fn newest(&self) -> io::Result<Vec<u8>> {
-        const ENOUGH: u64 = 64 << 10;
-        let mut file = File::open(&self.path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(ENOUGH)))?;
-        let mut text = Vec::new();
-        file.take(ENOUGH).read_to_end(&mut text)?;
-        Ok(text)
-    }
-
-    /// The lines that have been written, or none but with `from_start`, and those that will be.
+    /// The lines that have been written to the file, or none but with `from_start`, and those that will be.
     /// The channel ends with the file.
     ///
     /// # Errors
@@ -198,36 +223,75 @@ impl Journal {
         // For writing, because it may be missing and is made then.
         let mut file = self.open(File::options().read(true).append(true))?;
         let watch = Inotify::init(InitFlags::IN_CLOEXEC)?;
-        watch.add_watch(&self.path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_ATTRIB)?;
+        watch.add_watch(&self.path, WATCHED)?;
         if !from_start {
             file.seek(SeekFrom::End(0))?;
         }
         let (sender, receiver) = mpsc::channel(64);
-        std::thread::Builder::new().name("events".to_owned()).spawn(move || tail(file, &watch, &sender))?;
+        let tail = Tail { path: self.path.clone(), file, watch, sender };
+        std::thread::Builder::new().name("events".to_owned()).spawn(move || tail.run())?;
         Ok(receiver)
     }
 }
 
-/// Sends whole lines until the file is gone, or nobody listens when the next one comes.
-fn tail(mut file: File, watch: &Inotify, sender: &mpsc::Sender<String>) {
-    use std::os::unix::fs::MetadataExt as _;
-    let mut pending = Vec::new();
-    loop {
-        if file.read_to_end(&mut pending).is_err() {
-            return;
-        }
-        let whole = pending.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end.saturating_add(1));
-        let lines: Vec<u8> = pending.drain(..whole).collect();
-        for line in lines.split_inclusive(|&byte| byte == b'\n') {
-            let line = String::from_utf8_lossy(line).trim_end().to_owned();
-            if sender.blocking_send(line).is_err() {
+/// A removal changes the number of links, which is told as a change of attributes.
+const WATCHED: AddWatchFlags = AddWatchFlags::IN_MODIFY.union(AddWatchFlags::IN_ATTRIB);
+
+/// The end of a file.
+fn newest(path: &Path) -> io::Result<Vec<u8>> {
+    const ENOUGH: u64 = 64 << 10;
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(ENOUGH)))?;
+    let mut text = Vec::new();
+    file.take(ENOUGH).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// A follower's thread.
+struct Tail {
+    path: PathBuf,
+    file: File,
+    watch: Inotify,
+    sender: mpsc::Sender<String>,
+}
+
+impl Tail {
+    /// Sends whole lines until the file is gone, or nobody listens when the next one comes.
+    fn run(mut self) {
+        let mut pending = Vec::new();
+        // One that another has taken the place of is read to its end first.
+        let mut next = None;
+        while self.send(&mut pending) {
+            if let Some(file) = next.take() {
+                self.file = file;
+                continue;
+            }
+            let Ok(mine) = self.file.metadata() else { return };
+            let newer = File::open(&self.path).ok();
+            next = newer.filter(|newer| newer.metadata().is_ok_and(|newer| newer.ino() != mine.ino()));
+            let goes_on = match &next {
+                Some(_) => self.watch.add_watch(&self.path, WATCHED).is_ok(),
+                None => mine.nlink() > 0 && self.watch.read_events().is_ok(),
+            };
+            if !goes_on {
                 return;
             }
         }
-        // A removal changes the number of links, which is told as a change of attributes.
-        if file.metadata().map_or(0, |metadata| metadata.nlink()) == 0 || watch.read_events().is_err() {
-            return;
+    }
+
+    /// Sends what has been written since; false when that is over.
+    fn send(&mut self, pending: &mut Vec<u8>) -> bool {
+        if self.file.read_to_end(pending).is_err() {
+            return false;
         }
+        let whole = pending.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end.saturating_add(1));
+        let lines: Vec<u8> = pending.drain(..whole).collect();
+        let mut lines = lines.split_inclusive(|&byte| byte == b'\n');
+        lines.all(|line| {
+            let line = String::from_utf8_lossy(line).trim_end().to_owned();
+            self.sender.blocking_send(line).is_ok()
+        })
     }
 }
 
@@ -281,5 +345,28 @@ mod tests {
         assert_eq!(parsed(new.recv().await.unwrap()), died);
         std::fs::remove_file(dir.path().join("a/events")).unwrap();
         assert_eq!((all.recv().await, new.recv().await), (None, None));
+    }
+
+    #[tokio::test]
+    async fn a_long_journal_is_begun_anew_and_who_follows_misses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal { path: dir.path().join("events"), limit: 2000 };
+        let began = SystemTime::now();
+        let mut lines = journal.follow(true).unwrap();
+        for number in 0..100 {
+            let name = format!("c{number}");
+            journal.note(&Event::new(&name, Action::Remove).phase(Phase::Done));
+            let line = lines.recv().await.unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&line).unwrap().container, name);
+        }
+        assert!(journal.was_taken_away_since(began, "c99") && journal.was_taken_away_since(began, "c85"));
+        assert!(!journal.was_taken_away_since(began, "c0"));
+        let mut names: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["events", "events.1"]);
+        assert!(fs::metadata(&journal.path).unwrap().len() < 2200);
+        fs::remove_file(&journal.path).unwrap();
+        assert_eq!(lines.recv().await, None);
     }
 }

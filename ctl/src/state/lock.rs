@@ -61,6 +61,18 @@ impl Lock {
         }
     }
 
+    /// Another descriptor of the lock, for a process that is to have it when this one has ended.
+    ///
+    /// # Errors
+    ///
+    /// There are no more descriptors.
+    pub fn hand_over(self) -> io::Result<File> {
+        let file = self.file.try_clone()?;
+        // Given back by one, it would be given back by all.
+        std::mem::forget(self);
+        Ok(file)
+    }
+
     /// Gives the lock back and removes its file.
     pub fn remove(self) {
         // It is only litter if it stays.
@@ -84,7 +96,10 @@ mod tests {
         let second = second.await.unwrap().unwrap();
         assert!(path.exists());
         assert_eq!(Lock::try_take(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        drop(second);
-        Lock::try_take(&path).unwrap();
+        let handed = second.hand_over().unwrap();
+        assert_eq!(Lock::try_take(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        // This process has the other descriptor still, as one that starts another has until it ends.
+        drop(handed);
+        assert_eq!(Lock::try_take(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -12,12 +12,13 @@
 //!     network.json            the pod's own network cards
 //!     network.lock            held while the guest's network is changed
 //!     oom.lock                held by whoever takes the agent's OOM events
-//!     events                  what happened, a JSON object a line
+//!     events, events.1        what happened, a JSON object a line
 //!     attempts.json           the last attempt of each pod's container names
 //!     logs/<id>/...           output of containers that run detached
 //!     disks/<id>/             what a container with a limited root writes to
 //!     containers/<id>.json    one record for each container
 //!     containers/<id>.lock    held by whoever changes the container
+//!     containers/<id>.attended  held by whoever stays with it, to be told how it ends
 //! ```
 //!
 //! All front ends use the one notebook, so `ps`, `events` and `rm` know every container, whoever has made it.
@@ -178,6 +179,11 @@ impl State {
         Lock::wait(self.container_file(id, "lock")).await
     }
 
+    /// The turn to stay with a container, or none where somebody does.
+    pub fn try_attend(&self, id: &str) -> Option<Lock> {
+        Lock::try_take(&self.container_file(id, "attended")).ok()
+    }
+
     /// Waits for its turn to make the sandbox.
     ///
     /// # Errors
@@ -333,7 +339,9 @@ impl State {
     /// Drops a record and the log that only this client keeps.
     pub fn forget_container(&self, id: &str) {
         // It may never have been noted.
-        let _ = fs::remove_file(self.container_file(id, "json"));
+        for kind in ["json", "attended"] {
+            let _ = fs::remove_file(self.container_file(id, kind));
+        }
         let _ = fs::remove_dir_all(self.place("logs", id));
     }
 

@@ -1,11 +1,12 @@
 //! An agent that is a table of answers. Its container `web` exists; any other can be created, but `broken`
-//! can't be started, and `slow` is never ready; of further processes there is only `cat`. `idle` says
-//! nothing and never ends. Every other
-//! process echoes its input and exits with the input's length.
+//! can't be started, `slow` is never ready, and `late` when the input of all has ended; of further processes
+//! there is only `cat`. `greedy` is killed for want of memory. `idle` says nothing and never ends. Every other process echoes its input and exits with
+//! the input's length; SIGTERM ends it.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -28,7 +29,20 @@ pub(crate) struct Agent {
     pub(crate) closed: Mutex<bool>,
     /// Whether nobody takes what is written.
     pub(crate) is_full: Mutex<bool>,
+    /// Whether somebody has been told of the kill of `greedy`.
+    told_of_kill: Mutex<bool>,
+    /// Reads that have begun, and those that have ended, with an answer or with their connection.
+    pub(crate) reads: Arc<(AtomicUsize, AtomicUsize)>,
     changed: Notify,
+}
+
+/// A read that ends.
+struct Read(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl Drop for Read {
+    fn drop(&mut self) {
+        self.0.1.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Agent {
@@ -36,6 +50,18 @@ impl Agent {
     pub(crate) fn close(&self) {
         *self.closed.lock().unwrap() = true;
         self.changed.notify_waiters();
+    }
+
+    async fn until_closed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if *self.closed.lock().unwrap() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     fn called(&self, call: String) {
@@ -62,7 +88,8 @@ impl health_ttrpc::Health for Service {
 impl agent_ttrpc::AgentService for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, r: agent::CreateSandboxRequest) -> ttrpc::Result<Empty> {
         let drivers: Vec<_> = r.storages.iter().map(|s| format!("{}@{}", s.driver, s.mount_point)).collect();
-        self.0.called(format!("sandbox {} {} {}", r.sandbox_id, r.hostname, drivers.join(" ")));
+        let pids = if r.sandbox_pidns { "with PID namespace" } else { "" };
+        self.0.called(format!("sandbox {} {} {} {pids}", r.sandbox_id, r.hostname, drivers.join(" ")));
         Ok(Empty::new())
     }
 
@@ -75,6 +102,10 @@ impl agent_ttrpc::AgentService for Service {
         match &*r.container_id {
             "web" => Err(refused(Code::ALREADY_EXISTS, "container web exists")),
             "slow" => std::future::pending().await,
+            "late" => {
+                self.0.until_closed().await;
+                Ok(Empty::new())
+            }
             _ => Ok(Empty::new()),
         }
     }
@@ -100,7 +131,37 @@ impl agent_ttrpc::AgentService for Service {
         Ok(Empty::new())
     }
 
+    async fn stats_container(
+        &self,
+        _: &TtrpcContext,
+        _: agent::StatsContainerRequest,
+    ) -> ttrpc::Result<agent::StatsContainerResponse> {
+        Ok(agent::StatsContainerResponse::new())
+    }
+
+    async fn get_oom_event(
+        &self,
+        _: &TtrpcContext,
+        _: agent::GetOOMEventRequest,
+    ) -> ttrpc::Result<agent::OOMEvent> {
+        let is_made = self.0.calls.lock().unwrap().iter().any(|call| call.starts_with("start greedy"));
+        if !is_made || std::mem::replace(&mut *self.0.told_of_kill.lock().unwrap(), true) {
+            std::future::pending::<()>().await;
+        }
+        Ok(agent::OOMEvent { container_id: "greedy".to_owned(), ..Default::default() })
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, r: agent::SignalProcessRequest) -> ttrpc::Result<Empty> {
+        self.0.called(format!("signal {} {}", r.container_id, r.signal));
+        if r.container_id != "idle" && r.signal == 15 {
+            self.0.close();
+        }
+        Ok(Empty::new())
+    }
+
     async fn exec_process(&self, _: &TtrpcContext, r: agent::ExecProcessRequest) -> ttrpc::Result<Empty> {
+        let user = &r.process.User;
+        self.0.called(format!("as {}:{} {:?}", user.UID, user.GID, user.AdditionalGids));
         self.0.called(format!("exec {}/{} {:?}", r.container_id, r.exec_id, r.process.Args));
         if r.process.Args.first().is_some_and(|program| program == "cat") {
             return Ok(Empty::new());
@@ -135,9 +196,14 @@ impl agent_ttrpc::AgentService for Service {
         _: &TtrpcContext,
         r: agent::ReadStreamRequest,
     ) -> ttrpc::Result<agent::ReadStreamResponse> {
+        if r.exec_id == "greedy" {
+            return Ok(agent::ReadStreamResponse::new());
+        }
         if r.exec_id == "idle" {
             std::future::pending::<()>().await;
         }
+        self.0.reads.0.fetch_add(1, Ordering::SeqCst);
+        let _read = Read(self.0.reads.clone());
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
@@ -170,16 +236,12 @@ impl agent_ttrpc::AgentService for Service {
         if matches!(&*r.exec_id, "forever" | "idle") {
             std::future::pending::<()>().await;
         }
-        loop {
-            let changed = self.0.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if *self.0.closed.lock().unwrap() {
-                let status = *self.0.received.lock().unwrap() as i32;
-                return Ok(agent::WaitProcessResponse { status, ..Default::default() });
-            }
-            changed.await;
+        if r.exec_id == "greedy" {
+            return Ok(agent::WaitProcessResponse { status: 137, ..Default::default() });
         }
+        self.0.until_closed().await;
+        let status = *self.0.received.lock().unwrap() as i32;
+        Ok(agent::WaitProcessResponse { status, ..Default::default() })
     }
 }
 
