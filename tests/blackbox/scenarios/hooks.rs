@@ -99,7 +99,7 @@ async fn a_start_container_hook_runs_inside(ctx: Ctx) -> Outcome {
         .await?;
     assert!(!container.file("/order").exists());
     container.start().await?;
-    // Who has started it need not wait for the hook.
+    // The call's answer comes when the hook has ended.
     assert!(std::fs::read_to_string(container.file("/order"))?.starts_with("hook\n0\n"));
     assert_eq!(container.wait().await?, 0);
     assert_eq!(std::fs::read_to_string(container.file("/order"))?, "hook\n0\nprogram\n");
@@ -169,32 +169,35 @@ async fn a_start_container_hook_that_hangs_keeps_nobody_waiting(ctx: Ctx) -> Out
 }
 
 async fn a_hook_after_the_start_is_ended_by_its_timeout(ctx: Ctx) -> Outcome {
-    let slow = ["sh", "-c", "exec sleep 1000000"];
-    let container = ctx
-        .idle(|spec| {
-            spec.hook(HookKind::Poststart, "/bin/sh", slow, 1).hook(HookKind::Poststop, "/bin/sh", slow, 1)
-        })
-        .await?;
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let (host, guest) = ctx.directory(&container, "log")?;
+    let script = format!("echo >> {guest}/ran; exec sleep 1000000");
+    let slow = ["sh", "-c", &script];
+    let container = container.edit(|spec| {
+        spec.hook(HookKind::Poststart, "/bin/sh", slow, 1).hook(HookKind::Poststop, "/bin/sh", slow, 1)
+    });
+    container.create().await?;
+    container.start().await?;
     assert_eq!(container.sh("echo alive").await?, "alive");
     container.remove().await?;
+    assert_eq!(std::fs::read_to_string(host.join("ran"))?, "\n\n", "both");
     Ok(())
 }
 
 /// Nobody else would end it: the caller of RemoveContainer may be gone, and a pod would never be.
 async fn a_hook_after_the_start_that_hangs_is_ended_without_a_timeout(ctx: Ctx) -> Outcome {
-    let slow = ["sh", "-c", "exec sleep 1000000"];
-    let container = ctx.container(|spec| {
-        spec.args(["sleep", "1000000"]).hook(HookKind::Poststart, "/bin/sh", slow, 0).hook(
-            HookKind::Poststop,
-            "/bin/sh",
-            slow,
-            0,
-        )
-    })?;
+    let container = ctx.container(|spec| spec.args(["sleep", "1000000"]))?;
+    let (host, guest) = ctx.directory(&container, "log")?;
+    let script = format!("echo >> {guest}/ran; exec sleep 1000000");
+    let slow = ["sh", "-c", &script];
+    let container = container.edit(|spec| {
+        spec.hook(HookKind::Poststart, "/bin/sh", slow, 0).hook(HookKind::Poststop, "/bin/sh", slow, 0)
+    });
     container.create().await?;
     tokio::time::timeout(SHELL_LIMIT, container.start()).await??;
     assert_eq!(container.sh("echo alive").await?, "alive");
     tokio::time::timeout(SHELL_LIMIT, container.remove()).await??;
+    assert_eq!(std::fs::read_to_string(host.join("ran"))?, "\n\n", "both");
     Ok(())
 }
 

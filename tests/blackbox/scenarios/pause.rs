@@ -75,6 +75,9 @@ async fn a_signal_arrives_when_the_container_is_resumed(ctx: Ctx) -> Outcome {
     assert_eq!(ctx.client().read_stdout(&container.id, "", 100).await?, b"ready\n");
     pause(&ctx, &container.id).await?;
     container.signal(libc::SIGTERM).await?;
+    // Not before.
+    let glance = ctx.client().within(std::time::Duration::from_millis(300));
+    refused(glance.wait_process(&container.id, "").await, Code::DEADLINE_EXCEEDED, &[]);
     resume(&ctx, &container.id).await?;
     let finished = container.finish(b"").await?;
     assert_eq!((finished.status, &*finished.stdout), (5, &b"bye\n"[..]));

@@ -107,6 +107,21 @@ impl Bench {
         seen
     }
 
+    /// The same of a container that has a network of its own: in it there is as little as in a guest without a card.
+    pub(super) async fn prove_apart(&self, order: &Order, checks: &[Check]) -> Outcome {
+        let record = self.start(order).await?;
+        let seen = async {
+            self.look(&record.id, checks).await?;
+            let guests = self.ctx.guest_sh("readlink $PROC/$SERVER/ns/net").await?;
+            let own = self.sh(&record.id, "readlink /proc/self/ns/net").await?;
+            assert!(own.starts_with("net:[") && own.trim() != guests.trim(), "{own} {guests}");
+            Ok(())
+        };
+        let seen = seen.await;
+        self.remove(&record.id).await?;
+        seen
+    }
+
     /// Removes a container; the guest has let go of what was mounted in the shared directory when this returns.
     pub(super) async fn remove(&self, id: &str) -> Outcome {
         self.engine.remove(id).await?;

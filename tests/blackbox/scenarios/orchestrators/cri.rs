@@ -122,7 +122,7 @@ async fn cri_a_root_process(ctx: Ctx) -> Outcome {
         "capabilities": {"add_capabilities": ["NET_ADMIN"], "drop_capabilities": ["CAP_CHOWN"]},
         "readonly_rootfs": true, "namespace_options": {"network": "CONTAINER"},
     }}});
-    bench.prove(&bench.order(json!({}), container)?, ROOT).await
+    bench.prove_apart(&bench.order(json!({}), container)?, ROOT).await
 }
 
 const PROFILED: &[Check] = &[check(

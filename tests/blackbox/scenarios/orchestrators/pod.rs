@@ -1,5 +1,6 @@
 //! What a pod's containers share.
 
+use nakai_ctl::cri::config::NamespaceMode;
 use serde_json::json;
 
 use super::bench::Bench;
@@ -80,8 +81,15 @@ async fn cri_a_pod(ctx: Ctx) -> Outcome {
     first["labels"] = json!({"app": "shop"});
     first["annotations"] = json!({"example.com/note": "seen"});
     let first = bench.order(pod.clone(), first)?;
-    assert!(bench.engine.need_sandbox(&first.pod).await?);
+    // Whoever comes first may want PID namespaces of its containers' own, and nobody is to get into one of those.
+    let mut apart = first.pod.clone();
+    apart.linux.security_context.namespace_options.pid = NamespaceMode::Container;
+    assert!(bench.engine.need_sandbox(&apart).await?);
+    let private = bench.start(&bench.order(pod.clone(), json!({"metadata": {"name": "private"}}))?).await?;
     let first = bench.start(&first).await?;
+    let processes = "readlink /proc/self/ns/pid";
+    assert_ne!(bench.sh(&first.id, processes).await?, bench.sh(&private.id, processes).await?);
+    bench.engine.remove(&private.id).await?;
     assert_eq!(first.id, "web-box-0");
     bench.sh(&first.id, "echo hello > /dev/shm/greeting").await?;
 
