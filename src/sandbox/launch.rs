@@ -65,7 +65,7 @@ impl Wiring {
         let io = ProcessIo {
             terminal,
             window: size.map(|size| (size.rows, size.cols)),
-            owner: (late.uid, late.gid),
+            owner: late.owner,
             held: ours.len(),
         };
         child.extend(ours);

@@ -16,8 +16,7 @@ use nix::unistd::Pid;
 use super::error::SandboxError;
 use crate::spec::NamespaceId;
 
-/// All but those of users, of which containers have none of their own.
-const KINDS: [&str; 7] = ["mnt", "pid", "ipc", "uts", "net", "cgroup", "time"];
+const KINDS: [&str; 8] = ["mnt", "pid", "ipc", "uts", "net", "cgroup", "time", "user"];
 
 /// A namespace's device and inode.
 type Id = (u64, u64);
@@ -33,6 +32,8 @@ pub(super) fn of(init: Pid) -> Result<Vec<NamespaceId>, SandboxError> {
     let init = Namespaces::of(&init.to_string())?;
     let note = |(kind, guests): (&str, &Option<Id>)| {
         let id = init.look(kind)?;
+        // An init that makes itself a user namespace has left nothing: it is within the container's.
+        let id = id.filter(|id| kind != "user" || *guests != Some(*id));
         Ok(id.map(|id| {
             let (device, inode) = id;
             NamespaceId { kind: kind.to_owned(), device, inode, own: *guests != Some(id) }
@@ -59,7 +60,7 @@ impl Namespaces {
         match fstatat(&self.directory, kind, AtFlags::empty()) {
             Ok(file) => Ok(Some((file.st_dev, file.st_ino))),
             // A kernel without them.
-            Err(Errno::ENOENT) if kind == "time" => Ok(None),
+            Err(Errno::ENOENT) if matches!(kind, "time" | "user") => Ok(None),
             Err(errno) => Err(failed(&self.path.join(kind), errno)),
         }
     }

@@ -41,6 +41,7 @@ mod rlimits;
 mod seccomp;
 mod sysctl;
 mod unheeded;
+mod user_namespace;
 mod validate;
 
 #[cfg(test)]
@@ -68,6 +69,7 @@ pub use process::set_home;
 pub use propagation::{MountPropagation, Propagation};
 pub use seccomp::SeccompProfile;
 pub use sysctl::Sysctl;
+pub use user_namespace::{UserNamespace, map_text};
 
 /// Turns the spec of a CreateContainer request into a launch that libcontainer and the worker can do.
 ///
@@ -87,10 +89,15 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
         // Joined by path: libcontainer sets the names of a new namespace only, and these are the sandbox's.
         spec.set_hostname(None).set_domainname(None);
     }
-    let sandbox_sysctls = sysctl::split(&mut linux, layout.own_network)?;
+    let users = user_namespace::check(&mut linux)?;
+    let sandbox_sysctls = sysctl::split(&mut linux, layout.own_network, users.is_some())?;
     let (cgroup_path, unit) =
         cgroups_path::resolve(linux.cgroups_path().as_deref(), &facts.container_id, facts.systemd)?;
     linux.set_cgroups_path(Some(cgroup_path.clone()));
+    if let Some(users) = &users {
+        users.map_devices(&mut linux)?;
+        spec.mounts_mut().as_mut().map_or(Ok(()), |mounts| users.map_options(mounts))?;
+    }
     let outside = devices::apply(&mut linux, device_rules::is_privileged(&process), facts)?;
     cpuset::apply(&mut linux, &facts.online_cpus, facts.online_mems.as_ref(), &mut warnings)?;
     memory::apply(&mut linux, facts.cgroup_version, facts.swap_accounting, &mut warnings)?;
@@ -111,13 +118,24 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
 
     let own_cgroups = own_cgroups::take(&mut spec, &mut linux, facts.stand_in.as_deref(), &mut limits);
     let has_cgroup = facts.cgroup_version == CgroupVersion::V2 && unit.is_none();
-    let can_be_own = poststart.is_empty()
-        && poststop.is_empty()
-        && copy_up.is_empty()
-        && own_init::is_usual(&spec, &linux, &process)
-        && (own_cgroups.is_some() || has_cgroup && own_cgroups::can_write_limits(&linux));
-    let take_all = || own_mounts::take_all(&mut spec, &linux, has_cgroup, &propagation);
-    let all_mounts = can_be_own.then(take_all).flatten();
+    let has_hooks = !poststart.is_empty() || !poststop.is_empty();
+    let can_limit = own_cgroups.is_some() || has_cgroup && own_cgroups::can_write_limits(&linux);
+    let unusual = [
+        (has_hooks, "hooks"),
+        (!copy_up.is_empty(), "tmpcopyup"),
+        (!can_limit, "limits or a cgroup that it makes"),
+    ];
+    let unusual = unusual.into_iter().find_map(|(is_there, name)| is_there.then_some(name));
+    let unusual = unusual.or_else(|| own_init::unusual(&spec, &linux, &process));
+    let mut take_all = || own_mounts::take_all(&mut spec, &linux, has_cgroup, &propagation);
+    let all_mounts = if unusual.is_none() { take_all() } else { None };
+    if users.is_some() && all_mounts.is_none() {
+        let what = unusual.unwrap_or("a mount that it makes");
+        return Err(SpecError::Unsupported {
+            field: format!("linux.namespaces: user, with {what},"),
+            reason: "libcontainer would have to make it",
+        });
+    }
     let own_init = all_mounts.is_some();
     if own_init && own_mounts::is_shared(&linux) {
         // libcontainer has it shared with the guest; here it is by itself until then.
@@ -134,7 +152,7 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     mounts::refuse_topmost_links(&spec)?;
     let start_hooks = spec.hooks_mut().as_mut().and_then(|hooks| hooks.start_container_mut().take());
     let seccomp = seccomp::take(&mut linux)?;
-    let inherited = ExecFacts::of_guest(facts, seccomp);
+    let inherited = ExecFacts { users, ..ExecFacts::of_guest(facts, seccomp) };
     let mut edited = process::prepare(process, &inherited, &mut warnings)?;
     let cwd = edited.process.cwd().clone();
     if let WorkingDirectory::InMemory(_) = working_directory {

@@ -8,7 +8,7 @@
 //! | cgroup  | a new one when asked for, and always on v2, so that a container sees no cgroup but its own |
 //! | network | the sandbox's (no entry) unless a new one is asked for |
 //! | time    | a new one when asked for |
-//! | user    | refused: libcontainer's exec would stay outside it, with all of the guest's privileges |
+//! | user    | a new one when asked for (`user_namespace`) |
 //!
 //! A path that the host gives is refused in every other place: it could name the agent's own.
 
@@ -50,7 +50,7 @@ pub(super) fn apply(
     if asked(Type::Cgroup) || version == CgroupVersion::V2 {
         wanted.push(namespace(Type::Cgroup, None));
     }
-    let kept = [Type::Network, Type::Time];
+    let kept = [Type::Network, Type::Time, Type::User];
     wanted.extend(kept.into_iter().filter(|kind| asked(*kind)).map(|kind| namespace(kind, None)));
     linux.set_namespaces(Some(wanted));
     time_offsets(linux, asked(Type::Time))?;
@@ -62,12 +62,6 @@ fn check(given: &[LinuxNamespace]) -> Result<(), SpecError> {
         let kind = ns.typ();
         if given.iter().take(index).any(|other| other.typ() == kind) {
             return Err(SpecError::Duplicate { field: "linux.namespaces", value: kind.to_string() });
-        }
-        if kind == Type::User {
-            return Err(SpecError::Unsupported {
-                field: "linux.namespaces: user".to_owned(),
-                reason: "a process exec'd later would run outside it",
-            });
         }
         let replaced = matches!(kind, Type::Ipc | Type::Uts);
         match ns.path() {
@@ -157,11 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn network_cgroup_and_time_are_kept_when_asked_for() {
-        let list = json!([{"type": "network", "path": ""}, {"type": "cgroup"}, {"type": "time"}]);
+    fn others_are_kept_when_asked_for() {
+        let list =
+            json!([{"type": "user"}, {"type": "network", "path": ""}, {"type": "cgroup"}, {"type": "time"}]);
         let out = run(list, &shared(), CgroupVersion::V1).unwrap();
-        assert_eq!(out.as_array().unwrap().len(), 7);
+        assert_eq!(out.as_array().unwrap().len(), 8);
         assert_eq!(out[5], json!({"type": "network"}));
+        assert_eq!(out[7], json!({"type": "user"}));
     }
 
     #[test]
@@ -171,7 +167,7 @@ mod tests {
             (json!([{"type": "pid", "path": "/proc/1/ns/pid"}]), "/proc/1/ns/pid"),
             (json!([{"type": "network", "path": "/proc/1/ns/net"}]), "net namespace"),
             (json!([{"type": "cgroup", "path": "/x"}]), "cgroup"),
-            (json!([{"type": "user"}]), "user"),
+            (json!([{"type": "user", "path": "/proc/1/ns/user"}]), "/proc/1/ns/user"),
             (json!([{"type": "ipc"}, {"type": "ipc"}]), "two entries for ipc"),
         ] {
             let error = run(list, &shared(), CgroupVersion::V2).unwrap_err().to_string();

@@ -2,7 +2,8 @@
 //!
 //! What a specification may ask for, and nearly none does, is left to libcontainer: hooks, priorities and scheduling,
 //! memory policies, execution domains, time namespaces. So are cgroups and
-//! mounts that are libcontainer's (`own_cgroups`, `own_mounts`).
+//! mounts that are libcontainer's (`own_cgroups`, `own_mounts`). It makes no user namespaces: with one, each of these is
+//! refused by its name.
 
 use std::path::{Component, Path};
 
@@ -37,8 +38,8 @@ impl OwnInit {
     }
 }
 
-/// Whether nothing but cgroups and mounts speaks against it.
-pub(super) fn is_usual(spec: &Spec, linux: &Linux, process: &Process) -> bool {
+/// What speaks against it; nothing, if it is cgroups and mounts or nothing at all.
+pub(super) fn unusual(spec: &Spec, linux: &Linux, process: &Process) -> Option<&'static str> {
     let is_plain = |path: &String| {
         let path = Path::new(path);
         path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
@@ -48,19 +49,24 @@ pub(super) fn is_usual(spec: &Spec, linux: &Linux, process: &Process) -> bool {
         let is_joined = namespace.path().is_some();
         match namespace.typ() {
             Type::Ipc | Type::Uts | Type::Pid => true,
-            Type::Mount | Type::Cgroup | Type::Network => !is_joined,
-            Type::User | Type::Time => false,
+            Type::Mount | Type::Cgroup | Type::Network | Type::User => !is_joined,
+            Type::Time => false,
         }
     });
-    spec.hooks().is_none()
-        && only_known
-        && paths.iter().all(|paths| paths.iter().flatten().all(is_plain))
-        && linux.personality().is_none()
-        && linux.memory_policy().is_none()
-        && linux.time_offsets().is_none()
-        && process.io_priority().is_none()
-        && process.scheduler().is_none()
-        && process.exec_cpu_affinity().is_none()
+    let reasons = [
+        (spec.hooks().is_some(), "hooks"),
+        (!only_known || linux.time_offsets().is_some(), "a time namespace"),
+        (
+            !paths.iter().all(|paths| paths.iter().flatten().all(is_plain)),
+            "a path to be hidden that climbs or is relative",
+        ),
+        (linux.personality().is_some(), "linux.personality"),
+        (linux.memory_policy().is_some(), "linux.memoryPolicy"),
+        (process.io_priority().is_some(), "process.ioPriority"),
+        (process.scheduler().is_some(), "process.scheduler"),
+        (process.exec_cpu_affinity().is_some(), "process.execCPUAffinity"),
+    ];
+    reasons.into_iter().find_map(|(is_there, name)| is_there.then_some(name))
 }
 
 #[cfg(test)]
@@ -73,13 +79,16 @@ mod tests {
         let mut base = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sh"]});
         base.as_object_mut().unwrap().extend(process.as_object().unwrap().clone());
         let spec = serde_json::from_value(json!({"ociVersion": "1.2.0", "hooks": hooks})).unwrap();
-        is_usual(&spec, &serde_json::from_value(linux).unwrap(), &serde_json::from_value(base).unwrap())
+        let (linux, process) =
+            (serde_json::from_value(linux).unwrap(), serde_json::from_value(base).unwrap());
+        unusual(&spec, &linux, &process).is_none()
     }
 
     #[test]
     fn what_nearly_all_ask_for_is_usual_and_the_rest_is_not() {
         let none = || json!({});
-        let namespaces = json!([{"type": "ipc", "path": "/i"}, {"type": "pid"}, {"type": "mount"}]);
+        let namespaces =
+            json!([{"type": "ipc", "path": "/i"}, {"type": "pid"}, {"type": "mount"}, {"type": "user"}]);
         let plain = json!({
             "namespaces": namespaces, "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"],
             "sysctl": {"kernel.domainname": "d"}, "devices": [{"path": "/dev/fuse", "type": "c", "major": 1, "minor": 2}]

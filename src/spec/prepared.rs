@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CapabilitySets, Facts, MountPropagation, OutsideNode, OwnCgroups, OwnMounts, Profiles, SeccompProfile,
-    Sysctl, WorkingDirectory,
+    Sysctl, UserNamespace, WorkingDirectory,
 };
 use crate::systemd::Unit;
 
@@ -87,10 +87,10 @@ pub struct PreparedExec {
 /// travels to the worker as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LateProcess {
-    /// Whose process it is: for the owner of its streams and for the look-up of HOME.
+    /// Whose process it is, in the container: for the look-up of HOME.
     pub uid: u32,
-    /// Its group: for the owner of its streams.
-    pub gid: u32,
+    /// Its user and group in the guest: for the owner of its streams.
+    pub owner: (u32, u32),
     /// The working directory, if libcontainer could not enter it because it is made behind it.
     pub cwd: Option<PathBuf>,
     /// The session keyring to join, see `KEYCTL_JOIN_SESSION_KEYRING` in keyctl(2).
@@ -156,6 +156,7 @@ pub struct ExecFacts {
     pub(super) apparmor: Profiles,
     pub(super) pci_map: BTreeMap<String, String>,
     pub(super) namespaces: Vec<NamespaceId>,
+    pub(super) users: Option<UserNamespace>,
 }
 
 impl ExecFacts {
@@ -174,6 +175,7 @@ impl ExecFacts {
             apparmor: facts.apparmor.clone(),
             pci_map: facts.pci_map.clone(),
             namespaces: Vec::new(),
+            users: None,
         }
     }
 

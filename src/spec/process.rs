@@ -55,9 +55,14 @@ pub(super) fn prepare(
     let terminal = process.terminal().unwrap_or(false);
     let console_size = console_size(&process).filter(|_| terminal);
     process.set_terminal(Some(terminal)).set_console_size(None);
+    let user = process.user();
+    let owner = match &container.users {
+        Some(users) => users.owner(user)?,
+        None => (user.uid(), user.gid()),
+    };
     let late = LateProcess {
-        uid: process.user().uid(),
-        gid: process.user().gid(),
+        uid: user.uid(),
+        owner,
         cwd: None,
         session_keyring: format!("_ses.{}", container.container_id),
         selinux_label,

@@ -93,7 +93,7 @@ fn an_empty_working_directory_is_the_root() {
 fn a_user_name_is_left_out_with_a_warning() {
     let (edited, warnings) =
         edit(json!({"user": {"uid": 7, "gid": 8, "username": "web"}}), &container(false)).unwrap();
-    assert_eq!((edited.late.uid, edited.late.gid), (7, 8));
+    assert_eq!((edited.late.uid, edited.late.owner), (7, (7, 8)));
     assert!(warnings[0].contains("web"));
 }
 

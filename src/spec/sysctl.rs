@@ -2,8 +2,8 @@
 //!
 //! `net.*` belongs to the network namespace: the agent writes it in the sandbox's, and libcontainer in the
 //! container's own where there is one. The IPC names and `kernel.domainname` are written by libcontainer from
-//! inside the container (a shared namespace is changed for all who share it). Everything else would change
-//! the guest's kernel for all, and is refused, as runc does.
+//! inside the container (a shared namespace is changed for all who share it). `user.*` belongs to the container's user
+//! namespace, if it has one. Everything else would change the guest's kernel for all, and is refused, as runc does.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub struct Sysctl {
 
 /// Takes the names out of `linux.sysctl` that the agent writes in the sandbox's network namespace; sorted by
 /// name.
-pub(super) fn split(linux: &mut Linux, own_network: bool) -> Result<Vec<Sysctl>, SpecError> {
+pub(super) fn split(linux: &mut Linux, own_network: bool, own_users: bool) -> Result<Vec<Sysctl>, SpecError> {
     let mut kept = HashMap::new();
     let mut ours = Vec::new();
     for (name, value) in linux.sysctl().iter().flatten() {
@@ -48,7 +48,7 @@ pub(super) fn split(linux: &mut Linux, own_network: bool) -> Result<Vec<Sysctl>,
             ours.push(Sysctl { name: name.clone(), path, value: value.clone() });
             continue;
         }
-        allowed(name, &dotted)?;
+        allowed(name, &dotted, own_users)?;
         if parts.iter().any(|part| part.contains('.')) {
             // libcontainer makes every dot a slash.
             return Err(SpecError::Sysctl { name: name.clone(), reason: "a dot within a part of the name" });
@@ -85,7 +85,7 @@ fn parts(name: &str) -> Result<Vec<String>, SpecError> {
     Ok(parts)
 }
 
-fn allowed(name: &str, dotted: &str) -> Result<(), SpecError> {
+fn allowed(name: &str, dotted: &str, own_users: bool) -> Result<(), SpecError> {
     let refuse = |reason| Err(SpecError::Sysctl { name: name.to_owned(), reason });
     match dotted {
         "kernel.hostname" => refuse("the hostname has a field of its own"),
@@ -93,6 +93,7 @@ fn allowed(name: &str, dotted: &str) -> Result<(), SpecError> {
         _ if IPC.contains(&dotted) || dotted.starts_with("fs.mqueue.") || dotted.starts_with("net.") => {
             Ok(())
         }
+        _ if dotted.starts_with("user.") && own_users => Ok(()),
         _ if dotted.starts_with("user.") => refuse("the container has no user namespace"),
         _ => refuse("it is not of a namespace of the container"),
     }
@@ -106,7 +107,7 @@ mod tests {
 
     fn run(sysctl: Value, own_network: bool) -> Result<(Value, Vec<(String, String)>), SpecError> {
         let mut linux: Linux = serde_json::from_value(json!({ "sysctl": sysctl })).unwrap();
-        let ours = split(&mut linux, own_network)?;
+        let ours = split(&mut linux, own_network, false)?;
         let ours = ours.into_iter().map(|s| (s.path.to_str().unwrap().to_owned(), s.value)).collect();
         Ok((serde_json::to_value(linux.sysctl()).unwrap(), ours))
     }
@@ -166,6 +167,14 @@ mod tests {
             let error = run(json!({name: "1"}), false).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn limits_of_a_user_namespace_belong_to_the_containers_own() {
+        let sysctl = json!({"sysctl": {"user.max_user_namespaces": "5"}});
+        let mut linux: Linux = serde_json::from_value(sysctl.clone()).unwrap();
+        assert!(split(&mut linux, false, true).unwrap().is_empty());
+        assert_eq!(serde_json::to_value(linux).unwrap(), sysctl);
     }
 
     #[test]

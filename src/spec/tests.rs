@@ -245,7 +245,7 @@ fn a_further_process_has_its_own_where_it_brings_some() {
         &container,
     );
     assert_eq!(out.process.oom_score_adj(), Some(1));
-    assert_eq!((out.late.uid, out.late.gid, out.late.rlimits.len()), (5, 6, 1));
+    assert_eq!((out.late.uid, out.late.owner, out.late.rlimits.len()), (5, (5, 6), 1));
     assert_eq!(out.console_size, Some(ConsoleSize { rows: 2, cols: 3 }));
     assert!(out.terminal && !out.late.find_home);
     assert_eq!(out.late.capabilities.unwrap().bounding, 1 << 5, "CAP_KILL");

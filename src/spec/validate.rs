@@ -29,14 +29,6 @@ pub(super) fn spec(spec: &mut Spec) -> Result<(), SpecError> {
 }
 
 fn linux(linux: &mut Linux) -> Result<(), SpecError> {
-    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
-    if mapped(linux.uid_mappings()) || mapped(linux.gid_mappings()) {
-        return Err(SpecError::Unsupported {
-            field: "linux.uidMappings".to_owned(),
-            reason: "there are no user namespaces here",
-        });
-    }
-    linux.set_uid_mappings(None).set_gid_mappings(None);
     if linux.intel_rdt().as_ref().is_some_and(|rdt| *rdt != LinuxIntelRdt::default()) {
         return Err(SpecError::Unsupported {
             field: "linux.intelRdt".to_owned(),
@@ -114,12 +106,11 @@ mod tests {
     #[test]
     fn other_systems_and_empty_parts_are_taken_out_and_unsupported_ones_named() {
         let out = run(json!({"ociVersion": "1.0.2", "root": {"path": "/"}, "windows": {"layerFolders": []},
-            "linux": {"uidMappings": [], "intelRdt": {}, "netDevices": {}}}))
+            "linux": {"intelRdt": {}, "netDevices": {}}}))
         .unwrap();
         assert_eq!(out["linux"], json!({}));
         assert!(out.get("windows").is_none());
         for (linux, named) in [
-            (json!({"uidMappings": [{"hostID": 1, "containerID": 0, "size": 1}]}), "uidMappings"),
             (json!({"intelRdt": {"l3CacheSchema": "L3:0=f"}}), "intelRdt"),
             (json!({"netDevices": {"eth0": {}}}), "netDevices"),
             (json!({"personality": {"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]}}), "personality"),

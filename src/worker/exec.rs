@@ -7,7 +7,7 @@
 //! Where the container is, is said by the handle of its init and by the namespaces that init was made in; who has moved
 //! init elsewhere gets no further process there. The child is born in the container's cgroup (v2) or
 //! enters it first of all (v1). Order of what it does then: session, standard streams, namespaces, terminal, security
-//! labels, umask; all descriptors are closed that lead out of the container; working directory, credentials, capabilities
+//! labels, umask; the user namespace, which ends its rights over the guest; all descriptors are closed that lead out of the container; working directory, credentials, capabilities
 //! (`user`), and the last steps of every process (`executor`).
 //!
 //! The child can't be looked into from the container (it is not dumpable), and does not become the program when nobody
@@ -89,6 +89,7 @@ fn flags_of(pinned: &[NamespaceId]) -> Result<CloneFlags, Failure> {
             "uts" => CloneFlags::CLONE_NEWUTS,
             "net" => CloneFlags::CLONE_NEWNET,
             "cgroup" => CloneFlags::CLONE_NEWCGROUP,
+            "user" => CloneFlags::CLONE_NEWUSER,
             "time" => CloneFlags::from_bits_retain(libc::CLONE_NEWTIME),
             other => return Err(Failure::internal(format!("a namespace of the unknown kind {other:?}"))),
         };
@@ -183,12 +184,13 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// Whether the child is where the container's init was made.
-    fn check_namespaces(&self) -> Result<(), Failure> {
+    /// Whether the child is where the container's init was made, but for the user namespace or in that.
+    fn check_namespaces(&self, in_users: bool) -> Result<(), Failure> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let own = nix::fcntl::openat(&self.proc, "thread-self/ns", flags, Mode::empty())
             .map_err(|errno| failed("open /proc/thread-self/ns", errno))?;
-        for NamespaceId { kind, device, inode, .. } in self.pinned.iter().filter(|namespace| namespace.own) {
+        let is_checked = |namespace: &&NamespaceId| namespace.own && (namespace.kind == "user") == in_users;
+        for NamespaceId { kind, device, inode, .. } in self.pinned.iter().filter(is_checked) {
             let seen = nix::sys::stat::fstatat(&own, kind.as_str(), AtFlags::empty())
                 .map_err(|errno| failed(&format!("look at /proc/thread-self/ns/{kind}"), errno))?;
             if (seen.st_dev, seen.st_ino) != (*device, *inode) {
@@ -206,12 +208,19 @@ impl<'a> Entry<'a> {
     fn enter(&self, waiting: &OwnedFd) -> Result<(), Failure> {
         self.way.take()?;
         child::connect(&self.stdio)?;
-        self.join(self.namespaces)?;
-        self.check_namespaces()?;
+        let users = self.namespaces & CloneFlags::CLONE_NEWUSER;
+        self.join(self.namespaces - users)?;
+        self.check_namespaces(false)?;
         if self.io.terminal {
             let _terminal = console::open(&self.proc, self.io, waiting)?;
         }
-        user::confine(self.process, self.steps.selinux_label(), &self.proc)
+        user::confine(self.process, self.steps.selinux_label(), &self.proc)?;
+        if users.is_empty() {
+            return Ok(());
+        }
+        self.join(users)?;
+        user::become_root_inside()?;
+        self.check_namespaces(true)
     }
 }
 

@@ -42,7 +42,7 @@ pub struct ProcessIo {
     pub terminal: bool,
     /// Rows and columns of the terminal, when the host named them.
     pub window: Option<(u16, u16)>,
-    /// Whom the pipes or the terminal belong to: uid and gid of the process.
+    /// Whom the pipes or the terminal belong to: uid and gid of the process, in the guest's numbers.
     pub owner: (u32, u32),
     /// How many of the last descriptors are the server's ends: only for the supervisor, to be held.
     pub held: usize,

@@ -214,6 +214,13 @@ fn ambient(what: libc::c_int, capability: u32) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
+/// Has this process keep its capabilities when it becomes somebody else (capabilities(7), `SECBIT_NO_SETUID_FIXUP`).
+pub(super) fn keep_capabilities_whoever_it_is() -> Result<(), Errno> {
+    const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+    // SAFETY: plain integers.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) }).map(drop)
+}
+
 /// Sets three of this thread's capability sets (capset(2)).
 pub(super) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<(), Errno> {
     /// `_LINUX_CAPABILITY_VERSION_3`: two words for each set.

@@ -69,6 +69,15 @@ pub(super) fn set_selinux_label(proc: &OwnedFd, label: &str) -> Result<(), Failu
         })
 }
 
+/// Root of the user namespace that this process has entered, in which it may do anything, and nothing out of it.
+pub(super) fn become_root_inside() -> Result<(), Failure> {
+    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    nix::unistd::setresgid(group, group, group)
+        .and_then(|()| nix::unistd::setresuid(user, user, user))
+        .map_err(|errno| failed("become root of the user namespace", errno))?;
+    child::hide()
+}
+
 /// The user, its directory, and what it may do.
 pub(super) fn become_user(process: &Process, allowed: &CapabilitySets) -> Result<(), Failure> {
     let (user, cwd) = (process.user(), process.cwd());

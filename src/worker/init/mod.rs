@@ -6,7 +6,7 @@
 //! specification in files, and looks at each place again and again.
 //!
 //! Order: cgroups, session, standard streams, namespaces, mounts, `/dev`, the new root, propagation, sysctls, terminal,
-//! security labels and umask, read-only and masked paths; all descriptors are closed that lead out of the container; working
+//! security labels and umask, read-only and masked paths; a user namespace ([`users`]); all descriptors are closed that lead out of the container; working
 //! directory, credentials, capabilities (`user`), the look for the program (`executor`). Then the worker is told, and
 //! everything closed but the standard streams and the gate.
 //!
@@ -19,6 +19,7 @@ pub(super) mod gate;
 mod namespaces;
 mod paths;
 mod root;
+mod users;
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -41,6 +42,9 @@ use crate::supervisor::{Forked, fork_apart};
 
 /// What the child says when it waits at the gate; a [`Failure`] is longer.
 const READY: &[u8] = b"ready";
+
+/// Sysctls of a user namespace, which only who is in it finds.
+const OF_USERS: &str = "user.";
 
 /// All that the child needs.
 struct Init<'a> {
@@ -111,6 +115,9 @@ impl Init<'_> {
             match message.fd {
                 Some(master) => process.fds.push(master),
                 None if message.text == READY => break,
+                None if message.text == users::BEGUN => {
+                    users::map(process.pid, child, &self.wanted.linux)?;
+                }
                 None => return Err(child::told(&message.text)),
             }
         }
@@ -156,6 +163,9 @@ impl Init<'_> {
             cgroups::enter_trees(trees)?;
         }
         child::connect(&self.stdio)?;
+        if self.namespaces.have_users() {
+            users::create_as_root(linux)?;
+        }
         self.namespaces.enter()?;
         namespaces::name_host(self.wanted)?;
         let root = root::make(self.job, self.cgroup.as_ref().map(cgroups::Directory::path))?;
@@ -166,7 +176,7 @@ impl Init<'_> {
         root::enter(&root)?;
         root::make_working_directory(&root, self.job);
         propagation::set(&self.job.propagation)?;
-        namespaces::set_sysctls(linux, &self.proc)?;
+        namespaces::set_sysctls(linux, &self.proc, |name| !name.starts_with(OF_USERS))?;
         if self.job.io.terminal {
             let terminal = console::open(&self.proc, &self.job.io, worker)?;
             dev::show_console(&dev, &terminal)?;
@@ -177,7 +187,18 @@ impl Init<'_> {
         }
         paths::make_read_only(&root, linux.readonly_paths().as_deref().unwrap_or_default())?;
         paths::mask(&root, &dev, linux.masked_paths().as_deref().unwrap_or_default())?;
-        if self.job.read_only_dev { propagation::make_dev_read_only() } else { Ok(()) }
+        if self.job.read_only_dev {
+            propagation::make_dev_read_only()?;
+        }
+        if self.namespaces.have_users() { self.leave_guest(worker) } else { Ok(()) }
+    }
+
+    /// Becomes root of the container's users, and nobody in the guest.
+    fn leave_guest(&self, worker: &OwnedFd) -> Result<(), Failure> {
+        users::enter(worker, self.namespaces.late())?;
+        // In the copy of the mounts each follows its original, whatever it was.
+        propagation::set(&self.job.propagation)?;
+        namespaces::set_sysctls(&self.wanted.linux, &self.proc, |name| name.starts_with(OF_USERS))
     }
 }
 

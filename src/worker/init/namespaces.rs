@@ -1,6 +1,6 @@
 //! The namespaces of a container's init, and what is set in them.
 //!
-//! New ones it is born in, but for the cgroup namespace: that begins at the cgroup of who makes it, and a child on v1
+//! New ones it is born in, but for a user namespace (`users`) and the cgroup namespace: that begins at the cgroup of who makes it, and a child on v1
 //! has not entered its cgroups yet, while one on v2 would get its parent's (kernel/cgroup/namespace.c,
 //! `copy_cgroup_ns`).
 
@@ -41,7 +41,17 @@ impl Namespaces {
 
     /// Those that the child is to be born in.
     pub(super) fn born_in(&self) -> CloneFlags {
-        self.new - CloneFlags::CLONE_NEWCGROUP
+        self.new - CloneFlags::CLONE_NEWCGROUP - CloneFlags::CLONE_NEWUSER
+    }
+
+    /// Whether the container has users of its own.
+    pub(super) fn have_users(&self) -> bool {
+        self.new.contains(CloneFlags::CLONE_NEWUSER)
+    }
+
+    /// What begins in its user namespace, if it has one.
+    pub(super) fn late(&self) -> CloneFlags {
+        self.new & CloneFlags::CLONE_NEWCGROUP
     }
 
     /// A PID namespace is joined for children only.
@@ -52,7 +62,7 @@ impl Namespaces {
     /// In the child: all that it is not in yet. It is in its cgroup.
     pub(super) fn enter(&self) -> Result<(), Failure> {
         self.join(|flag| flag != CloneFlags::CLONE_NEWPID)?;
-        if self.new.contains(CloneFlags::CLONE_NEWCGROUP) {
+        if self.new.contains(CloneFlags::CLONE_NEWCGROUP) && !self.have_users() {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|errno| failed("begin a cgroup namespace", errno))?;
         }
@@ -81,9 +91,8 @@ fn flag(kind: Type) -> Result<CloneFlags, Failure> {
         Type::Ipc => CloneFlags::CLONE_NEWIPC,
         Type::Pid => CloneFlags::CLONE_NEWPID,
         Type::Network => CloneFlags::CLONE_NEWNET,
-        Type::User | Type::Time => {
-            return Err(Failure::internal(format!("no {kind} namespace is made here")));
-        }
+        Type::User => CloneFlags::CLONE_NEWUSER,
+        Type::Time => return Err(Failure::internal(format!("no {kind} namespace is made here"))),
     })
 }
 
@@ -97,9 +106,13 @@ pub(super) fn name_host(wanted: &OwnInit) -> Result<(), Failure> {
     })
 }
 
-/// Writes sysctls of the namespaces that this process is in, by way of the agent's `/proc`.
-pub(super) fn set_sysctls(linux: &Linux, proc: &OwnedFd) -> Result<(), Failure> {
-    for (name, value) in linux.sysctl().iter().flatten() {
+/// Writes those sysctls of the namespaces that this process is in, by way of the agent's `/proc`.
+pub(super) fn set_sysctls(
+    linux: &Linux,
+    proc: &OwnedFd,
+    which: impl Fn(&str) -> bool,
+) -> Result<(), Failure> {
+    for (name, value) in linux.sysctl().iter().flatten().filter(|(name, _)| which(name)) {
         let how = OpenHow::new()
             .flags(OFlag::O_WRONLY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -122,10 +135,11 @@ mod tests {
     fn a_child_is_born_in_new_ones_but_for_the_cgroup_namespace() {
         let linux = json!({"namespaces": [
             {"type": "ipc", "path": "/run/ns/ipc"}, {"type": "pid", "path": "/run/ns/pid"}, {"type": "mount"},
-            {"type": "network"}, {"type": "cgroup"}
+            {"type": "network"}, {"type": "cgroup"}, {"type": "user"}
         ]});
         let all = Namespaces::of(&serde_json::from_value(linux).unwrap()).unwrap();
         assert_eq!(all.born_in(), CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET);
+        assert!(all.have_users());
         let failure = all.join_for_children().unwrap_err().to_string();
         assert!(failure.contains("/run/ns/pid"), "{failure}");
         let failure = all.enter().unwrap_err().to_string();

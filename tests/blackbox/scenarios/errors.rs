@@ -127,7 +127,7 @@ const BAD_SPECS: &[(SpecEdit, &[&str])] = &[
     (|spec| spec.oom_score_adj(1001), &["oomScoreAdj", "1001"]),
     (|spec| spec.namespaces([("nonsense", "")]), &["namespace", "nonsense"]),
     (|spec| spec.namespaces([("mount", ""), ("mount", "")]), &["linux.namespaces", "two entries"]),
-    (|spec| spec.namespaces([("user", "")]), &["namespaces", "user"]),
+    (|spec| spec.namespaces([("user", "")]), &["linux.uidMappings"]),
     (|spec| spec.namespaces([("pid", "/proc/1/ns/pid")]), &["pid", "/proc/1/ns/pid"]),
     (|spec| spec.namespaces([("mount", "/proc/1/ns/mnt")]), &["linux.namespaces", "/proc/1/ns/mnt"]),
     (|spec| spec.mount("/../up", "tmpfs", "tmpfs", &[]), &["/../up"]),

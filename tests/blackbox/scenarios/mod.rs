@@ -9,7 +9,7 @@
 //! | an exec has no seccomp filter; a filter without `noNewPrivileges` fails | `seccomp::a_filter_holds_for_init_and_exec` |
 //! | `noNewPrivileges: false` with a filter fails | `seccomp::a_filter_holds_for_init_and_exec` |
 //! | capabilities that are left out are all kept | `confinement::capabilities_are_exactly_the_given_ones` |
-//! | an exec into a user namespace stays outside it | `errors::bad_specs_are_refused_by_name` (there are none) |
+//! | an exec into a user namespace stays outside it | `user_namespaces::root_is_nobody_in_the_guest` |
 //! | no session keyring | `process::each_container_has_a_session_keyring` |
 //! | security labels are not applied | `labels::an_selinux_label_confines_init_and_exec` |
 //! | programs without `o+x` are refused | `process::a_program_for_its_owner_alone_runs` |
@@ -89,6 +89,7 @@ mod systemd;
 mod terminals;
 mod tty;
 mod update;
+mod user_namespaces;
 mod watching;
 
 pub(crate) use coverage::check as all_is_covered;
@@ -145,6 +146,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         terminals::scenarios(),
         tty::scenarios(),
         update::scenarios(),
+        user_namespaces::scenarios(),
         watching::scenarios(),
     ]
     .into_iter()
