@@ -135,7 +135,7 @@ async fn goes_on_at_a_word(client: &Client, name: &str, slice: &str, script: &st
 /// Gives the word, and comes back when the unit of `name` is gone, which no server has seen.
 async fn unseen(system: &Container, name: &str) -> Outcome {
     let script = format!(
-        "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != nakai-server ] || server=${{p##*/}}; done; \
+        "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2> /dev/null)\" != nakai-server ] || server=${{p##*/}}; done; \
          kill -STOP $server; : > /two/rootfs/eat; n=0; cd /sys/fs/cgroup; \
          while {{ [ -d nakai-{name}.scope ] || [ -d pods.slice/pods-a.slice/nakai-{name}.scope ]; }} && \
          [ $n -lt 600 ]; do sleep 0.1; n=$((n + 1)); done; \
@@ -215,7 +215,7 @@ async fn containers_are_scopes_in_their_slices(ctx: Ctx) -> Outcome {
     client.create_container("two", inner("two", "pods-a.slice:nakai:two").args(["true"]).build()).await?;
     client.start_container("two").await?;
     assert_eq!(client.wait_process("two", "").await?, 0);
-    let kill = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != nakai-server ] || kill -9 ${p##*/}; done";
+    let kill = "for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2> /dev/null)\" != nakai-server ] || kill -9 ${p##*/}; done";
     shell(&system, kill).await?;
     let client = inner_client(&ctx, &system, 2).await?;
     for name in ["one", "two"] {
