@@ -18,7 +18,7 @@ use super::ops::{MountOps, MountOrder, Target};
 use super::ownership::{self, Giver};
 use super::places::{Place, Places, fd_path};
 use super::registry::OpenRecord;
-use super::request::StorageRequest;
+use super::request::{BIND, StorageRequest};
 use super::verity::Verity;
 use super::watch::{Mirror, Watch};
 use crate::guest::bulkhead::Bulkhead;
@@ -135,6 +135,11 @@ impl Attachment {
     /// Whether there is nothing to take down (any more).
     pub(super) fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Whether directories of ours go with all that is in them.
+    pub(super) fn has_tree(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Tree(_)))
     }
 
     /// Goes back, last step first. A mount that can't be taken down ends it there: what is left can be tried
@@ -305,6 +310,7 @@ impl Work<'_> {
 
     /// Gives the mount that is there these options.
     pub(super) fn change_mount(&self, fstype: &str, mut options: Vec<String>) -> Result<(), StorageError> {
+        self.request.refuse_other_mounts(fstype, &options)?;
         options.insert(0, "remount".to_owned());
         let order = MountOrder { from: self.source, link: self.source, fstype, options: &options };
         mount_at(self.place, &order, self.ops)
@@ -331,7 +337,8 @@ impl Work<'_> {
 
     /// Mounts the source on the mount point, which is made if missing.
     pub(super) fn mount(&mut self, fstype: &str, options: &[String]) -> Result<(), StorageError> {
-        self.mount_node(self.source, fstype, options)
+        self.load(fstype)?;
+        self.mount_source(self.source, fstype, options)
     }
 
     /// Makes a device that checks what is read from the source. Returns its node.
@@ -342,20 +349,32 @@ impl Work<'_> {
         self.ops.add_verity(&name, self.source, verity).map_err(failed)
     }
 
-    /// Mounts what stands for the source on the mount point, which is made if missing.
+    /// Mounts the block device `node` on the mount point, which is made if missing. A filesystem without a device takes
+    /// what it shows from somewhere else: it is refused.
     pub(super) fn mount_node(
         &mut self,
         node: &str,
         fstype: &str,
         options: &[String],
     ) -> Result<(), StorageError> {
+        self.load(fstype)?;
+        if self.ops.is_without_device(fstype) {
+            return Err(self.request.refuse("fstype", format!("{fstype:?} is on no block device")));
+        }
+        self.mount_source(node, fstype, options)
+    }
+
+    fn load(&self, fstype: &str) -> Result<(), StorageError> {
         self.ops.load_filesystem(fstype).map_err(|cause| StorageError::Filesystem {
             fstype: fstype.to_owned(),
             mount_point: self.place.path(),
             cause,
-        })?;
+        })
+    }
+
+    fn mount_source(&mut self, link: &str, fstype: &str, options: &[String]) -> Result<(), StorageError> {
         self.make_directory(&self.place.clone())?;
-        self.mount_from(node, fstype, options)
+        self.mount_from(link, fstype, options)
     }
 
     /// Makes what is open at `from` visible at the mount point too: on a directory, or on an empty file,
@@ -368,10 +387,11 @@ impl Work<'_> {
         } else {
             self.make_file(&place)?;
         }
-        self.mount_from(&fd_path(from).to_string_lossy(), "bind", options)
+        self.mount_from(&fd_path(from).to_string_lossy(), BIND, options)
     }
 
     fn mount_from(&mut self, link: &str, fstype: &str, options: &[String]) -> Result<(), StorageError> {
+        self.request.refuse_other_mounts(fstype, options)?;
         let order = MountOrder { from: self.source, link, fstype, options };
         mount_at(self.place, &order, self.ops)?;
         self.attachment.steps.push(Step::Mount(self.place.clone()));

@@ -44,6 +44,9 @@ pub trait MountOps: Send + Sync {
     /// Makes sure that the kernel knows the filesystem, loading its module if it doesn't.
     fn load_filesystem(&self, fstype: &str) -> Result<(), Cause>;
 
+    /// Whether the kernel says that the filesystem needs no block device (filesystems(5)).
+    fn is_without_device(&self, fstype: &str) -> bool;
+
     /// Mounts (mount(2)), or, with the option `remount`, changes a mount. Errors name source and target.
     fn mount(&self, order: &MountOrder<'_>, target: &Target<'_>) -> Result<(), Cause>;
 
@@ -95,7 +98,7 @@ pub trait BlockLookup: Send + Sync {
     /// Has an encrypted ext4 made on a disk, and mounted.
     async fn mount_encrypted(&self, disk: &Path, mount_point: &Path) -> Result<(), Cause>;
 
-    /// Waits until nothing more is done at `mount_point` by one of these that was given up by dropping it, or not for ever.
+    /// Waits until a call above whose future was dropped has really ended at `mount_point`. May never return: bound it.
     async fn ended(&self, mount_point: &Path);
 }
 
@@ -124,6 +127,11 @@ fn cause(error: impl std::error::Error + Send + Sync + 'static) -> Cause {
 impl MountOps for KernelMounts {
     fn load_filesystem(&self, fstype: &str) -> Result<(), Cause> {
         self.modules.load_filesystem(fstype).map_err(cause)
+    }
+
+    fn is_without_device(&self, fstype: &str) -> bool {
+        let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        known.lines().any(|line| line.strip_prefix("nodev\t") == Some(fstype))
     }
 
     fn mount(&self, order: &MountOrder<'_>, target: &Target<'_>) -> Result<(), Cause> {

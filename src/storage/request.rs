@@ -102,12 +102,18 @@ impl TryFrom<&agent::Storage> for StorageRequest {
     }
 }
 
+/// chown(2) takes it for "as it is".
+const NOBODY: u32 = u32::MAX;
+
 fn fs_group(wire: &agent::FSGroup) -> Result<FsGroup, String> {
     let policy = match wire.group_change_policy.enum_value() {
         Ok(types::FSGroupChangePolicy::Always) => FsGroupPolicy::Always,
         Ok(types::FSGroupChangePolicy::OnRootMismatch) => FsGroupPolicy::OnRootMismatch,
         Err(number) => return Err(format!("unknown change policy {number}")),
     };
+    if wire.group_id == NOBODY {
+        return Err(format!("{} is no group id", wire.group_id));
+    }
     Ok(FsGroup { gid: Gid::from_raw(wire.group_id), policy })
 }
 
@@ -144,9 +150,9 @@ impl StorageRequest {
     /// The group named by the option `fsgid=`.
     pub(super) fn fsgid(&self) -> Result<Option<Gid>, StorageError> {
         let parse = |text: &str| {
-            text.parse()
-                .map(Gid::from_raw)
-                .map_err(|_| self.refuse("options", format!("fsgid={text} is no group id")))
+            let gid = text.parse().ok().filter(|gid| *gid != NOBODY);
+            gid.map(Gid::from_raw)
+                .ok_or_else(|| self.refuse("options", format!("fsgid={text} is no group id")))
         };
         self.option("fsgid").map(parse).transpose()
     }
@@ -158,6 +164,19 @@ impl StorageRequest {
             mode.ok_or_else(|| self.refuse("options", format!("mode={text} is no octal file mode")))
         };
         self.option("mode").map(parse).transpose()
+    }
+
+    /// Refuses the words that make another mount of it than the driver's: with `bind` the kernel heeds no type and takes
+    /// any path of the guest for the source, with `remount` it changes what others have mounted.
+    pub(super) fn refuse_other_mounts(&self, fstype: &str, options: &[String]) -> Result<(), StorageError> {
+        let word = options.iter().find(|option| match option.as_str() {
+            "bind" | "rbind" => fstype != BIND,
+            option => option == "remount",
+        });
+        match word {
+            Some(word) => Err(self.refuse("options", format!("{word} is not for the type {fstype:?}"))),
+            None => Ok(()),
+        }
     }
 
     /// The error for a field that this driver can't use.
@@ -227,7 +246,7 @@ mod tests {
     #[test]
     fn unusable_fields_are_refused_by_name() {
         type Change = fn(&mut agent::Storage);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 7] = [
             (|s| s.mount_point.clear(), "mount point"),
             (|s| s.mount_point = "/run/../etc".to_owned(), "mount point"),
             (|s| s.driver.clear(), "driver"),
@@ -242,6 +261,13 @@ mod tests {
                 },
                 "unknown change policy 7",
             ),
+            (
+                |s| {
+                    s.fs_group =
+                        MessageField::some(agent::FSGroup { group_id: u32::MAX, ..Default::default() })
+                },
+                "4294967295 is no group id",
+            ),
         ];
         for (change, named) in cases {
             let mut storage = wire();
@@ -253,7 +279,9 @@ mod tests {
 
     #[test]
     fn numbers_in_options_are_checked() {
-        for bad in ["mode=9", "mode=", "mode=10000", "fsgid=x", "fsgid=-1", "fsgid=4294967296"] {
+        for bad in
+            ["mode=9", "mode=", "mode=10000", "fsgid=x", "fsgid=-1", "fsgid=4294967295", "fsgid=4294967296"]
+        {
             let mut storage = wire();
             storage.options = vec![bad.to_owned()];
             let request = StorageRequest::try_from(&storage).unwrap();

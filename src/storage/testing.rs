@@ -148,6 +148,10 @@ impl MountOps for FakeGuest {
         self.note("load", format!("load {fstype}"))
     }
 
+    fn is_without_device(&self, fstype: &str) -> bool {
+        ["overlay", "proc", "tmpfs"].contains(&fstype)
+    }
+
     fn mount(&self, order: &MountOrder<'_>, target: &Target<'_>) -> Result<(), Cause> {
         let from =
             if order.link.starts_with("/proc/") { real(Path::new(order.link)) } else { order.link.into() };

@@ -92,7 +92,7 @@ impl Driver for Block {
                 let node = work.verify(&verity)?;
                 work.mount_node(&node.to_string_lossy(), &fstype, &options)?;
             }
-            None => work.mount(&fstype, &options)?,
+            None => work.mount_node(work.source, &fstype, &options)?,
         }
         work.give_to_group()
     }

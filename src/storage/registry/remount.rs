@@ -25,6 +25,7 @@ impl Storages {
         if new.is_empty() {
             return Ok(());
         }
+        request.refuse_other_mounts(&request.fstype, &new)?;
         let held = StorageRequest { options: self.options_of(&request)?, ..request.clone() };
         // A tmpfs has no such option, and huge pages are not to be had without it.
         if held.option("pagesize").is_some() {

@@ -326,8 +326,12 @@ impl Inner {
         let others: Vec<PathBuf> =
             self.table().entries.keys().filter(is_within).map(|other| other.as_path().to_owned()).collect();
         let taken_down = self.bulkhead.run(point.as_path(), move || {
+            // What a container has mounted in a volume that it shares, and left there, is nobody's now. A mount would say
+            // that it is busy; a directory's contents would be gone by then, but for that.
+            if attachment.has_tree() {
+                ops.detach_beneath(&place, &others);
+            }
             let mut outcome = attachment.take_down(&*ops);
-            // What a container has mounted in a volume that it shares, and left there, is nobody's now.
             if !attachment.is_empty() && ops.detach_beneath(&place, &others) {
                 outcome = attachment.take_down(&*ops);
             }
@@ -353,7 +357,12 @@ impl Inner {
         if attachment.is_empty() {
             entry.phase.send_replace(Phase::Gone);
             table.entries.remove(point);
-            info!(self.log, "storage detached"; "mount_point" => %point);
+            match &outcome {
+                Ok(()) => info!(self.log, "storage detached"; "mount_point" => %point),
+                Err(error) => {
+                    warn!(self.log, "storage detached in part"; "mount_point" => %point, "cause" => %error);
+                }
+            }
         } else {
             entry.attachment = attachment;
             entry.phase.send_replace(Phase::Ready);

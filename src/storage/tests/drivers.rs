@@ -7,7 +7,7 @@ use nix::unistd::getgid;
 
 use super::*;
 
-fn options(wire: &mut agent::Storage, options: &[&str]) {
+pub(super) fn options(wire: &mut agent::Storage, options: &[&str]) {
     wire.options = options.iter().map(|&option| option.to_owned()).collect();
 }
 

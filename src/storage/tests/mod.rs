@@ -3,6 +3,7 @@
 mod drivers;
 mod lifetime;
 mod recovery;
+mod words;
 
 use std::sync::Arc;
 use std::time::Duration;
