@@ -9,7 +9,7 @@ use super::SpecError;
 
 /// Edits of one kind or device.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct CdiEdits {
     env: Vec<String>,
     /// Nodes; those without a number have it from the guest: see [`CdiEdits::nodes_without_number`].
@@ -23,7 +23,7 @@ pub struct CdiEdits {
 
 /// A device node.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CdiNode {
     path: PathBuf,
     host_path: Option<PathBuf>,
@@ -55,7 +55,7 @@ impl CdiNode {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct CdiMount {
     host_path: PathBuf,
     container_path: PathBuf,
@@ -66,7 +66,7 @@ struct CdiMount {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct CdiHook {
     hook_name: String,
     path: PathBuf,
@@ -143,7 +143,11 @@ fn add_node(spec: &mut Spec, node: &CdiNode) -> Result<(), SpecError> {
     let mut device = LinuxDevice::default();
     device.set_path(node.path.clone()).set_typ(kind);
     device.set_major(node.major.unwrap_or(0)).set_minor(node.minor.unwrap_or(0));
-    device.set_file_mode(node.file_mode).set_uid(node.uid).set_gid(node.gid);
+    // One that names no owner is for the process to use, whoever that is.
+    let user = spec.process().as_ref().map(|process| (process.user().uid(), process.user().gid()));
+    let (uid, gid) = user.unwrap_or_default();
+    let owner = |named: Option<u32>, own: u32| named.or((own != 0).then_some(own));
+    device.set_file_mode(node.file_mode).set_uid(owner(node.uid, uid)).set_gid(owner(node.gid, gid));
     let mut linux = spec.linux_mut().take().unwrap_or_default();
     let mut nodes = linux.devices().clone().unwrap_or_default();
     nodes.retain(|known| known.path() != device.path());
@@ -152,10 +156,15 @@ fn add_node(spec: &mut Spec, node: &CdiNode) -> Result<(), SpecError> {
     // Without rules each node is allowed. A rule that is the only one would take that from the others.
     if !rules.is_empty() && kind != Type::P {
         let mut rule = LinuxDeviceCgroup::from(&device);
-        if let Some(access) = node.permissions.clone().filter(|access| !access.is_empty()) {
-            rule.set_access(Some(access));
+        match node.permissions.as_deref() {
+            None | Some("") => rules.push(rule),
+            // The node alone.
+            Some("none") => {}
+            Some(access) => {
+                rule.set_access(Some(access.to_owned()));
+                rules.push(rule);
+            }
         }
-        rules.push(rule);
         resources.set_devices(Some(rules));
         linux.set_resources(Some(resources));
     }
@@ -177,7 +186,10 @@ fn add_mount(spec: &mut Spec, edit: &CdiMount) {
     mount.set_typ(Some(kind.unwrap_or_else(|| "bind".to_owned()))).set_options(Some(options));
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     mounts.retain(|known| known.destination() != mount.destination());
-    mounts.push(mount);
+    // It would hide those beneath it that were made before.
+    let beneath = |known: &Mount| known.destination().starts_with(mount.destination());
+    let at = mounts.iter().position(beneath).unwrap_or(mounts.len());
+    mounts.insert(at, mount);
     spec.set_mounts(Some(mounts));
 }
 
@@ -265,9 +277,53 @@ mod tests {
     }
 
     #[test]
+    fn a_node_without_an_owner_is_the_users() {
+        let mut user = process();
+        user["user"]["uid"] = json!(1000);
+        let node = |extra: Value| {
+            let mut node = json!({"path": "/dev/x", "type": "c", "major": 1, "minor": 3, "fileMode": 432});
+            node.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            node
+        };
+        for (process, extra, owner) in [
+            (user.clone(), json!({}), [json!(1000), json!(null)]),
+            (user, json!({"uid": 0, "gid": 44}), [json!(0), json!(44)]),
+            (process(), json!({}), [json!(null), json!(null)]),
+        ] {
+            let spec = json!({"ociVersion": "1.0.2", "process": process, "linux": {}});
+            let edited = run(spec, json!({"deviceNodes": [node(extra)]})).unwrap();
+            let made = &edited["linux"]["devices"][0];
+            assert_eq!([made["uid"].clone(), made["gid"].clone()], owner);
+        }
+    }
+
+    #[test]
+    fn a_mount_comes_before_those_beneath_it() {
+        let mount = |destination: &str| json!({"destination": destination, "source": "/s", "type": "bind"});
+        let mounts = ["/proc", "/opt/a/b", "/opt/ab"].map(mount);
+        let spec = json!({"ociVersion": "1.0.2", "mounts": mounts, "linux": {}});
+        let edit = |path: &str| json!({"hostPath": "/s", "containerPath": path});
+        let edited = run(spec, json!({"mounts": [edit("/opt/a"), edit("/usr/lib/gpu")]})).unwrap();
+        let mounts = edited["mounts"].as_array().unwrap();
+        let order: Vec<_> = mounts.iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
+        assert_eq!(order, ["/proc", "/opt/a", "/opt/a/b", "/opt/ab", "/usr/lib/gpu"]);
+    }
+
+    #[test]
+    fn a_node_that_may_be_used_by_nobody_brings_no_rule() {
+        let rules = json!([{"allow": true, "type": "c", "major": 1, "minor": 3, "access": "r"}]);
+        let spec = json!({"ociVersion": "1.0.2", "linux": {"resources": {"devices": rules}}});
+        let node = json!({"path": "/dev/x", "type": "c", "major": 195, "minor": 0, "permissions": "none"});
+        let edited = run(spec, json!({"deviceNodes": [node]})).unwrap();
+        assert_eq!(edited["linux"]["resources"]["devices"], rules);
+    }
+
+    #[test]
     fn what_is_no_edit_is_refused_by_name() {
         for (edits, named) in [
             (json!({"intelRdt": {}}), "intelRdt"),
+            (json!({"netDevices": [{"hostInterfaceName": "eth5", "name": "gpu"}]}), "netDevices"),
+            (json!({"deviceNodes": [{"path": "/dev/x", "type": "p", "selinuxLabel": "l"}]}), "selinuxLabel"),
             (json!({"deviceNodes": [{"path": "/dev/x"}]}), "/dev/x"),
             (json!({"hooks": [{"hookName": "later", "path": "/x"}]}), "later"),
             (json!({"mounts": [{"hostPath": "/x"}]}), "containerPath"),

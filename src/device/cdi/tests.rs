@@ -119,6 +119,7 @@ containerEdits:
     major: 195
     fileMode: 0666
   - path: '/dev/it''s'
+  - path: 'C:\' # a backslash
   hooks:
     - args:
         - nvidia-ctk
@@ -144,6 +145,7 @@ devices:
             "deviceNodes": [
                 {"path": "/dev/nvidiactl", "major": 195, "fileMode": 438},
                 {"path": "/dev/it's"},
+                {"path": "C:\\"},
             ],
             "hooks": [{
                 "args": ["nvidia-ctk", "--flag=a:b", "tab\t"],

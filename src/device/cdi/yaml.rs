@@ -59,7 +59,8 @@ fn without_comment(line: &str) -> &str {
     let (mut quote, mut before) = (None, ' ');
     for (at, letter) in line.char_indices() {
         match (quote, letter) {
-            (Some(open), _) if letter == open && before != '\\' => quote = None,
+            // Only double quotes know backslashes.
+            (Some(open), _) if letter == open && (open == '\'' || before != '\\') => quote = None,
             (Some(_), _) => {}
             (None, '#') if before == ' ' => return line.get(..at).unwrap_or_default(),
             (None, '"' | '\'') if matches!(before, ' ' | '[' | ',') => quote = Some(letter),
