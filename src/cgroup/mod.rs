@@ -1,8 +1,8 @@
 //! The cgroup of a container: where it is, what it used, and how to freeze, kill and remove it.
 //!
-//! libcontainer creates the cgroup and applies the limits when it creates the container, or, on v1, a worker
-//! creates it (`worker::cgroups`) and the limits are written here. From then on it is ours: this room finds it in whichever hierarchy the guest has (v1, v2, or v1 with an idle v2
-//! beside it), on the same paths, and needs nothing but the path to do so, hence any server can.
+//! The worker makes it (`worker::cgroups`); limits and device rules are written here before init is let go. Where
+//! libcontainer makes init it does a part of both. From then on the cgroup is found by its path alone, in whichever
+//! hierarchy the guest has (v1, v2, or v1 with an idle v2 beside it): the next server needs no more.
 //!
 //! **The files are read directly**, not through a crate. libcgroups gives no statistics at all if one file
 //! is missing (`cpu.pressure` in a kernel booted with `psi=0`, `memory.swap.*` without swap accounting).

@@ -82,8 +82,6 @@ pub struct Config {
     pub secure_storage_integrity: bool,
     /// The longest image pull inside the guest.
     pub image_pull_timeout: Duration,
-    /// How long a guest component that the agent launches may take to open its socket.
-    pub launch_process_timeout: Duration,
     /// The capacity asked for the pipes of standard output and error, in bytes. `None`: the kernel's own.
     pub container_pipe_size: Option<u32>,
     /// Which cgroup hierarchy PID 1 mounts.

@@ -153,13 +153,6 @@ pub(super) const OPTIONS: &[Opt] = &[
         set!(image_pull_timeout, parse::seconds),
     ),
     plain(
-        "launch_process_timeout",
-        &["agent.launch_process_timeout"],
-        ("SECONDS", "6"),
-        "How long a guest component may take to open its socket.",
-        set!(launch_process_timeout, parse::seconds),
-    ),
-    plain(
         "container_pipe_size",
         &["agent.container_pipe_size"],
         ("BYTES", "0"),
@@ -336,6 +329,7 @@ pub(super) const NO_EFFECT: &[&str] = &[
     "no_proxy",
     "guest_components_rest_api",
     "guest_components_procs",
+    "launch_process_timeout",
 ];
 
 /// Whether a key is known and has no effect.
@@ -364,7 +358,6 @@ pub(super) fn defaults() -> Config {
         cdh_api_timeout: Duration::ZERO,
         secure_storage_integrity: false,
         image_pull_timeout: Duration::ZERO,
-        launch_process_timeout: Duration::ZERO,
         container_pipe_size: None,
         cgroup_version: CgroupVersion::V2,
         policy_file: None,

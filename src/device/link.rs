@@ -37,14 +37,14 @@ impl Devices {
         let (devices, uevents) = (self.clone(), self.inner.uevents.clone());
         tokio::task::spawn_blocking(move || {
             devices.look_for_links();
-            uevents.publish(Notice::Look);
+            uevents.publish(Notice::Scanned);
         });
         let mut in_time = true;
         while in_time {
             in_time = tokio::select! {
                 () = &mut expiry => false,
                 notice = notices.next() => match notice {
-                    Notice::Look => true,
+                    Notice::Look | Notice::Scanned => true,
                     Notice::Event(event) if event.subsystem == "net" && event.action != Action::Remove => true,
                     // A card that has come without its driver.
                     Notice::Event(event) if event.subsystem == "virtio" && event.action == Action::Add => {

@@ -168,7 +168,7 @@ impl Devices {
                 debug!(inner.log, "the PCI buses were not scanned"; "cause" => %cause);
             }
             inner.scanning.store(false, Ordering::Release);
-            inner.uevents.publish(Notice::Look);
+            inner.uevents.publish(Notice::Scanned);
         });
     }
 

@@ -192,7 +192,7 @@ async fn comes_with(guest: &Guest, kind: &str, address: &str, plug: impl FnOnce(
     });
     // Let it get to the waiting: its first look and the scan are over.
     let mut notices = devices.uevents().subscribe();
-    while !matches!(notices.next().await, Notice::Look) {}
+    while !matches!(notices.next().await, Notice::Scanned) {}
     assert!(!waiting.is_finished());
     plug(&devices);
     waiting.await.unwrap().unwrap().nodes.remove(0)
@@ -233,7 +233,7 @@ fn a_scan_for_nobody_in_particular_keeps_nobody_waiting() {
         devices.scan_beside();
         let text = tokio::task::spawn_blocking(move || fs::read_to_string(rescan)).await.unwrap().unwrap();
         assert_eq!(text, "1");
-        while !matches!(notices.next().await, Notice::Look) {}
+        while !matches!(notices.next().await, Notice::Scanned) {}
         assert!(!devices.inner.scanning.load(std::sync::atomic::Ordering::Acquire), "the next one can begin");
     });
 }

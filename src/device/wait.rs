@@ -90,7 +90,7 @@ pub(super) async fn wait_for<T: Target>(inner: &Arc<Inner>, target: &T) -> Resul
 async fn next_cue<T: Target>(notices: &mut Subscription, target: &T) {
     loop {
         match notices.next().await {
-            Notice::Look => return,
+            Notice::Look | Notice::Scanned => return,
             Notice::Event(event) if target.is_cue(&event) => return,
             Notice::Event(_) => {}
         }
@@ -101,7 +101,7 @@ fn start_help<T: Target>(inner: &Arc<Inner>, target: &T) {
     let (inner, target) = (Arc::clone(inner), target.clone());
     tokio::task::spawn_blocking(move || {
         target.help(&inner);
-        inner.uevents.publish(Notice::Look);
+        inner.uevents.publish(Notice::Scanned);
     });
 }
 

@@ -131,7 +131,8 @@ fn renew(device: &File) -> Result<(), RandomError> {
 fn from_hardware(path: &Path) -> Option<Vec<u8>> {
     let device = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
     let mut seed = Vec::with_capacity(SEED);
-    device.take(u64::try_from(SEED).ok()?).read_to_end(&mut seed).ok()?;
+    // It may have less just now, and says so when it is asked for more.
+    let _ = device.take(u64::try_from(SEED).ok()?).read_to_end(&mut seed);
     (!seed.is_empty()).then_some(seed)
 }
 
@@ -144,6 +145,16 @@ mod tests {
         assert!(matches!(reseed(&[]), Err(RandomError::Empty)));
         let error = reseed(&vec![0; DATA_LIMIT + 1]).unwrap_err().to_string();
         assert_eq!(error, "1048577 bytes of data to seed with, the limit is 1048576");
+    }
+
+    #[test]
+    fn a_source_that_has_little_gives_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hwrng");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut source = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut source, &[7; 32]).unwrap();
+        assert_eq!(from_hardware(&path), Some(vec![7; 32]));
     }
 
     #[test]

@@ -130,7 +130,7 @@ fn configure(
     }
     if is_renamed {
         match before.links.iter().find(|link| link.name == wanted.name) {
-            Some(other) => swap_names(steps, ours, other, taken_down)?,
+            Some(other) => swap_names(steps, &before.links, ours, other, taken_down)?,
             None => rename(steps, index, &ours.name, &wanted.name)?,
         }
     }
@@ -162,11 +162,15 @@ fn rename(steps: &mut Steps<'_>, link: u32, from: &str, to: &str) -> Result<(), 
 /// Gives two links each other's name, by way of a third one.
 fn swap_names(
     steps: &mut Steps<'_>,
+    links: &[Link],
     ours: &Link,
     other: &Link,
     taken_down: &mut Vec<u32>,
 ) -> Result<(), NetworkError> {
-    let passing = format!("nk-{}", other.index);
+    // No more numbers than links can be taken.
+    let names = (0..=links.len()).map(|number| format!("nk-{number}"));
+    let is_free = |name: &String| links.iter().all(|link| link.name != *name);
+    let passing = names.into_iter().find(is_free).unwrap_or_default();
     if other.is_up() {
         take_down(steps, other, taken_down)?;
     }

@@ -24,11 +24,14 @@ mod routes;
 mod steps;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod turn_tests;
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use slog::Logger;
+use tokio::sync::Mutex;
 
 pub use self::error::NetworkError;
 pub use self::interface::{Interface, InterfaceRequest};
@@ -52,14 +55,14 @@ pub struct Networking {
 struct Inner {
     devices: Devices,
     log: Logger,
-    /// One request at a time; and the links that the host has claimed, by their number.
-    claimed: Mutex<HashSet<u32>>,
+    /// One request at a time, which wait without a thread; and the links that the host has claimed, by their number.
+    claimed: Arc<Mutex<HashSet<u32>>>,
 }
 
 impl Networking {
     /// The network of this process's namespace.
     pub fn new(devices: Devices, log: Logger) -> Self {
-        Self { inner: Arc::new(Inner { devices, log, claimed: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { devices, log, claimed: Arc::default() }) }
     }
 
     /// Makes an interface what the host wants it to be, and tells what it is then. One with a PCI path is waited for.
@@ -134,9 +137,8 @@ impl Networking {
         work: impl FnOnce(&Inner, &mut Socket, &mut HashSet<u32>) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
         let inner = self.inner.clone();
+        let mut claimed = inner.claimed.clone().lock_owned().await;
         let work = move || {
-            // Whatever a thread died of, a set of numbers is whole.
-            let mut claimed = inner.claimed.lock().unwrap_or_else(PoisonError::into_inner);
             let mut socket = Socket::open().map_err(NetworkError::Socket)?;
             work(&inner, &mut socket, &mut claimed)
         };

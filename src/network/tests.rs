@@ -192,6 +192,19 @@ fn names_are_swapped_and_what_was_lost_on_the_way_comes_back() {
 }
 
 #[test]
+fn a_name_on_the_way_is_one_that_nobody_has() {
+    let mut fake = Fake::with_two_links();
+    for (index, name) in [(4, "nk-0"), (5, "nk-2")] {
+        let link = Link { index, name: name.to_owned(), mac: None, ..fake.links[0].clone() };
+        fake.links.push(link);
+    }
+    let request = wanted("eth0", "02:00:00:00:00:03", &[]);
+    interface::update(&mut fake, 3, &request, &|_| true, &log()).unwrap();
+    let names: Vec<_> = fake.links.iter().map(|link| link.name.as_str()).collect();
+    assert_eq!(names, ["eth1", "eth0", "nk-0", "nk-2"]);
+}
+
+#[test]
 fn an_interface_that_is_right_already_is_not_touched() {
     let mut fake = Fake::with_two_links();
     let request = wanted("eth0", "02:00:00:00:00:02", &["10.0.0.2/24"]);

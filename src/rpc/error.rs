@@ -402,5 +402,7 @@ mod tests {
         assert_eq!(code(record(Errno::ENOSPC)), Code::RESOURCE_EXHAUSTED);
         assert_eq!(code(record(Errno::EPERM)), Code::INTERNAL);
         assert_eq!(code(launch(LaunchError::NoDescriptors)), Code::RESOURCE_EXHAUSTED);
+        let network = |errno: Errno| RpcError::from(NetworkError::Socket(errno.into())).code();
+        assert_eq!([Errno::EMFILE, Errno::EPERM].map(network), [Code::RESOURCE_EXHAUSTED, Code::INTERNAL]);
     }
 }

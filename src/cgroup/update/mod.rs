@@ -147,6 +147,19 @@ fn or_max(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
 
+/// What undoes a write, from what was in the file before. None for lists of which it can't be said.
+fn way_back(write: &Write, old: String) -> Option<String> {
+    let is_v1 = write.file.starts_with("blkio.throttle.");
+    if !is_v1 && write.file != "io.max" {
+        return (old.lines().count() <= 1).then_some(old);
+    }
+    // A line for each device that has a limit.
+    let device = write.value.split(' ').next()?;
+    let line = old.lines().find(|line| line.split(' ').next() == Some(device));
+    let none = if is_v1 { "0" } else { "rbps=max wbps=max riops=max wiops=max" };
+    Some(line.map_or_else(|| format!("{device} {none}"), str::to_owned))
+}
+
 fn bad(field: &'static str, value: impl ToString, reason: impl Into<String>) -> CgroupError {
     CgroupError::BadLimit { field, value: value.to_string(), reason: reason.into() }
 }
@@ -216,7 +229,7 @@ impl Cgroup {
         if dirs.is_empty() { Err(self.not_found()) } else { Ok(dirs) }
     }
 
-    /// Writes one file, and notes its old value if that is a single one.
+    /// Writes one file, and notes how to take that back.
     fn set<'a>(
         &self,
         dir: Option<&'a Dir>,
@@ -238,9 +251,8 @@ impl Cgroup {
         };
         match written {
             Ok(()) => {
-                undo.extend(
-                    old.filter(|old| old.lines().count() <= 1).map(|old| (dir, write.file.as_str(), old)),
-                );
+                let back = old.and_then(|old| way_back(write, old));
+                undo.extend(back.map(|back| (dir, write.file.as_str(), back)));
                 Ok(())
             }
             Err(Errno::ENOENT) => missing(),

@@ -222,3 +222,27 @@ fn what_is_not_there_is_named_and_the_rest_taken_back() {
     let error = v2.update(&resources(json!({}))).unwrap_err();
     assert!(matches!(error, CgroupError::NotFound { .. }), "{error}");
 }
+
+#[test]
+fn a_rate_is_taken_back_for_its_own_device() {
+    let rates = json!({"throttleReadBpsDevice": [{"major": 8, "minor": 16, "rate": 5}]});
+    let asked = resources(json!({"blockIO": rates, "pids": {"limit": 3}, "hugepageLimits": []}));
+    let no_limit = "8:16 rbps=max wbps=max riops=max wiops=max";
+    let others = "8:0 rbps=7 wbps=max riops=max wiops=max";
+    let before = "8:16 rbps=9 wbps=max riops=max wiops=max";
+    for (old, taken_back) in [("", no_limit), (others, no_limit), (&*format!("{others}\n{before}\n"), before)]
+    {
+        assert_eq!(way_back_of(true, &asked, old), ["io.max", taken_back]);
+    }
+    for (old, taken_back) in [("", "8:16 0"), ("8:0 7\n8:16 9\n", "8:16 9")] {
+        assert_eq!(way_back_of(false, &asked, old), ["blkio.throttle.read_bps_device", taken_back]);
+    }
+}
+
+fn way_back_of(v2: bool, asked: &LinuxResources, old: &str) -> [String; 2] {
+    let read = |_: &str, _: &str| Ok(None);
+    let mut plan = Plan { v2, read: &read, writes: Vec::new() };
+    plan.resources(asked).unwrap();
+    let write = plan.writes.iter().find(|write| write.controller == "blkio").unwrap();
+    [write.file.clone(), way_back(write, old.to_owned()).unwrap()]
+}

@@ -88,7 +88,7 @@ async fn next_cpu(notices: &mut Subscription) {
         match notices.next().await {
             Notice::Look => return,
             Notice::Event(event) if event.subsystem == "cpu" && event.action == Action::Add => return,
-            Notice::Event(_) => {}
+            Notice::Event(_) | Notice::Scanned => {}
         }
     }
 }
@@ -131,7 +131,9 @@ impl MemoryWatch {
         let watch = async move {
             loop {
                 let online = match notices.next().await {
-                    // Events may have been lost, and all of it may be new.
+                    // Memory is on no bus, and who has taken some offline wants it so.
+                    Notice::Scanned => continue,
+                    // All of it may be new.
                     Notice::Look => blocking(&system, System::online_memory).await,
                     Notice::Event(event) => match block_of(&event) {
                         Some(name) => {

@@ -153,6 +153,7 @@ fn memory_comes_online_on_request_and_by_its_event() {
         guest.block(10, "offline\n");
         guest.block(11, "offline\n");
         let add = |block: &str| event("add", "memory", &format!("/devices/system/memory/{block}"));
+        devices.uevents().publish(Notice::Scanned);
         devices.uevents().publish(Notice::Event(add("memory10").into()));
         while !guest.read("memory/memory10/state").starts_with("online") {
             tokio::task::yield_now().await;

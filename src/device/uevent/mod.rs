@@ -103,8 +103,10 @@ impl Uevent {
 pub enum Notice {
     /// An event.
     Event(Arc<Uevent>),
-    /// Events may have been lost, or a bus was scanned: whoever waits for something should look for it.
+    /// Events may have been lost: whoever waits for something should look for it.
     Look,
+    /// A bus was scanned: whoever waits for a device should look for it.
+    Scanned,
 }
 
 /// The events, for any number of listeners. Clones are the same.

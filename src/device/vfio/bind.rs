@@ -27,19 +27,21 @@ pub(super) fn bind(sys: &Path, address: PciAddress) -> Result<Group, DeviceError
             return Err(not_bound(driver));
         }
         let failed = |step| move |source| DeviceError::Bind { address, step, source };
-        write(&device.join("driver_override"), DRIVER).map_err(failed("name the driver vfio-pci for"))?;
-        if driver.is_some() {
-            write(&device.join("driver/unbind"), &address.to_string())
-                .map_err(failed("take the driver from"))?;
-        }
-        write(&bus.join("drivers_probe"), &address.to_string()).map_err(failed("probe the driver for"))?;
-        let driver = link_name(&device.join("driver"));
-        if driver.as_deref() != Some(DRIVER) {
+        let name = address.to_string();
+        let give = || {
+            write(&device.join("driver_override"), DRIVER).map_err(failed("name the driver vfio-pci for"))?;
+            if driver.is_some() {
+                write(&device.join("driver/unbind"), &name).map_err(failed("take the driver from"))?;
+            }
+            write(&bus.join("drivers_probe"), &name).map_err(failed("probe the driver for"))?;
+            let driver = link_name(&device.join("driver"));
+            if driver.as_deref() == Some(DRIVER) { Ok(()) } else { Err(not_bound(driver)) }
+        };
+        give().inspect_err(|_| {
             // Back to whoever had it. What can't be done of that is not why this failed.
             let _ = write(&device.join("driver_override"), "\n");
-            let _ = write(&bus.join("drivers_probe"), &address.to_string());
-            return Err(not_bound(driver));
-        }
+            let _ = write(&bus.join("drivers_probe"), &name);
+        })?;
     }
     Ok(Group(group))
 }

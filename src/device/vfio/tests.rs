@@ -138,6 +138,19 @@ fn another_driver_has_to_let_go() {
 }
 
 #[test]
+fn a_function_is_given_back_wherever_it_failed() {
+    for missing in ["sys/bus/pci/devices/0000:01:00.0/driver/unbind", "sys/bus/pci/drivers_probe"] {
+        let guest = Guest::new();
+        guest.function("0000:01:00.0", "virtio-pci", Some("7"));
+        fs::remove_file(guest.path(missing)).unwrap();
+        let error = run(guest.find(&["0000:1a:02.0=02/00"], Use::Container)).unwrap_err().to_string();
+        assert!(error.contains("0000:01:00.0"), "{error}");
+        let named = guest.path("sys/bus/pci/devices/0000:01:00.0/driver_override");
+        assert_eq!(fs::read_to_string(named).unwrap(), "\nfio-pci", "{missing}");
+    }
+}
+
+#[test]
 fn without_vfio_pci_nobody_loses_a_function() {
     let guest = Guest::new();
     guest.function("0000:01:00.0", "virtio-pci", Some("7"));

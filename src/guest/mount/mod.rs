@@ -7,7 +7,6 @@
 //!
 //! Targets that somebody else chose go through [`mount_beneath`], which no symbolic link can lead astray.
 
-mod guard;
 mod options;
 
 use std::borrow::Cow;
@@ -22,8 +21,7 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-pub use self::guard::MountGuard;
-use self::options::ATIME;
+use self::options::{ATIME, NOSYMFOLLOW};
 pub use self::options::{MountOptions, OptionsError};
 use super::beneath::{BeneathError, Root, fd_path};
 
@@ -258,6 +256,9 @@ fn merge(inherited: MsFlags, wanted: MsFlags, cleared: MsFlags) -> MsFlags {
     ((inherited - cleared) - replaced) | wanted
 }
 
+/// `ST_NOSYMFOLLOW` of linux/statfs.h.
+const NOSYMFOLLOW_SHOWN: FsFlags = FsFlags::from_bits_retain(0x2000);
+
 /// The flags of a mount, as statvfs(3) gives them, as flags for mount(2).
 fn mount_flags(flags: FsFlags) -> MsFlags {
     [
@@ -268,6 +269,7 @@ fn mount_flags(flags: FsFlags) -> MsFlags {
         (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
         (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
         (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+        (NOSYMFOLLOW_SHOWN, NOSYMFOLLOW),
     ]
     .into_iter()
     .filter(|(shown, _)| flags.contains(*shown))
@@ -292,6 +294,15 @@ mod tests {
         ] {
             assert_eq!(merge(inherited, wanted, cleared), merged);
         }
+    }
+
+    #[test]
+    fn the_flags_of_a_source_are_read_as_they_are_set() {
+        let shown = FsFlags::ST_NOSUID | FsFlags::from_bits_retain(0x2000);
+        assert_eq!(
+            mount_flags(shown),
+            MsFlags::MS_NOSUID | MountOptions::parse(&["nosymfollow"]).unwrap().flags
+        );
     }
 
     #[test]

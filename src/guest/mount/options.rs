@@ -7,7 +7,7 @@ use nix::unistd::{SysconfVar, sysconf};
 const USUAL_PAGE: usize = 4096;
 
 /// `MS_NOSYMFOLLOW` of linux/mount.h, since Linux 5.10.
-const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
+pub(super) const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
 
 /// What a word does to the flags.
 #[derive(Debug, Clone, Copy)]

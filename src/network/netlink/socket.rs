@@ -30,6 +30,7 @@ const DONE: u16 = 3;
 #[error("{errno}{}", text.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
 pub struct Refused {
     /// Its number.
+    #[source]
     pub errno: Errno,
     /// Its own words, if it has any.
     text: Option<String>,
@@ -79,7 +80,8 @@ impl Socket {
                 return Ok(all);
             }
         }
-        Err(Errno::EBUSY.into())
+        let text = format!("it changed during each of {MAX_DUMPS} looks");
+        Err(Refused { errno: Errno::EBUSY, text: Some(text) })
     }
 
     /// Sends a request and takes the answer to it, to its end. False: it is of two minds, because something changed.
