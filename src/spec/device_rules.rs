@@ -8,8 +8,8 @@
 //! allowed, and everything to a process that may load modules into the guest's kernel: engines call that privileged,
 //! and no rule would keep it from anything.
 //!
-//! On v1 libcontainer writes the list. On v2 it does nothing; there [`crate::cgroup::Cgroup::enforce_devices`] makes
-//! a program of it. v1 can't except a device from an allowed range (the kernel removes only an equal exception),
+//! On v1 the list is written as it is, by `Cgroup::write_rules` or where libcontainer makes init by that; on v2
+//! [`crate::cgroup::Cgroup::enforce_devices`] makes a program of it. v1 can't except a device from an allowed range (the kernel removes only an equal exception),
 //! so a range that has one of the guest's system in it is refused there, as is a narrower denial of the host's.
 
 use oci_spec::runtime::{

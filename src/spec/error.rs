@@ -80,7 +80,7 @@ pub enum SpecError {
         reason: &'static str,
     },
     /// A list of CPUs or memory nodes that can't be read.
-    #[error("{field} is not a list of numbers and ranges")]
+    #[error("{field}: {source}")]
     CpuSet {
         /// Its name in the runtime specification.
         field: &'static str,
@@ -102,7 +102,7 @@ pub enum SpecError {
         /// Why it can't be allowed or denied.
         reason: &'static str,
     },
-    /// A mount that libcontainer would do otherwise than asked.
+    /// A mount that can't be made as asked.
     #[error("mount on {destination:?} is refused: {reason}")]
     Mount {
         /// Where in the container.
@@ -129,7 +129,7 @@ pub enum SpecError {
         label: String,
     },
     /// libcontainer's own validator has an objection that no edit here foresaw.
-    #[error("libcontainer refuses the spec")]
+    #[error("libcontainer refuses the spec: {source}")]
     Validator {
         /// What it says.
         #[source]

@@ -1,8 +1,8 @@
 //! Labels of security modules.
 //!
 //! A process label that the guest's kernel can't apply is refused, for the container would run unconfined.
-//! Empty ones, and AppArmor's `unconfined`, ask for nothing. libcontainer applies AppArmor's, the worker's
-//! executor SELinux's.
+//! Empty ones, and AppArmor's `unconfined`, ask for nothing. The worker applies both kinds (`worker::user`); where
+//! libcontainer makes init, that applies AppArmor's.
 //!
 //! One kind of AppArmor profile is another matter. An engine on a host with AppArmor names its own default profile
 //! for every container, whether or not anybody asked for it, and shims pass the name on. It is about the host: where

@@ -1,4 +1,4 @@
-//! Limits that the agent writes itself, once libcontainer has made the cgroup: block I/O, huge pages, few processes.
+//! Limits that the agent writes itself also where libcontainer writes the others: block I/O, huge pages, few processes.
 //!
 //! libcgroups 0.7 turns a block I/O weight for v2 into one of another range in 16 bits, which overflow from 17 on
 //! (of 10 to 1000), and fails for a limit of huge pages of a size that the guest does not have. Hosts send one such
