@@ -13,8 +13,10 @@ use nakai::guest::{power, rlimit, root};
 use nakai::observe::console;
 use nakai::server;
 use nakai::supervisor::{Ended, ExitStatus, Supervisor};
+use nakai::worker;
 
 fn main() {
+    worker::run_guest_hooks_if_asked();
     let mode = Mode::of_this_process();
     let is_init = mode == Mode::Init;
     let overrides = match parse_args(std::env::args().skip(1), is_init) {

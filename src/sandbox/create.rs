@@ -165,8 +165,13 @@ async fn take_cgroup(
     let (id, cgroup, records) = (id.clone(), cgroup.clone(), environment.records.clone());
     blocking(move || {
         prepare()?;
-        if !cgroup.clear().unwrap_or(true) {
-            return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
+        match cgroup.clear() {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
+            }
+            // Somebody may be there.
+            Err(source) => return Err(SandboxError::Cgroup { id, source }),
         }
         // The kills before the container's time, in a cgroup that an earlier one left behind for good.
         let killed_before = cgroup.oom_kills();
@@ -426,6 +431,7 @@ async fn launch_init(
         rootfs,
         cwd: prepared.cwd.clone(),
         working_directory: prepared.working_directory.clone(),
+        device_directories: std::mem::take(&mut prepared.device_directories),
         outside_nodes: prepared.outside_nodes.clone(),
         io: wiring.io.clone(),
         late: prepared.late.clone(),
@@ -446,7 +452,7 @@ async fn launch_init(
 /// Nothing is needed of a specification once it is written down. What takes memory goes: many containers may be
 /// launched at once, and what stays of each would be left among the holes.
 fn clear(spec: &mut Spec) {
-    spec.set_process(None).set_mounts(None).set_hooks(None).set_annotations(None).set_linux(None);
+    spec.set_process(None).set_mounts(None).set_hooks(None).set_linux(None);
 }
 
 /// What the worker makes and enters, if it makes the container's cgroups.

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use slog::warn;
 use tokio::sync::watch;
 
 use super::Environment;
@@ -12,7 +13,7 @@ use crate::spec::{ConsoleSize, LateProcess};
 use crate::stdio::{StreamName, Streams};
 use crate::supervisor::Place;
 use crate::supervisor::client::{AtEnd, LaunchError};
-use crate::worker::job::{Failure, Job, ProcessIo};
+use crate::worker::job::{Failure, Job, Outcome, ProcessIo};
 
 /// How much of a hook's words is looked at, in bytes.
 const MAX_WORDS: u32 = 600;
@@ -101,6 +102,11 @@ pub(super) async fn start_process(
         }
         Err(error) => return Err(failed(error)),
     };
+    if let Outcome::Started(warnings) = launched.outcome {
+        for warning in warnings {
+            warn!(environment.logger, "failed on the way"; "what" => what(), "warning" => warning);
+        }
+    }
     let mut fds = launched.fds.into_iter();
     let (Some(started), Some(pidfd)) = (launched.process, fds.next()) else {
         return Err(failed(LaunchError::SupervisorGone));

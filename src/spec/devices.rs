@@ -4,6 +4,7 @@
 //! its node and the rules that name the same device ([`super::device_rules`]) get the guest's numbers, all at
 //! once, so that swapped numbers don't meet.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -92,6 +93,19 @@ pub(super) fn apply(
     Ok(outside)
 }
 
+/// The directories beneath `/dev` that are made for nodes.
+pub(super) fn directories(linux: &Linux) -> Vec<PathBuf> {
+    let mut directories = Vec::new();
+    for node in linux.devices().iter().flatten() {
+        let above = node.path().ancestors().skip(1);
+        let within = above.take_while(|path| path.starts_with("/dev") && *path != Path::new("/dev"));
+        directories.extend(within.map(Path::to_owned));
+    }
+    directories.sort_unstable();
+    directories.dedup();
+    directories
+}
+
 /// A device's number on the host and in the guest.
 pub(super) struct Renumbered {
     pub(super) host: (Type, i64, i64),
@@ -175,7 +189,8 @@ fn duplicate(field: &'static str, path: &Path) -> SpecError {
 }
 
 fn check_nodes(nodes: &[LinuxDevice], root_devices: &[DeviceNumber]) -> Result<(), SpecError> {
-    for (index, node) in nodes.iter().enumerate() {
+    let mut seen = HashSet::with_capacity(nodes.len());
+    for node in nodes {
         let path = node.path();
         let invalid = |reason| {
             Err(SpecError::Invalid { field: "linux.devices", value: path.display().to_string(), reason })
@@ -193,7 +208,7 @@ fn check_nodes(nodes: &[LinuxDevice], root_devices: &[DeviceNumber]) -> Result<(
         if node.typ() != Type::P && (node.major() < 0 || node.minor() < 0) {
             return invalid("a negative device number");
         }
-        if nodes.iter().take(index).any(|other| other.path() == path) {
+        if !seen.insert(path) {
             return Err(duplicate("linux.devices", path));
         }
         let is_root =

@@ -1,8 +1,8 @@
 //! Which hooks run, and who runs them.
 //!
-//! The guest's own (found in its hook directory) follow the spec's. libcontainer runs prestart,
-//! createRuntime, createContainer and startContainer; poststart and poststop are taken out, as the agent
-//! starts and deletes by itself.
+//! The guest's own (found in its hook directory: prestart, poststart and poststop) follow the spec's. libcontainer runs
+//! prestart, createRuntime and createContainer; poststart and poststop are taken out, as the agent starts and deletes by
+//! itself. The guest's own fail no container: as one made for one kind of pod meets all of them.
 //!
 //! Those that nobody would end by giving a call up get a limit if they have none: a host's poststart and poststop hooks,
 //! whose failure changes nothing, its startContainer hooks, which are init's, and the guest's own, of which the host knows
@@ -15,16 +15,17 @@ use super::SpecError;
 /// How long such a hook may take, in seconds, if it does not say so itself.
 const LIMIT: i64 = 10;
 
+/// The name by which the agent's program runs the guest's prestart hooks: see `worker::guest_hooks`.
+pub const GUEST_HOOKS: &str = "nakai-guest-hooks";
+
 /// Appends the guest's hooks and takes out the poststart and poststop lists.
 pub(super) fn apply(hooks: &mut Hooks, guest: Option<&Hooks>) -> Result<(Vec<Hook>, Vec<Hook>), SpecError> {
     let added = |get: fn(&Hooks) -> &Option<Vec<Hook>>| limited(guest.and_then(|g| get(g).clone()));
-    let prestart = merge("hooks.prestart", hooks.prestart_mut().take(), added(Hooks::prestart))?;
-    let runtime =
-        merge("hooks.createRuntime", hooks.create_runtime_mut().take(), added(Hooks::create_runtime))?;
-    let container =
-        merge("hooks.createContainer", hooks.create_container_mut().take(), added(Hooks::create_container))?;
-    let start =
-        merge("hooks.startContainer", hooks.start_container_mut().take(), added(Hooks::start_container))?;
+    let mut prestart = merge("hooks.prestart", hooks.prestart_mut().take(), None)?;
+    prestart.extend(one_for_all(merge("hooks.prestart", None, added(Hooks::prestart))?)?);
+    let runtime = merge("hooks.createRuntime", hooks.create_runtime_mut().take(), None)?;
+    let container = merge("hooks.createContainer", hooks.create_container_mut().take(), None)?;
+    let start = merge("hooks.startContainer", hooks.start_container_mut().take(), None)?;
     let poststart = merge("hooks.poststart", hooks.poststart_mut().take(), added(Hooks::poststart))?;
     let poststop = merge("hooks.poststop", hooks.poststop_mut().take(), added(Hooks::poststop))?;
     let (poststart, poststop) = (limited(Some(poststart)), limited(Some(poststop)));
@@ -32,6 +33,21 @@ pub(super) fn apply(hooks: &mut Hooks, guest: Option<&Hooks>) -> Result<(Vec<Hoo
     hooks.set_prestart(or_none(prestart)).set_create_runtime(or_none(runtime));
     hooks.set_create_container(or_none(container)).set_start_container(limited(or_none(start)));
     Ok((poststart.unwrap_or_default(), poststop.unwrap_or_default()))
+}
+
+/// The hook that runs all of these, and does not fail.
+fn one_for_all(hooks: Vec<Hook>) -> Result<Option<Hook>, SpecError> {
+    if hooks.is_empty() {
+        return Ok(None);
+    }
+    let list = serde_json::to_string(&hooks).map_err(|error| SpecError::Invalid {
+        field: "hooks.prestart",
+        value: error.to_string(),
+        reason: "the guest's own can't be encoded",
+    })?;
+    let mut hook = Hook::default();
+    hook.set_path("/proc/self/exe".into()).set_args(Some(vec![GUEST_HOOKS.to_owned(), list]));
+    Ok(Some(hook))
 }
 
 /// Gives a limit to those that have none.
@@ -101,10 +117,11 @@ mod tests {
             "prestart": [{"path": "/g1"}], "poststart": [{"path": "/g2"}], "poststop": [{"path": "/g3"}]
         }));
         let (poststart, poststop) = apply(&mut hooks, Some(&guest)).unwrap();
+        let list = r#"[{"path":"/g1","timeout":10}]"#;
         assert_eq!(
             serde_json::to_value(&hooks).unwrap(),
             json!({
-                "prestart": [{"path": "/a"}, {"path": "/g1", "timeout": 10}],
+                "prestart": [{"path": "/a"}, {"path": "/proc/self/exe", "args": [GUEST_HOOKS, list]}],
                 "createContainer": [{"path": "/b"}],
                 "startContainer": [{"path": "/s", "timeout": 10}, {"path": "/t", "timeout": 60}]
             })

@@ -1,9 +1,11 @@
-//! Pure edits of an OCI runtime spec: what the host asks for becomes what libcontainer can carry out.
+//! Pure edits of an OCI runtime spec: what the host asks for becomes what can be carried out in this guest.
 //!
 //! Two entries, [`prepare`] for a container and [`prepare_exec`] for a further process in one. Each takes
-//! the wire's spec and what is known of the guest ([`Facts`]), and returns the spec for libcontainer and,
-//! beside it, everything that libcontainer can't do or does wrong, for others to carry out. One file per
-//! subject, one function per edit.
+//! the wire's spec and what is known of the guest ([`Facts`]). One file per subject, one function per edit.
+//!
+//! Init is made in one of two ways: by the worker's own code, which nearly all specifications allow (`own_init`,
+//! `own_mounts`, `own_cgroups`); or by libcontainer, which then gets the spec without what it can't do or does wrong. That
+//! is beside it for others to carry out. Where these files name libcontainer, they mean the second way.
 //!
 //! Invariants:
 //! - no I/O: every rule is a table test;
@@ -60,6 +62,7 @@ pub use devices::{AddedDevice, DeviceKind, DeviceNumber, DeviceUpdate, LentDevic
 pub use error::SpecError;
 pub use facts::{CgroupVersion, Facts, PidNamespace, SharedNamespaces};
 pub use hidden::{OutsideNode, WorkingDirectory};
+pub use hooks::GUEST_HOOKS;
 pub use labels::Profiles;
 pub use own_cgroups::{CgroupMount, OwnCgroups};
 pub use own_init::OwnInit;
@@ -161,9 +164,11 @@ pub fn prepare(spec: Spec, facts: &Facts) -> Result<Prepared, SpecError> {
     }
     spec.set_linux(Some(linux)).set_process(Some(edited.process));
     Validator::validate_spec(&spec).map_err(|source| SpecError::Validator { source: Box::new(source) })?;
+    let linux = spec.linux().as_ref().filter(|_| !own_init);
     Ok(Prepared {
         cwd,
         working_directory,
+        device_directories: linux.map(devices::directories).unwrap_or_default(),
         outside_nodes,
         exec: inherited.with_container(&edited.late, edited.capabilities, spec.process().as_ref()),
         spec,

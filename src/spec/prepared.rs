@@ -1,4 +1,4 @@
-//! What the edits return: the spec for libcontainer, and what others must do around it.
+//! What the edits return: the spec as it is left for the worker or for libcontainer, and what is done around it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,9 +17,9 @@ use crate::systemd::Unit;
 /// A container ready to be launched.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    /// To be written as the bundle's `config.json`, for libcontainer.
+    /// What the worker makes init from; or what is written as the bundle's `config.json`, where libcontainer does.
     pub spec: Spec,
-    /// What the worker's executor does between libcontainer and execve(2).
+    /// What the process does last of all before execve(2).
     pub late: LateProcess,
     /// `net.*` sysctls: to be written in the sandbox's network namespace before the container starts.
     pub sandbox_sysctls: Vec<Sysctl>,
@@ -47,6 +47,8 @@ pub struct Prepared {
     pub cwd: PathBuf,
     /// Where the working directory is to be made when it is missing.
     pub working_directory: WorkingDirectory,
+    /// Directories beneath `/dev` that libcontainer makes for devices, if it makes init.
+    pub device_directories: Vec<PathBuf>,
     /// Nodes that libcontainer does not make.
     pub outside_nodes: Vec<OutsideNode>,
     /// Memory filesystems that get what they hide of the image, between create and start.
@@ -73,7 +75,7 @@ pub struct Prepared {
 pub struct PreparedExec {
     /// For the worker, complete but for what is `late`.
     pub process: Process,
-    /// What the worker's executor does between libcontainer and execve(2).
+    /// What the process does last of all before execve(2).
     pub late: LateProcess,
     /// Whether the process gets a terminal; libcontainer then wants a console socket.
     pub terminal: bool,
@@ -83,8 +85,7 @@ pub struct PreparedExec {
     pub warnings: Vec<String>,
 }
 
-/// What the worker's executor does in the container after libcontainer, in the order of the fields. It
-/// travels to the worker as JSON.
+/// What a process does last of all before execve(2), in the order of the fields. It travels to the worker as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LateProcess {
     /// Whose process it is, in the container: for the look-up of HOME.

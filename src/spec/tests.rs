@@ -189,7 +189,9 @@ fn hooks_are_divided_between_libcontainer_and_the_agent() {
         serde_json::from_value(json!({"prestart": [{"path": "/h/pre"}], "poststop": [{"path": "/h/stop"}]}))
             .unwrap();
     let out = run(pod_container(), &facts).unwrap();
-    let prestart = json!({"prestart": [{"path": "/h/pre", "timeout": 10}]});
+    // By the agent's own program: see `hooks`.
+    let own = json!([GUEST_HOOKS, r#"[{"path":"/h/pre","timeout":10}]"#]);
+    let prestart = json!({"prestart": [{"path": "/proc/self/exe", "args": own}]});
     assert_eq!(serde_json::to_value(out.spec.hooks()).unwrap(), prestart);
     assert_eq!(out.poststop.len(), 1);
     assert!(out.poststart.is_empty());

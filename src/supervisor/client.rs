@@ -413,7 +413,7 @@ mod tests {
         let (kind, request) = told(&supervisor).await;
         assert_eq!(kind, Kind::Launch);
         let reply = Header { pid: 4711, ..Header::new(Kind::Reply, request) };
-        let outcome = serde_json::to_vec(&Ok::<_, Failure>(Outcome::Started)).unwrap();
+        let outcome = serde_json::to_vec(&Ok::<_, Failure>(Outcome::Started(Vec::new()))).unwrap();
         let pidfd = std::fs::File::open("/dev/null").unwrap();
         supervisor.send(reply, &outcome, &[pidfd.as_fd()], MsgFlags::empty()).unwrap();
         supervisor.send(Header::new(Kind::Stop, 0), b"", &[], MsgFlags::empty()).unwrap();

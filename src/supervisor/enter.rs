@@ -164,7 +164,7 @@ async fn wait_for(mut entering: Entering, socket: OwnedFd) -> Result<Launched, L
     let said = match words {
         Ok(words) if words.is_empty() => {
             let fds = entering.pidfd.take().into_iter().collect();
-            return Ok(Launched { outcome: Outcome::Started, fds, process });
+            return Ok(Launched { outcome: Outcome::Started(Vec::new()), fds, process });
         }
         Ok(words) => serde_json::from_slice::<Failure>(&words).map_err(LaunchError::Garbled),
         Err(source) => Err(LaunchError::HandOver { step: "hear of the process", source }),

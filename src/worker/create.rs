@@ -31,20 +31,23 @@ struct Wiring {
     console: Option<Console>,
 }
 
-/// Makes the container and leaves its init waiting before exec.
-pub(super) fn create(mut job: CreateJob, mut stdio: Vec<OwnedFd>) -> Result<Started, Failure> {
+/// Makes the container and leaves its init waiting before exec. Says, too, what has failed without failing it.
+pub(super) fn create(mut job: CreateJob, mut stdio: Vec<OwnedFd>) -> Result<(Started, Vec<String>), Failure> {
     make_working_directory(&job)?;
     nodes::make(&job.rootfs, &job.outside_nodes, false)?;
     let filter = take_filter(&mut stdio, job.filter_flags)?;
     let started = match job.own_init.take() {
         Some(spec) => init::launch(&job, &spec, stdio, filter)?,
-        None => return by_libcontainer(job, stdio, filter, &super::report()?),
+        None => {
+            let report = super::report()?;
+            return by_libcontainer(job, stdio, filter, &report).map(|started| (started, report.warnings()));
+        }
     };
     make_what_was_hidden(started.pid, &job).inspect_err(|_| {
         // Not reaped: it is still this one.
         let _ = nix::sys::signal::kill(started.pid, nix::sys::signal::Signal::SIGKILL);
     })?;
-    Ok(started)
+    Ok((started, Vec::new()))
 }
 
 fn by_libcontainer(
@@ -63,6 +66,10 @@ fn by_libcontainer(
         None => None,
     };
     prepare_root(&job, stay.is_some())?;
+    // Where hooks expect to be, and as they expect to be.
+    nix::unistd::chdir(&job.bundle)
+        .map_err(|errno| Failure::internal(format!("enter the bundle: {errno}")))?;
+    sys::heed_signals();
     let container = wiring
         .builder
         .as_init(&job.bundle)
@@ -74,6 +81,7 @@ fn by_libcontainer(
     let pid = container.pid().map(|pid| Pid::from_raw(pid.as_raw()));
     let pid = pid.ok_or_else(|| Failure::internal("libcontainer names no pid"))?;
     let started = started(pid, wiring.console)?;
+    nodes::close_directories(pid, &job.device_directories)?;
     copy_up::apply(pid, &job.rootfs, &job.copy_up)?;
     make_what_was_hidden(pid, &job)?;
     // From here on paths may be the container's.

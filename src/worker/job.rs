@@ -63,6 +63,8 @@ pub struct CreateJob {
     pub cwd: PathBuf,
     /// Where the working directory of the container's init is made if it is missing.
     pub working_directory: WorkingDirectory,
+    /// Directories beneath `/dev` that libcontainer makes for the others.
+    pub device_directories: Vec<PathBuf>,
     /// Device nodes that libcontainer does not make.
     pub outside_nodes: Vec<OutsideNode>,
     /// How init is connected.
@@ -220,8 +222,9 @@ pub struct ProgramJob {
 /// What a job that worked has to say; the pid of a started process is in the message's header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// A process has been started. Descriptors: its pidfd, and with a terminal the master; none for a shell or program of the guest.
-    Started,
+    /// A process has been started. Descriptors: its pidfd, and with a terminal the master; none for a shell or program of
+    /// the guest. With warnings: what has failed on the way without failing it.
+    Started(Vec<String>),
     /// A seccomp filter has been compiled. Descriptor: its program.
     Filter {
         /// Flags for seccomp(2).

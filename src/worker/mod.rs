@@ -19,6 +19,7 @@ mod create;
 mod exec;
 mod executor;
 mod filter;
+mod guest_hooks;
 mod hooks;
 mod init;
 pub mod job;
@@ -45,6 +46,7 @@ use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::socket::MsgFlags;
 
 use self::create::Started;
+pub use self::guest_hooks::run_if_asked as run_guest_hooks_if_asked;
 use self::job::{Failure, Job, Outcome, ProcessIo};
 use self::namespaces::Pause;
 use self::report::Report;
@@ -121,7 +123,7 @@ struct Done {
 
 impl Done {
     fn started(Started { pid, fds }: Started, ours: Vec<OwnedFd>) -> Self {
-        Self { outcome: Outcome::Started, pid: Some(pid), fds, ours, stay: None }
+        Self { outcome: Outcome::Started(Vec::new()), pid: Some(pid), fds, ours, stay: None }
     }
 }
 
@@ -143,7 +145,10 @@ fn work(fds: Vec<OwnedFd>) -> Result<Done, Failure> {
     };
     let done = Done { outcome: Outcome::Done, pid: None, fds: Vec::new(), ours: Vec::new(), stay: None };
     Ok(match job {
-        Job::Create(job) => Done::started(create::create(*job, fds)?, ours),
+        Job::Create(job) => {
+            let (started, warnings) = create::create(*job, fds)?;
+            Done { outcome: Outcome::Started(warnings), ..Done::started(started, ours) }
+        }
         Job::Exec(job) => Done::started(exec::start(*job, fds)?, ours),
         Job::ShareNamespaces(job) => match namespaces::share(&job)? {
             Some(Pause { pid, stay }) => {

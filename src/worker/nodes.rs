@@ -5,12 +5,12 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::AtFlags;
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, makedev, mknodat};
-use nix::unistd::fchownat;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, makedev, mknodat};
+use nix::unistd::{Pid, fchownat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType as Type};
 
 use super::job::{Failure, FailureKind};
@@ -25,6 +25,27 @@ pub(super) fn make(root: &Path, nodes: &[OutsideNode], hidden: bool) -> Result<(
             message: format!("make the node {}: {error}", node.path().display()),
         };
         make_one(root, node).map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
+/// libcontainer makes directories for devices such that everybody may write in them.
+pub(super) fn close_directories(init: Pid, directories: &[PathBuf]) -> Result<(), Failure> {
+    if directories.is_empty() {
+        return Ok(());
+    }
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::internal(format!("close the directories of devices to others: {error}"))
+    };
+    let root = PathBuf::from(format!("/proc/{init}/root"));
+    let root = Root::open(&root).map_err(|error| failed(&error))?;
+    for directory in directories {
+        let path = directory.strip_prefix("/").unwrap_or(directory);
+        let opened = root.open_path(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty());
+        let opened = opened.map_err(|error| failed(&error))?;
+        if fstat(&opened).map_err(|errno| failed(&errno))?.st_mode & 0o7777 == 0o777 {
+            fchmod(&opened, Mode::from_bits_truncate(0o755)).map_err(|errno| failed(&errno))?;
+        }
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use tracing_core::field::{Field, Visit};
 use tracing_core::span::{Attributes, Id, Record};
 use tracing_core::{Event, Interest, Level, LevelFilter, Metadata, Subscriber};
 
+use super::guest_hooks::WARNING_MARK;
 use super::job::{Failure, FailureKind};
 
 /// Begins a line that holds a [`Failure`] as JSON.
@@ -67,12 +68,20 @@ impl Report {
         {
             return failure;
         }
-        let detail: String = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().into();
+        let is_error = |line: &&str| !line.trim().is_empty() && !line.starts_with(WARNING_MARK);
+        let detail: String = text.lines().find(is_error).unwrap_or_default().into();
         let detail = detail.chars().take(MAX_DETAIL).collect::<String>();
         if detail.is_empty() || message.contains(&detail) {
             return Failure { kind, message: message.to_owned() };
         }
         Failure { kind, message: format!("{message}: {detail}") }
+    }
+
+    /// What has failed without failing the container.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let text = self.text();
+        let marked = text.lines().filter_map(|line| line.strip_prefix(WARNING_MARK));
+        marked.filter_map(|json| serde_json::from_str(json).ok()).collect()
     }
 
     fn text(&self) -> String {

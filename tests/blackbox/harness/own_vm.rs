@@ -27,9 +27,10 @@ pub(crate) const HOOKS: &str = "/opt/blackbox/hooks";
 /// Each of them appends its arguments and the container's state to this file.
 pub(crate) const HOOK_LOG: &str = "/run/guest-hooks";
 
-/// The hooks, by the place in the hook directory. One of them is not executable, and must not run.
-pub(crate) const HOOK_FILES: [(&str, u32); 4] = [
+/// The hooks, by the place in the hook directory. One of them is not executable, and must not run; one fails.
+pub(crate) const HOOK_FILES: [(&str, u32); 5] = [
     ("prestart/10-first", 0o755),
+    ("prestart/15-fails", 0o755),
     ("prestart/20-second", 0o755),
     ("prestart/30-no", 0o644),
     ("poststop/10-end", 0o755),
@@ -52,7 +53,9 @@ const CDI_FILE: (&str, &str) = (
 
 /// What is in each hook.
 pub(crate) fn hook_script() -> String {
-    format!("#!/bin/sh\necho \"$0 $* $(cat)\" >> {HOOK_LOG}\n")
+    format!(
+        "#!/bin/sh\necho \"$0 $* $PWD $(cat)\" >> {HOOK_LOG}\ncase $0 in *fails) echo no card here >&2; exit 3; esac\n"
+    )
 }
 
 /// How long a guest may take to power off.

@@ -1,6 +1,7 @@
 //! Hooks of the specification: when they run, where, and what they are told.
 
 use nakai_ctl::spec::HookKind;
+use nakai_protocols::oci;
 use ttrpc::Code;
 
 use super::recovery::Looks;
@@ -51,7 +52,7 @@ async fn hooks_are_told_the_state(ctx: Ctx) -> Outcome {
     let container = ctx.container(|spec| spec.args(["sleep", "1000000"]).annotation("mine", "value"))?;
     let (host, guest) = ctx.directory(&container, "log")?;
     let container = RUNTIME_HOOKS.into_iter().fold(container, |container, (kind, name)| {
-        let script = format!("cat > {guest}/{name}; echo \"$0 $1 $HOOK\" > {guest}/{name}.how");
+        let script = format!("cat > {guest}/{name}; echo \"$0 $1 $HOOK $PWD\" > {guest}/{name}.how");
         container.edit(|spec| {
             spec.hook(kind, "/bin/sh", ["sh", "-c", &script, "zero", "one"], 0).edit(|spec| {
                 let hooks = spec.Hooks.mut_or_insert_default();
@@ -80,7 +81,9 @@ async fn hooks_are_told_the_state(ctx: Ctx) -> Outcome {
         // Required once the container is created, and without meaning inside or after it.
         let has_pid = state["pid"].as_i64().is_some_and(|pid| pid > 0);
         assert_eq!(has_pid, !matches!(name, "createContainer" | "poststop"), "{name}: {text}");
-        assert_eq!(std::fs::read_to_string(host.join(format!("{name}.how")))?, "zero one environment\n");
+        let bundle = state["bundle"].as_str().unwrap_or_default();
+        let how = std::fs::read_to_string(host.join(format!("{name}.how")))?;
+        assert_eq!(how, format!("zero one environment {bundle}\n"), "{name}");
     }
     Ok(())
 }
@@ -90,11 +93,20 @@ async fn a_start_container_hook_runs_inside(ctx: Ctx) -> Outcome {
     let script = "echo hook > /order; id -u >> /order; cat > /state";
     let container = ctx
         .created(|spec| {
-            spec.hook(HookKind::StartContainer, "/bin/sh", ["sh", "-c", script], 0).args([
-                "sh",
-                "-c",
-                "echo program >> /order",
-            ])
+            // What libcontainer makes for a node is not for everybody to write in.
+            let program = "echo program >> /order; stat -c %a /dev/deep /dev/deep/er >> /modes";
+            let node = oci::LinuxDevice {
+                Path: "/dev/deep/er/zero".to_owned(),
+                Type: "c".to_owned(),
+                Major: 1,
+                Minor: 5,
+                ..Default::default()
+            };
+            let hook = ["sh", "-c", script];
+            spec.hook(HookKind::StartContainer, "/bin/sh", hook, 0)
+                .annotation("mine", "value")
+                .add_device(node)
+                .args(["sh", "-c", program])
         })
         .await?;
     assert!(!container.file("/order").exists());
@@ -110,6 +122,8 @@ async fn a_start_container_hook_runs_inside(ctx: Ctx) -> Outcome {
         "{state}"
     );
     assert!(state["pid"].as_i64().is_some_and(|pid| pid > 0), "{state}");
+    assert_eq!(state["annotations"]["mine"], "value", "{state}");
+    assert_eq!(std::fs::read_to_string(container.file("/modes"))?, "755\n755\n");
     Ok(())
 }
 

@@ -170,9 +170,13 @@ async fn guest_hooks_run_for_every_container(ctx: Ctx) -> Outcome {
     one.remove().await?;
     let log = ctx.guest_sh(&format!("grep '\"{}\"' $PROC/$SERVER/root{HOOK_LOG}", one.id)).await?;
     let ran: Vec<&str> = log.lines().map(|line| line.split(" {").next().unwrap_or(line)).collect();
-    let expected = [("prestart", "10-first"), ("prestart", "20-second"), ("poststop", "10-end")];
-    let expected: Vec<String> =
-        expected.iter().map(|(kind, name)| format!("{directory}/{kind}/{name} {kind}")).collect();
+    // One that fails fails nothing, and they all run in the bundle.
+    let expected = ["prestart/10-first", "prestart/15-fails", "prestart/20-second", "poststop/10-end"];
+    let bundle = format!("/run/kata-containers/{}", one.id);
+    let expected: Vec<String> = expected
+        .iter()
+        .map(|hook| format!("{directory}/{hook} {} {bundle}", hook.split('/').next().unwrap_or_default()))
+        .collect();
     assert_eq!(ran, expected, "{log}");
     Ok(())
 }
