@@ -58,6 +58,18 @@ async fn a_directory_is_bound_and_laid_over(ctx: Ctx) -> Outcome {
     assert_eq!(container.sh(written).await?, "upper\napart");
     assert_eq!(container.sh("grep -c ' /merged overlay ' /proc/mounts").await?, "1");
     container.remove().await?;
+    for (driver, source, fstype, word) in [
+        ("ephemeral", "/etc", "tmpfs", "bind"),
+        ("overlayfs", "/", "overlay", "rbind"),
+        ("ephemeral", "tmpfs", "tmpfs", "remount"),
+    ] {
+        let guests_own =
+            Storage { options: vec![word.into()], ..storage(driver, source.into(), fstype, "guest") };
+        let mut request = container.request();
+        request.storages.push(guests_own);
+        let made = ctx.client().create_container_with(&request).await;
+        refused(made, Code::INVALID_ARGUMENT, &["options", word]);
+    }
     an_image_needs_the_hub_that_pulls_it(&ctx).await
 }
 
