@@ -29,8 +29,7 @@ struct Given {
     id: String,
     pid: Option<i32>,
     bundle: PathBuf,
-    #[serde(default)]
-    annotations: HashMap<String, String>,
+    annotations: Option<HashMap<String, String>>,
 }
 
 /// Runs the hooks and ends, if this program was started for that.
@@ -52,7 +51,7 @@ fn run(hooks: &str) -> std::io::Result<()> {
     std::io::stdin().read_to_string(&mut given)?;
     let given: Given = serde_json::from_str(&given)?;
     let mut state = State::new(&given.id, ContainerStatus::Creating, given.pid, given.bundle.clone());
-    state.annotations = Some(given.annotations);
+    state.annotations = given.annotations;
     let mut report = std::fs::File::from(std::io::stderr().as_fd().try_clone_to_owned()?);
     for hook in hooks {
         let words = memfd_create("nakai-hook", MFdFlags::MFD_CLOEXEC)?;
