@@ -134,13 +134,18 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>
     let (bind, recursive) = (is_bind(mount), has(mount, "rbind"));
     let mut word = None;
     let mut kept = Vec::new();
-    for option in mount.options().clone().unwrap_or_default() {
+    let given = mount.options().clone().unwrap_or_default();
+    for option in given.iter().flat_map(|given| split(given, bind)) {
         if let Some(found) = propagation::word(&option) {
             word = Some(found);
             continue;
         }
         match option.as_str() {
             "" => {}
+            // Others have taken it for no bind mount.
+            "bind" | "rbind" if !bind => {
+                return Err(refuse(mount, format!("option {option:?} has to stand by itself")));
+            }
             "remount" => {
                 return Err(refuse(mount, format!("option {option:?} is not supported")));
             }
@@ -161,6 +166,19 @@ fn options(mount: &mut Mount, warnings: &mut Vec<String>) -> Result<Option<Word>
     }
     mount.set_options((!kept.is_empty()).then_some(kept));
     Ok(word)
+}
+
+/// Options for a filesystem may be joined by commas, as in fstab(5): to mount(2) that is the same. A comma belongs to the
+/// value within quotes or behind a backslash.
+fn split(options: &str, bind: bool) -> Vec<String> {
+    let (mut quoted, mut escaped) = (false, false);
+    let parts = options.split(|letter| {
+        let ends = letter == ',' && !bind && !quoted && !escaped;
+        quoted ^= letter == '"' && !escaped;
+        escaped = letter == '\\' && !escaped;
+        ends
+    });
+    parts.map(str::to_owned).collect()
 }
 
 /// libcontainer knows the recursive word only.

@@ -204,3 +204,13 @@ fn a_tmpfs_may_begin_with_what_it_hides() {
         assert!(run(options, typ).unwrap_err().to_string().contains("tmpcopyup"));
     }
 }
+
+#[test]
+fn options_joined_by_commas_are_several() {
+    let options = json!(["size=1m,mode=700,", "nosuid,context=\"a,b\"", r"lowerdir=/a\,b"]);
+    let out = run(json!([{"destination": "/v", "type": "tmpfs", "options": options}])).unwrap();
+    let expected = json!(["size=1m", "mode=700", "nosuid", "context=\"a,b\"", r"lowerdir=/a\,b"]);
+    assert_eq!(out.mounts[0]["options"], expected);
+    let error = run(json!([{"destination": "/v", "type": "none", "source": "/s", "options": ["rbind,ro"]}]));
+    assert!(error.is_err_and(|error| error.to_string().contains("by itself")));
+}
