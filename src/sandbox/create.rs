@@ -165,13 +165,10 @@ async fn take_cgroup(
     let (id, cgroup, records) = (id.clone(), cgroup.clone(), environment.records.clone());
     blocking(move || {
         prepare()?;
-        match cgroup.clear() {
-            Ok(true) => {}
-            Ok(false) => {
-                return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
-            }
-            // Somebody may be there.
-            Err(source) => return Err(SandboxError::Cgroup { id, source }),
+        // Where that can't be told, somebody may be there.
+        let failed = |source| SandboxError::Cgroup { id: id.clone(), source };
+        if !cgroup.clear().map_err(failed)? {
+            return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
         }
         // The kills before the container's time, in a cgroup that an earlier one left behind for good.
         let killed_before = cgroup.oom_kills();
