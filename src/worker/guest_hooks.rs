@@ -4,15 +4,13 @@
 //! [`GUEST_HOOKS`] and with the hooks as its argument: it runs them in their order, says on its standard error which have
 //! failed, and ends well. What they say themselves is no error of the container's: it goes with the warning only.
 
-use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
 
 use libcontainer::container::{ContainerStatus, State};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::Hook;
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::{chain, sys};
 use crate::spec::GUEST_HOOKS;
@@ -22,15 +20,6 @@ pub(super) const WARNING_MARK: &str = "nakai-warning:";
 
 /// How much of a hook's words is told, in bytes.
 const MAX_WORDS: usize = 600;
-
-/// What of the state on standard input is told on.
-#[derive(Deserialize)]
-struct Given {
-    id: String,
-    pid: Option<i32>,
-    bundle: PathBuf,
-    annotations: Option<HashMap<String, String>>,
-}
 
 /// Runs the hooks and ends, if this program was started for that.
 pub fn run_if_asked() {
@@ -46,18 +35,16 @@ pub fn run_if_asked() {
 }
 
 fn run(hooks: &str) -> std::io::Result<()> {
-    let hooks: Vec<Hook> = serde_json::from_str(hooks)?;
+    let hooks: Vec<Hook> = serde_json::from_slice(hooks.as_bytes())?;
     let mut given = String::new();
     std::io::stdin().read_to_string(&mut given)?;
-    let given: Given = serde_json::from_str(&given)?;
-    let mut state = State::new(&given.id, ContainerStatus::Creating, given.pid, given.bundle.clone());
-    state.annotations = given.annotations;
+    let state = state(&serde_json::from_str(&given)?);
     let mut report = std::fs::File::from(std::io::stderr().as_fd().try_clone_to_owned()?);
     for hook in hooks {
         let words = memfd_create("nakai-hook", MFdFlags::MFD_CLOEXEC)?;
         nix::unistd::dup2_stderr(&words)?;
         let (path, one) = (hook.path().display().to_string(), vec![hook]);
-        let ran = libcontainer::hooks::run_hooks(Some(&one), Some(&state), Some(&given.bundle), None, None);
+        let ran = libcontainer::hooks::run_hooks(Some(&one), Some(&state), Some(&state.bundle), None, None);
         if let Err(error) = ran {
             let mut bytes = [0; MAX_WORDS];
             let len = nix::sys::uio::pread(&words, &mut bytes, 0).unwrap_or(0);
@@ -72,9 +59,38 @@ fn run(hooks: &str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The state that was told, to be told on.
+fn state(given: &Value) -> State {
+    let text = |key: &str| given.get(key).and_then(Value::as_str).unwrap_or_default();
+    let pid = given.get("pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
+    let mut state = State::new(text("id"), ContainerStatus::Creating, pid, text("bundle").into());
+    let annotations = given.get("annotations").and_then(Value::as_object).into_iter().flatten();
+    let own = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    state.annotations = Some(annotations.filter_map(own).collect());
+    state
+}
+
 /// A hook of the specification's may not have ended its last line.
-fn warn(report: &mut impl std::io::Write, text: &str) {
+fn warn(report: &mut dyn std::io::Write, text: &str) {
     if let Ok(json) = serde_json::to_string(text) {
         let _ = writeln!(report, "\n{WARNING_MARK}{json}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_state_is_told_on() {
+        let given = json!({
+            "ociVersion": "1.0.2", "id": "c1", "status": "creating", "pid": 7, "bundle": "/b",
+            "annotations": {"mine": "value"}
+        });
+        let told = state(&given);
+        assert_eq!((told.id.as_str(), told.pid, told.bundle.as_path()), ("c1", Some(7), "/b".as_ref()));
+        assert_eq!(told.annotations.unwrap()["mine"], "value");
     }
 }
