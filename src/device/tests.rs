@@ -92,8 +92,10 @@ impl Guest {
         symlink(&directory, self.path("sys/class/block").join(directory.file_name().unwrap())).unwrap();
     }
 
+    /// At once, as the kernel does: somebody may be looking.
     fn node(&self, name: &str, text: &str) {
-        fs::write(self.path("dev").join(name), text).unwrap();
+        fs::write(self.path("aside"), text).unwrap();
+        fs::rename(self.path("aside"), self.path("dev").join(name)).unwrap();
     }
 }
 
