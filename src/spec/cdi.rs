@@ -146,7 +146,7 @@ fn add_node(spec: &mut Spec, node: &CdiNode) -> Result<(), SpecError> {
     // One that names no owner is for the process to use, whoever that is.
     let user = spec.process().as_ref().map(|process| (process.user().uid(), process.user().gid()));
     let (uid, gid) = user.unwrap_or_default();
-    let owner = |named: Option<u32>, own: u32| named.or((own != 0).then_some(own));
+    let owner = |named: Option<u32>, own: u32| named.or_else(|| (own != 0).then_some(own));
     device.set_file_mode(node.file_mode).set_uid(owner(node.uid, uid)).set_gid(owner(node.gid, gid));
     let mut linux = spec.linux_mut().take().unwrap_or_default();
     let mut nodes = linux.devices().clone().unwrap_or_default();
