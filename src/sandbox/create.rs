@@ -165,9 +165,7 @@ async fn take_cgroup(
     let (id, cgroup, records) = (id.clone(), cgroup.clone(), environment.records.clone());
     blocking(move || {
         prepare()?;
-        // Where that can't be told, somebody may be there.
-        let failed = |source| SandboxError::Cgroup { id: id.clone(), source };
-        if !cgroup.clear().map_err(failed)? {
+        if !cgroup.clear().map_err(|source| SandboxError::Cgroup { id: id.clone(), source })? {
             return Err(SandboxError::CgroupInUse { id, path: cgroup.path().display().to_string() });
         }
         // The kills before the container's time, in a cgroup that an earlier one left behind for good.
