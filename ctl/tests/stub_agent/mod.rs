@@ -88,8 +88,8 @@ impl health_ttrpc::Health for Service {
 impl agent_ttrpc::AgentService for Service {
     async fn create_sandbox(&self, _: &TtrpcContext, r: agent::CreateSandboxRequest) -> ttrpc::Result<Empty> {
         let drivers: Vec<_> = r.storages.iter().map(|s| format!("{}@{}", s.driver, s.mount_point)).collect();
-        let pids = if r.sandbox_pidns { "with PID namespace" } else { "" };
-        self.0.called(format!("sandbox {} {} {} {pids}", r.sandbox_id, r.hostname, drivers.join(" ")));
+        let pids = if r.sandbox_pidns { " with PID namespace" } else { "" };
+        self.0.called(format!("sandbox {} {} {}{pids}", r.sandbox_id, r.hostname, drivers.join(" ")));
         Ok(Empty::new())
     }
 
