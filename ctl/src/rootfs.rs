@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 
-use crate::image::{Image, merge};
+use crate::image::{Image, Owners, merge};
 use crate::removal::{self, RemovalError};
 use crate::sandbox::guest_rootfs;
 use crate::tree::{Place, Tree, by_descriptor};
@@ -85,7 +85,7 @@ impl SharedRootfs {
         if kind.is_file() {
             unpack(source, &by_descriptor(&target))?;
         } else if !(nix::unistd::geteuid().is_root() && bind(source, &target)) {
-            copy(&[source], &by_descriptor(&target))?;
+            copy(&[source], &by_descriptor(&target), None)?;
         }
         Ok(shared)
     }
@@ -98,20 +98,25 @@ impl SharedRootfs {
     pub fn share_image(image: &Image, share: &Path, container: &str) -> Result<Self, RootfsError> {
         let (shared, target) = Self::reserve(share, container)?;
         if !overlay(&image.layers, &by_descriptor(&target)) {
-            copy(&image.layers, &by_descriptor(&target))?;
+            copy(&image.layers, &by_descriptor(&target), None)?;
         }
         Ok(shared)
     }
 
     /// As [`SharedRootfs::share_image`] for an agent on this host, which may not see what is mounted here: always a
-    /// copy.
+    /// copy. Its files may get other owners.
     ///
     /// # Errors
     ///
     /// As for [`SharedRootfs::share`].
-    pub fn copy_image(image: &Image, directory: &Path, container: &str) -> Result<Self, RootfsError> {
+    pub fn copy_image(
+        image: &Image,
+        directory: &Path,
+        container: &str,
+        owners: Option<Owners>,
+    ) -> Result<Self, RootfsError> {
         let (shared, target) = Self::reserve(directory, container)?;
-        copy(&image.layers, &by_descriptor(&target))?;
+        copy(&image.layers, &by_descriptor(&target), owners)?;
         Ok(shared)
     }
 
@@ -264,8 +269,8 @@ fn mount_layers(layers: &[PathBuf], target: &Path) -> Option<()> {
     Some(())
 }
 
-fn copy<P: AsRef<Path>>(layers: &[P], target: &Path) -> Result<(), RootfsError> {
-    merge(layers, target).map_err(|(path, source)| RootfsError::Copy { path, source })
+fn copy<P: AsRef<Path>>(layers: &[P], target: &Path, owners: Option<Owners>) -> Result<(), RootfsError> {
+    merge(layers, target, owners).map_err(|(path, source)| RootfsError::Copy { path, source })
 }
 
 #[cfg(test)]
@@ -310,7 +315,7 @@ mod tests {
     #[test]
     fn copy_keeps_modes_and_links() {
         let (original, target) = (original(), tempfile::tempdir().unwrap());
-        copy(&[original.path()], target.path()).unwrap();
+        copy(&[original.path()], target.path(), None).unwrap();
         let mode = fs::metadata(target.path().join("bin/sh")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
         assert_eq!(fs::read_link(target.path().join("init")).unwrap(), Path::new("bin/sh"));
@@ -361,7 +366,7 @@ mod tests {
     fn what_lies_beside_a_root_is_not_removed_with_it() {
         let (original, share) = (original(), tempfile::tempdir().unwrap());
         let image = Image { config: Default::default(), layers: vec![original.path().to_owned()], id: None };
-        let shared = SharedRootfs::copy_image(&image, share.path(), "web").unwrap();
+        let shared = SharedRootfs::copy_image(&image, share.path(), "web", None).unwrap();
         let beside = share.path().join("web/mounts/0");
         fs::create_dir_all(&beside).unwrap();
         fs::write(beside.join("precious"), "x").unwrap();
@@ -377,7 +382,7 @@ mod tests {
             fs::create_dir(outside.path().join("rootfs")).unwrap();
             fs::write(outside.path().join("rootfs/precious"), "x").unwrap();
             let image = Image { config: Default::default(), layers: vec![original.path().into()], id: None };
-            SharedRootfs::copy_image(&image, share.path(), "web").unwrap().keep();
+            SharedRootfs::copy_image(&image, share.path(), "web", None).unwrap().keep();
             fs::remove_dir_all(share.path().join(planted)).unwrap();
             symlink(outside.path(), share.path().join(planted)).unwrap();
             unshare(share.path(), "web").unwrap();
@@ -396,7 +401,7 @@ mod tests {
                 fs::write(host.path().join("precious"), "x").unwrap();
                 let image =
                     Image { config: Default::default(), layers: vec![original.path().to_owned()], id: None };
-                let shared = SharedRootfs::copy_image(&image, share.path(), "web").unwrap();
+                let shared = SharedRootfs::copy_image(&image, share.path(), "web", None).unwrap();
                 let at = |path: &str| share.path().join(path);
                 fs::create_dir_all(at("other/mounts/0")).unwrap();
                 let none = None::<&str>;

@@ -30,6 +30,7 @@ mod root;
 pub mod seccomp;
 pub mod spec;
 pub mod supervise;
+mod user_namespace;
 pub mod users;
 pub mod volumes;
 

@@ -1,7 +1,8 @@
 //! A container's root filesystem as the agent sees it: a part of the shared directory, a copy, or disks.
 //!
 //! ```text
-//! image        an overlay of its layers in the shared directory; a copy for an agent on this host
+//! image        an overlay of its layers in the shared directory; a copy for an agent on this host, or for a container
+//!              with users of its own, to whom it belongs
 //! itself       the directory as it is: what the container writes is written there
 //! one disk     ext4 of all layers, plugged into the machine
 //! layer disks  EROFS of each layer, plugged in read-only; the agent lays them on each other
@@ -14,9 +15,9 @@ use super::extras::RootKind;
 use super::mounts::Places;
 use super::users::Accounts;
 use super::volumes::Lent;
-use super::{CriError, Holdings, Order};
+use super::{CriError, Holdings, Order, user_namespace};
 use crate::disk::{Access, RootDisk};
-use crate::image::{self, Image};
+use crate::image::{self, Image, Owners};
 use crate::pending;
 use crate::plug::Machine;
 use crate::rootfs::{self, SharedRootfs};
@@ -78,6 +79,7 @@ pub(super) async fn make(
     holdings: &mut Holdings,
 ) -> Result<Root, CriError> {
     let limit = order.extras.disk;
+    let owners = user_namespace::owners(&order.config.linux.security_context.namespace_options)?;
     let (image, _in_use) = match opened {
         Opened::Itself(_) if limit.is_some() => {
             return Err(CriError::field("disk", "a directory that is the root itself has no limit"));
@@ -86,6 +88,9 @@ pub(super) async fn make(
         Opened::Image(image, in_use) => (*image, in_use),
     };
     holdings.layers.clone_from(&image.layers);
+    if let Some(owners) = owners {
+        return shifted(engine.places(), order, image, id, owners).await;
+    }
     match (order.extras.root, engine.places(), limit) {
         (RootKind::Disk(size), ..) => {
             one_disk(engine.machine("root")?, image, id, limit.or(size), holdings).await
@@ -105,13 +110,46 @@ pub(super) async fn make(
             shared_root(shared.guest_path().to_owned(), shared)
         }
         (_, Places::Local(directory), None) => {
-            let (directory, id) = (directory.clone(), id.to_owned());
-            let at = CriError::io(directory.display().to_string());
-            std::fs::create_dir_all(&directory).map_err(at)?;
-            let shared = blocking(move || SharedRootfs::copy_image(&image, &directory, &id)).await?;
+            let shared = copied(directory, image, id, None).await?;
             shared_root(shared.host_path().display().to_string(), shared)
         }
     }
+}
+
+/// A copy that belongs to the users of the container.
+async fn shifted(
+    places: &Places,
+    order: &Order,
+    image: Image,
+    id: &str,
+    owners: Owners,
+) -> Result<Root, CriError> {
+    let refuse = |reason: &str| Err(CriError::field("namespace_options.userns_options", reason));
+    if order.extras.disk.is_some() || matches!(order.extras.root, RootKind::Disk(_) | RootKind::Layers) {
+        return refuse("such a container's root is a copy, on no disk and without a limit");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return refuse("the files of its root belong to others, which only root can do");
+    }
+    let (Places::Shared(directory) | Places::Local(directory)) = places;
+    let shared = copied(directory, image, id, Some(owners)).await?;
+    let guest = match places {
+        Places::Shared(_) => shared.guest_path().to_owned(),
+        Places::Local(_) => shared.host_path().display().to_string(),
+    };
+    shared_root(guest, shared)
+}
+
+async fn copied(
+    directory: &Path,
+    image: Image,
+    id: &str,
+    owners: Option<Owners>,
+) -> Result<SharedRootfs, CriError> {
+    let (directory, id) = (directory.to_owned(), id.to_owned());
+    let at = CriError::io(directory.display().to_string());
+    std::fs::create_dir_all(&directory).map_err(at)?;
+    blocking(move || SharedRootfs::copy_image(&image, &directory, &id, owners)).await
 }
 
 fn shared_root(guest: String, shared: SharedRootfs) -> Result<Root, CriError> {

@@ -17,7 +17,7 @@ use super::extras::{Extras, RootKind};
 use super::image::{ImageConfig, signal};
 use super::mounts::{Bind, Places};
 use super::users::{Accounts, Otherwise};
-use super::{CriError, capabilities, devices, labels, mounts, resources, seccomp, users};
+use super::{CriError, capabilities, devices, labels, mounts, resources, seccomp, user_namespace, users};
 use crate::SpecBuilder;
 
 /// All that a container is made of.
@@ -110,6 +110,9 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, CriError> {
     )?;
     spec.Linux.mut_or_insert_default().Seccomp = filter.into();
     spec.Process.mut_or_insert_default().Capabilities = Some(sets).into();
+    if let Some(owners) = user_namespace::owners(&security.namespace_options)? {
+        user_namespace::apply(&mut spec, &owners);
+    }
     labels::apply(&mut spec, security)?;
     if security.privileged {
         writable(&mut spec);
@@ -218,9 +221,6 @@ fn namespaces(
             warnings.push("namespace_options.ipc: NODE is the pod's: the VM runs no other".to_owned());
         }
         NamespaceMode::Container => return refuse("ipc", "CONTAINER: all containers share the pod's"),
-    }
-    if options.userns_options.as_ref().is_some_and(|options| options.mode != NamespaceMode::Node) {
-        return refuse("userns_options", "the agent makes no user namespaces");
     }
     Ok((list, shared_pid, warnings))
 }

@@ -31,7 +31,7 @@ pub fn make_disk(layers: &[PathBuf], size: Option<u64>, disk: &Path) -> Result<(
     let merged = named.tempdir_in(near).map_err(failed)?;
     let root = merged.path().join("root");
     fs::create_dir(&root).map_err(failed)?;
-    merge(layers, &root).map_err(|(path, source)| ImageError::Copy { path, source })?;
+    merge(layers, &root, None).map_err(|(path, source)| ImageError::Copy { path, source })?;
     let size = match size {
         Some(size) => size,
         None => {

@@ -14,19 +14,51 @@ use xattr::FileExt as _;
 use crate::tree::{Place, Tree};
 use crate::unpack::{OPAQUE, is_kept};
 
+/// Whose a container's files are that has users of its own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Owners {
+    /// Its users.
+    pub uids: Ids,
+    /// Its groups.
+    pub gids: Ids,
+}
+
+/// A range of ids.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Ids {
+    /// The first one in the container.
+    pub inside: u32,
+    /// The same one outside of it.
+    pub outside: u32,
+    /// How many there are.
+    pub size: u32,
+}
+
+impl Ids {
+    /// What an id is outside; one that the container has not stays as it is, and is nobody's there.
+    fn shift(self, id: u32) -> u32 {
+        let offset = id.checked_sub(self.inside).filter(|offset| *offset < self.size);
+        offset.and_then(|offset| self.outside.checked_add(offset)).unwrap_or(id)
+    }
+}
+
 /// Copies what the layers show, the lowest first, into the existing directory `target`. Modes, links, hard links within
-/// a layer and extended attributes are kept, for root owners too. Nodes, sockets and fifos are left out. Blocks.
+/// a layer and extended attributes are kept, for root owners too, or what these are outside of a container. Nodes, sockets and fifos are left out. Blocks.
 ///
 /// A guest may see `target` and change what is there meanwhile: no link is followed in it, and it is not left.
 ///
 /// # Errors
 ///
 /// The first file that can't be copied, with its path.
-pub fn merge<P: AsRef<Path>>(layers: &[P], target: &Path) -> Result<(), (PathBuf, io::Error)> {
+pub fn merge<P: AsRef<Path>>(
+    layers: &[P],
+    target: &Path,
+    owners: Option<Owners>,
+) -> Result<(), (PathBuf, io::Error)> {
     let own = nix::unistd::geteuid().is_root();
     let tree = Tree::strict(target).map_err(|error| (target.to_owned(), error))?;
     for layer in layers {
-        Copy { layer: layer.as_ref(), tree: &tree, own, links: HashMap::new() }.run()?;
+        Copy { layer: layer.as_ref(), tree: &tree, own, owners, links: HashMap::new() }.run()?;
     }
     Ok(())
 }
@@ -42,6 +74,7 @@ struct Copy<'a> {
     layer: &'a Path,
     tree: &'a Tree,
     own: bool,
+    owners: Option<Owners>,
     /// The copies of files with several names, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
 }
@@ -114,13 +147,21 @@ impl Copy<'_> {
         if metadata.is_symlink() {
             place.make_symlink(fs::read_link(from)?.as_os_str())?;
             return match self.own {
-                true => place.own(Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid())),
+                true => {
+                    let (uid, gid) = self.owner(metadata);
+                    place.own(Uid::from_raw(uid), Gid::from_raw(gid))
+                }
                 false => Ok(()),
             };
         }
         let mut file = place.create_file()?;
         io::copy(&mut File::open(from)?, &mut file)?;
         self.adorn(from, &file, metadata)
+    }
+
+    fn owner(&self, metadata: &Metadata) -> (u32, u32) {
+        let (uid, gid) = (metadata.uid(), metadata.gid());
+        self.owners.map_or((uid, gid), |owners| (owners.uids.shift(uid), owners.gids.shift(gid)))
     }
 
     fn finish(&self, path: &Path) -> io::Result<()> {
@@ -132,7 +173,8 @@ impl Copy<'_> {
     /// Gives a copy its owner, mode, attributes and time. A new owner takes set-user-ID and capabilities away.
     fn adorn(&self, from: &Path, to: &File, metadata: &Metadata) -> io::Result<()> {
         if self.own {
-            fchown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+            let (uid, gid) = self.owner(metadata);
+            fchown(to, Some(uid), Some(gid))?;
         }
         to.set_permissions(Permissions::from_mode(metadata.mode() & 0o7777))?;
         for name in xattr::list(from).into_iter().flatten().filter(|name: &std::ffi::OsString| keeps(name)) {
@@ -163,6 +205,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn ids_of_a_container_are_others_outside_and_the_rest_stay() {
+        let ids = Ids { inside: 10, outside: 4000, size: 5 };
+        assert_eq!([9, 10, 14, 15].map(|id| ids.shift(id)), [9, 4000, 4004, 15]);
+    }
+
+    #[test]
     fn a_layer_as_deep_as_paths_can_be_is_copied_and_removed() {
         let (layer, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let deep: PathBuf = std::iter::repeat_n("d", 1900).collect();
@@ -172,7 +220,7 @@ mod tests {
         fs::create_dir(&to).unwrap();
         // No level may take its part of the stack.
         let copy = std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
-            merge(&[from], &to).unwrap();
+            merge(&[from], &to, None).unwrap();
             let copied = fs::read_to_string(to.join(&deep).join("file")).unwrap();
             let tree = Tree::strict(to.parent().unwrap()).unwrap();
             tree.existing(Path::new("root")).unwrap().clear().unwrap();
@@ -195,7 +243,7 @@ mod tests {
         for path in [below.path().to_owned(), below.path().join("d")] {
             fs::set_permissions(path, Permissions::from_mode(0o555)).unwrap();
         }
-        merge(&[below.path(), above.path()], target.path()).unwrap();
+        merge(&[below.path(), above.path()], target.path(), None).unwrap();
         assert_eq!(fs::read_to_string(target.path().join("d/file")).unwrap(), "x");
         assert_eq!(fs::read_to_string(target.path().join("file")).unwrap(), "y");
     }
@@ -209,7 +257,8 @@ mod tests {
         // As a guest would do it between two steps of ours.
         std::os::unix::fs::symlink(outside.path(), target.path().join("etc")).unwrap();
         let tree = Tree::strict(target.path()).unwrap();
-        let mut copy = Copy { layer: layer.path(), tree: &tree, own: true, links: HashMap::new() };
+        let mut copy =
+            Copy { layer: layer.path(), tree: &tree, own: true, owners: None, links: HashMap::new() };
         assert!(copy.directory("etc".into(), &mut Vec::new()).is_err());
         assert!(copy.finish(Path::new("etc")).is_err());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 pub use config::{Healthcheck, ImageConfig};
 pub use digest::Digest;
 pub use disk::{make_disk, make_empty_disk, make_erofs};
-pub use merge::merge;
+pub use merge::{Ids, Owners, merge};
 pub use store::Store;
 
 use digest::Digesting;

@@ -110,7 +110,7 @@ fn top() -> Vec<u8> {
 /// What the layers show, as a list of `path=contents`.
 fn shown(image: &Image) -> String {
     let target = tempfile::tempdir().unwrap();
-    merge(&image.layers, target.path()).unwrap();
+    merge(&image.layers, target.path(), None).unwrap();
     let (tool, same) = (target.path().join("bin/tool"), target.path().join("bin/same"));
     assert_eq!(fs::metadata(tool).unwrap().ino(), fs::metadata(same).unwrap().ino());
     let mut files = Vec::new();

@@ -7,6 +7,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::json;
 
 use super::bench::{Bench, image};
+use super::user_namespaces::{USERS, cri_users_of_its_own};
 use super::{Check, Group, Row, Section, check, group};
 use crate::harness::{Ctx, Fallible, Outcome, scenario};
 
@@ -16,6 +17,7 @@ pub(super) fn groups() -> Vec<Group> {
         group(section, scenario!(cri_an_unprivileged_process), UNPRIVILEGED, &[]),
         group(section, scenario!(cri_a_root_process), ROOT, &[]),
         group(section, scenario!(cri_a_privileged_container).vm_only(), PRIVILEGED, &[]),
+        group(section, scenario!(cri_users_of_its_own), USERS, &[]),
         group(section, scenario!(cri_profiles), PROFILED, PROFILES),
         group(section, scenario!(cri_mounts_and_devices), MOUNTS, &[]),
         group(section, scenario!(cri_a_volume_of_a_group).host_only(), VOLUME_OF_A_GROUP, &[]),

@@ -13,6 +13,7 @@ mod nets;
 mod page;
 mod pod;
 mod refusals;
+mod user_namespaces;
 mod zun;
 
 use crate::harness::Scenario;

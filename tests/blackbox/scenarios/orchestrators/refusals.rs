@@ -73,7 +73,7 @@ const REFUSED: &[Row] = &[
     ("`privileged` in a pod that is not", "refused"),
     (
         "`namespace_options` NODE for `pid` (in a VM that is the agent's own), CONTAINER for `ipc` (the agent gives all \
-         containers the sandbox's), `userns_options` (it makes none)",
+         containers the sandbox's), `userns_options` POD without one mapping of users and one of groups",
         "refused",
     ),
     (
