@@ -75,9 +75,8 @@ impl Images {
         let root = self.0.root.get_or_init(|| {
             let path = self.directory().map_err(|error| error.to_string())?.join("busybox-root");
             match &self.0.given_root {
-                Some(given) => {
-                    copy_tree(given, &path, false).map_err(|e| format!("{}: {e}", given.display()))?
-                }
+                Some(given) => copy_by_another(given, &path)
+                    .map_err(|error| format!("copy {}: {error}", given.display()))?,
                 None => {
                     let busybox = Busybox::find().map_err(|error| error.to_string())?;
                     busybox::write_root(&busybox, &path).map_err(|error| error.to_string())?;
@@ -90,18 +89,28 @@ impl Images {
 
     /// Makes a root filesystem at `target` that is the caller's to change.
     pub(crate) fn copy_root(&self, target: &Path) -> Fallible<()> {
-        Ok(copy_tree(self.root()?, target, true)?)
+        Ok(copy_tree(self.root()?, target)?)
     }
 }
 
-/// Copies a tree with modes and owners. With `link`, programs are shared: containers don't write to those.
-fn copy_tree(source: &Path, target: &Path, link: bool) -> std::io::Result<()> {
+/// Copies a tree in a process of its own. A program that this one has open for writing could not be run for a while: what
+/// another thread starts at that moment has it open, too.
+fn copy_by_another(source: &Path, target: &Path) -> Fallible<()> {
+    let copied = std::process::Command::new("cp").arg("-a").args([source, target]).output()?;
+    if !copied.status.success() {
+        return Err(String::from_utf8_lossy(&copied.stderr).into());
+    }
+    Ok(())
+}
+
+/// Copies a tree with modes and owners. Programs are shared: containers don't write to those.
+fn copy_tree(source: &Path, target: &Path) -> std::io::Result<()> {
     let metadata = fs::symlink_metadata(source)?;
     if metadata.is_symlink() {
         return symlink(fs::read_link(source)?, target);
     }
     if !metadata.is_dir() {
-        if link && metadata.mode() & 0o111 != 0 {
+        if metadata.mode() & 0o111 != 0 {
             return fs::hard_link(source, target);
         }
         fs::copy(source, target)?;
@@ -109,7 +118,7 @@ fn copy_tree(source: &Path, target: &Path, link: bool) -> std::io::Result<()> {
         fs::create_dir(target)?;
         for entry in fs::read_dir(source)? {
             let entry = entry?;
-            copy_tree(&entry.path(), &target.join(entry.file_name()), link)?;
+            copy_tree(&entry.path(), &target.join(entry.file_name()))?;
         }
     }
     if nix::unistd::geteuid().is_root() {

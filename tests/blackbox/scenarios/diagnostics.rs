@@ -73,6 +73,10 @@ async fn a_termination_log_of_the_hosts_is_the_guests(ctx: Ctx) -> Outcome {
     assert_eq!(container.wait().await?, 0);
     assert_eq!(data(&ctx, &container.id, "termination_log").await?, "out of luck");
     container.remove().await?;
+    if !ctx.is_host() {
+        // Nobody writes there for a test.
+        return Ok(());
+    }
     // What has failed behind it, where the host has put files, leaves them as they were.
     let fails = ctx.container(|spec| {
         let spec = spec.mount("/dev/termination-log", "/of/the/host", "bind", &["rbind", "rw"]);
