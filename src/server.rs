@@ -49,8 +49,8 @@ const MAX_BLOCKING_THREADS: usize = 512;
 const SHARED_FILES: [&str; 2] = ["shared/containers", "sandbox/passthrough"];
 /// How long the sandbox may take to be destroyed when the agent is asked to stop: less than the supervisor waits.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
-/// How long the rest of a service's boot waits for the first caller: long enough for one that looks for the socket all the
-/// time, and for nobody a delay.
+/// How long the rest of a service's boot waits for the first caller: long enough for one that looks for the socket
+/// all the time, and for nobody a delay.
 const FIRST_CALL: Duration = Duration::from_millis(2);
 /// How long the log may take to reach its reader at the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);

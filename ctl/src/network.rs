@@ -32,8 +32,8 @@ impl Client {
         answer.map(|a| a.Interfaces).map_err(|e| CallError::new("ListInterfaces", "", e))
     }
 
-    /// `UpdateRoutes`: makes the routes of the main table those of the list, for the links that are named in it, and tells
-    /// what all are then.
+    /// `UpdateRoutes`: makes the routes of the main table those of the list, for the links that are named in it, and
+    /// tells what all are then.
     ///
     /// # Errors
     ///

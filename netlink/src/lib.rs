@@ -1,9 +1,9 @@
 //! Stands in for the crate `netlink-packet-route`, which `Cargo.toml` replaces by this one (`[patch.crates-io]`).
 //!
-//! libcontainer moves interfaces into a container (`linux.netDevices`) with it. The agent refuses such specifications, so that
-//! none of this ever runs; but the real crate has a reader and a writer for each attribute of rtnetlink(7), a quarter of
-//! a megabyte, and the linker cannot know. Here are the few names that libcontainer says. A message has no encoding: the
-//! kernel would refuse it for being too short, and an answer cannot be read.
+//! libcontainer moves interfaces into a container (`linux.netDevices`) with it. The agent refuses such
+//! specifications, so that none of this ever runs; but the real crate has a reader and a writer for each attribute of
+//! rtnetlink(7), a quarter of a megabyte, and the linker cannot know. Here are the few names that libcontainer says.
+//! A message has no encoding: the kernel would refuse it for being too short, and an answer cannot be read.
 
 use netlink_packet_core::{
     DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkPayload, NetlinkSerializable,

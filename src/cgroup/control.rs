@@ -51,7 +51,7 @@ impl Freezer {
 }
 
 impl Cgroup {
-    /// The processes here and in all sub-cgroups, by pid. None if the cgroup is gone.
+    /// The processes here and in all sub-cgroups, by pid. Empty if the cgroup is gone.
     ///
     /// # Errors
     /// What can't be opened or read.

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Tells when to look at an [`OomKills`] again. Edge-triggered: notice given before the last look may be told
-/// after it, notice given after it always is.
+/// Tells when to look at an [`OomKills`] again. Edge-triggered: it may wake once too often, never too seldom.
 #[derive(Debug)]
 pub struct Notices {
     fd: AsyncFd<Arc<OwnedFd>>,

@@ -159,7 +159,7 @@ impl OomKills {
         Ok(news)
     }
 
-    /// Whether the last look found that the cgroup is gone, and what it had counted since the one before with it.
+    /// Whether the last look found the cgroup removed, and with it any kills counted since the look before.
     pub fn is_gone(&self) -> bool {
         let (Counter::Tree { gone, .. } | Counter::Each { gone, .. }) = &self.counter;
         gone.load(Ordering::Relaxed)

@@ -1,8 +1,8 @@
 //! A cgroup that is a unit of systemd's, too: see [`crate::systemd`]. For one that is none, all of this does nothing.
 //!
-//! On v1 systemd has only some of the trees (`Hierarchy::has_systemd`). In that of the devices it would write rules of its
-//! own, by which less can be said than by a specification's. So it is told to allow nothing, and can't: the kernel lets
-//! nobody change the rules as a whole of a cgroup with another one below, and one there is.
+//! On v1 systemd has only some of the trees (`Hierarchy::has_systemd`). In that of the devices it would write rules
+//! of its own, by which less can be said than by a specification's. So it is told to allow nothing, and can't: the
+//! kernel lets nobody change the rules as a whole of a cgroup with another one below, and one there is.
 
 use std::path::PathBuf;
 

@@ -92,8 +92,9 @@ async fn serve_port(listener: &AsyncFd<OwnedFd>, launcher: &Launcher, logger: &L
         let connection = match listener.async_io(Interest::READABLE, accept).await {
             Ok(Some(connection)) => connection,
             Ok(None) => continue,
-            // Of descriptors, or of memory: there will be some again, of which no event tells, and this is wanted most when
-            // things go wrong. The connection that waits keeps the port ready: without a pause this would go round and round.
+            // Of descriptors, or of memory: there will be some again, of which no event tells, and this is wanted
+            // most when things go wrong. The connection that waits keeps the port ready: without a pause this would
+            // go round and round.
             Err(error) => {
                 warn!(logger, "no connection to the debug console can be accepted"; "error" => %error);
                 tokio::time::sleep(RECOVERY).await;

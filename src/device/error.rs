@@ -120,7 +120,7 @@ pub enum DeviceError {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// The kernel did all that it was asked for, and still.
+    /// All writes succeeded, but vfio-pci is not the function's driver.
     #[error("vfio-pci did not take {address}, whose driver is {driver}")]
     NotBound {
         /// Which function.

@@ -106,9 +106,9 @@ impl fmt::Debug for Devices {
 }
 
 impl Devices {
-    /// The devices of this guest; listens for the kernel's events from now on, in a task of the current
-    /// runtime, and brings memory online that is plugged in. Where there are none to be had (an unusual kernel, a confined service) it goes on without: a
-    /// device that comes late is then seen only when the time is over.
+    /// The devices of this guest. Listens for the kernel's events from now on, in a task of the current runtime, and
+    /// brings plugged-in memory online. Where events can't be heard (an unusual kernel, a confined service) it goes
+    /// on without: a device that comes late is then seen only when the time is over.
     ///
     /// `hotplug_timeout` is how long a device is waited for; `drivers` loads the drivers that a device may
     /// need.

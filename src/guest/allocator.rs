@@ -83,8 +83,8 @@ impl GiveBack {
                 at_rest();
                 let blocks = uncache();
                 let _ = tokio::task::spawn_blocking(move || drop(blocks)).await;
-                // By then that thread has ended. Its end is nobody's event: the pool lets it idle for a while, and joins it
-                // unseen. If it comes later, what it held is given back the next time.
+                // By then that thread has ended. Its end is nobody's event: the pool lets it idle for a while, and
+                // joins it unseen. If it comes later, what it held is given back the next time.
                 sleep(PAUSE).await;
                 trim();
                 program::let_go();

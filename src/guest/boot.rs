@@ -36,7 +36,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// The mode by the process id of the caller, who is the supervisor. Its children have to be told.
+    /// The mode of the calling process. Only the supervisor may ask: its children are never PID 1.
     pub fn of_this_process() -> Self {
         if getpid().as_raw() == 1 { Self::Init } else { Self::Service }
     }

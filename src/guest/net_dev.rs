@@ -87,8 +87,9 @@ impl OwnTraffic {
     }
 }
 
-/// Lines of `name: bytes packets errs drop fifo frame compressed multicast | bytes packets errs drop ...`, without the bar,
-/// behind two of headings. A name may have any byte that is no blank, also a colon (`eth0:1` is an old alias).
+/// Lines of `name: bytes packets errs drop fifo frame compressed multicast | bytes packets errs drop ...`, without
+/// the bar, behind two of headings. A name may have any byte that is no blank, also a colon (`eth0:1` is an old
+/// alias).
 fn parse(text: &[u8]) -> Vec<Traffic> {
     let counters = |all: &[u64]| {
         let mut all = all.iter().copied();

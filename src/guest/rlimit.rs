@@ -91,8 +91,9 @@ pub fn raise_open_files(proc: &Path) -> Result<OpenFiles, RlimitError> {
 /// How many files a process may be allowed to have open: as many as where systemd runs. Hosts ask for that number.
 const MOST_OPEN_FILES: u64 = 1_073_741_816;
 
-/// Lets limits go as far, where that is further than the kernel's default, which is a million. And the guest's memory is the
-/// only limit of all open files together: else a container could take those that others need (as systemd does).
+/// Lets limits go as far, where that is further than the kernel's default, which is a million. And the guest's memory
+/// is the only limit of all open files together: else a container could take those that others need (as systemd
+/// does).
 ///
 /// # Errors
 ///

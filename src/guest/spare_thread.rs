@@ -1,9 +1,9 @@
 //! A spare thread of the blocking pool, so that the pool always has one.
 //!
-//! A container without a limit of its own can take all threads that the guest may have (`kernel.threads-max`). For work that
-//! blocks tokio starts a thread where none is idle; where the kernel refuses it, the work is left to the threads that are
-//! there, and without any tokio panics. So one is always there. It sleeps until somebody finds that calls take long
-//! ([`SpareThread::help`]); then it takes what waits in the pool's queue.
+//! A container without a limit of its own can take all threads that the guest may have (`kernel.threads-max`). For
+//! work that blocks tokio starts a thread where none is idle; where the kernel refuses it, the work is left to the
+//! threads that are there, and without any tokio panics. So one is always there. It sleeps until somebody finds that
+//! calls take long ([`SpareThread::help`]); then it takes what waits in the pool's queue.
 //!
 //! Invariant: the spare work is always either running or at the end of the queue.
 
@@ -62,7 +62,7 @@ impl SpareThread {
         loop {
             let now = Instant::now();
             if std::mem::take(&mut state.asked) {
-                // Whoever asks is not to wait for this.
+                // Unlocked, so that nobody who asks for help waits for the probe.
                 drop(state);
                 let awake_until = if has_room() { None } else { now.checked_add(AWAKE) };
                 self.lock().awake_until = awake_until;

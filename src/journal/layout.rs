@@ -42,8 +42,8 @@ pub(super) mod head {
 
 pub(super) const SMALL_CHUNKS: usize = 2048;
 pub(super) const LARGE_CHUNKS: usize = 32;
-/// How many large chunks may have what processes have not read. They wait for as long as it pleases a process, and an answer
-/// that finds no room is lost with its server.
+/// How many large chunks may have what processes have not read. They wait for as long as it pleases a process, and an
+/// answer that finds no room is lost with its server.
 pub(super) const LARGE_RESTS: usize = 8;
 pub(super) const CHUNKS: usize = SMALL_CHUNKS + LARGE_CHUNKS;
 pub(super) const CALLS: usize = 4096;

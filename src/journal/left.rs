@@ -189,7 +189,8 @@ impl Journal {
         }
     }
 
-    /// The answer that is at a place, with what is in the pipe if that is its call's; and what is there if there is no answer.
+    /// The answer that is at a place, with what is in the pipe if that is its call's; and what is there if there is
+    /// no answer.
     fn claim_answer(
         self: &Arc<Self>,
         word: u64,

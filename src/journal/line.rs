@@ -18,7 +18,7 @@ use super::chunk::Answer;
 use super::layout::{self, AREA, halves, line_field as field, pair};
 use super::{Call, Journal, Request};
 
-/// The length of a message that the kernel has not stored one in.
+/// Marks a message length that the kernel has not written.
 const NONE: u32 = u32::MAX;
 
 /// See the module.

@@ -1,8 +1,8 @@
 //! The mapped memory file, and the system calls whose result the kernel writes into it.
 //!
-//! A process can be killed after any system call, before it has taken note of the result. Three calls of Linux store their
-//! result in the caller's memory before they return: sendmmsg(2) and recvmmsg(2) the length of each message, splice(2)
-//! the offset in the file. With that memory in this file the next process knows it all the same.
+//! A process can be killed after any system call, before it has taken note of the result. Three calls of Linux store
+//! their result in the caller's memory before they return: sendmmsg(2) and recvmmsg(2) the length of each message,
+//! splice(2) the offset in the file. With that memory in this file the next process knows it all the same.
 //!
 //! Places are offsets into the file. One that is not in it is taken for the first word, which nobody uses.
 

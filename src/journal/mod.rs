@@ -12,7 +12,7 @@
 //!
 //! A process can be killed between any two instructions. So each change is one store of one word, in an order in which
 //! every state in between can be gone on from; and system calls that move bytes are those whose result the kernel stores
-//! in the file itself (`memory`). What can't be kept, because the file is full, is counted on its line: a connection with
+//! in the file itself (`memory`). Calls that the file has no room for are counted on their connection's line: a connection with
 //! such a call is closed by the next server.
 //!
 //! [`Call::run`] says which call is being worked at; a panic is noted with it, so that the next server can answer it.

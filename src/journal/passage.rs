@@ -1,8 +1,9 @@
 //! A pipe through which an answer's data passes from a process's pipe to a connection.
 //!
 //! splice(2) moves pages from pipe to pipe and into a unix socket without a copy of what is in them. The supervisor holds
-//! both ends with the file: whenever the server is killed each byte is in the process's pipe, in this one or sent, and how
-//! many are in this one the kernel knows. There is one pipe, which one call has at a time; the others take chunks.
+//! both ends with the file: whenever the server is killed each byte is in the process's pipe, in this one or sent,
+//! and how many are in this one the kernel knows. There is one pipe, which one call has at a time; the others take
+//! chunks.
 //!
 //! Invariant: what is in the pipe is of the call that the file's head names, or of nobody and thrown away.
 
@@ -77,8 +78,8 @@ pub struct Passage {
     left: AtomicUsize,
 }
 
-/// The pipe for the call that this thread works at. `None` if there is no such call, if what answers it takes no pages, or if
-/// another has the pipe.
+/// The pipe for the call that this thread works at. `None` if there is no such call, if what answers it takes no
+/// pages, or if another has the pipe.
 pub fn passage_of_current_call() -> Option<Passage> {
     let call = current()?;
     let number = call.number.filter(|_| call.takes_pages())?;

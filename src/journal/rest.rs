@@ -1,11 +1,11 @@
-//! What a process has not read yet of what a call writes to it.
+//! Pending WriteStdin data: what the process has not read yet, kept so that the next server can write the remainder.
 //!
-//! It waits in a chunk, and the call's record says how much of it is left: the last so many bytes. While some of it is being
-//! written the record says nothing, because a server that is killed just then has not noted how much that was. For the
-//! rest of the time, which is all that it waits, the next server can go on with it to the byte.
+//! It waits in a chunk, and the call's record says how much of it is left: the last so many bytes. While some of it
+//! is being written the record says nothing, because a server that is killed just then has not noted how much that
+//! was. For the rest of the time, which is all that it waits, the next server can go on with it to the byte.
 //!
-//! Invariants: what a call's record names is in a chunk that is taken, and is that which no process has been given. At most
-//! [`LARGE_RESTS`] have a large chunk.
+//! Invariants: what a call's record names is in a chunk that is taken, and is that which no process has been given.
+//! At most [`LARGE_RESTS`] have a large chunk.
 
 use std::io;
 use std::sync::{Arc, Weak};

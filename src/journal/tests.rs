@@ -1,5 +1,5 @@
-//! What is left in the file when a process is killed between any two instructions. The process is this one: what it had is
-//! forgotten, and the file opened anew.
+//! What is left in the file when a process is killed between any two instructions. The process is this one: what it
+//! had is forgotten, and the file opened anew.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;

@@ -4,9 +4,9 @@
 //! ours in exchange), MTU, ARP, up, addresses. A link is left up where nothing demands otherwise: taking it down costs
 //! its routes and IPv6 addresses. Those are put back as far as they still make sense.
 //!
-//! Addresses are reconciled: what is not in the list goes, but for those that the kernel made. With the first IPv4 address
-//! of a network the kernel removes the others of it, and with the last one of a link all its IPv4 routes. After any change,
-//! also one that failed, what was lost in this way is put back.
+//! Addresses are reconciled: what is not in the list goes, but for those that the kernel made. With the first IPv4
+//! address of a network the kernel removes the others of it, and with the last one of a link all its IPv4 routes.
+//! After any change, also one that failed, what was lost in this way is put back.
 
 use slog::{Logger, info, warn};
 

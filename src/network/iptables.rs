@@ -16,7 +16,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// How long it may wait for another one who changes the tables, in seconds.
 const WAIT: [&str; 2] = ["--wait", "5"];
 
-/// What is set up for IPv4 or for IPv6: the plain names are what the distribution has chosen.
+/// The tables of one address family. The plain program name is the distribution's choice of backend (nft or legacy).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketFilter {
     /// The tables for IPv4.

@@ -118,7 +118,7 @@ impl Address {
                 _ => {}
             }
         }
-        // On a link between two hosts the plain address is the other's; IPv6 has no local one for most.
+        // On a point-to-point link IFA_ADDRESS is the peer's and IFA_LOCAL ours; IPv6 mostly has IFA_ADDRESS only.
         let is_lasting = flags & PERMANENT != 0;
         Some(Self { link, cidr: Cidr { ip: local.or(address)?, prefix }, scope, is_lasting })
     }

@@ -121,8 +121,8 @@ fn resolve(wanted: &[RouteRequest], links: &[Link]) -> Result<Vec<Route>, Networ
 fn plan(there: &[Entry], wanted: Vec<Route>) -> Vec<(Change, Change)> {
     // A list without any names no link, and changes nothing.
     let is_named = |entry: &Entry| wanted.iter().any(|route| route.link == entry.route.link);
-    // Those of the kernel's and of other links that have to give way to one of the list; they serve no other one of it
-    // then.
+    // The kernel's routes, and routes of links that are not named, that a wanted route replaces. A replaced route
+    // can't serve another wanted one.
     let mut replaced: Vec<&Entry> = Vec::new();
     let mut missing: Vec<Entry>;
     loop {

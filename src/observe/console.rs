@@ -29,8 +29,8 @@ pub fn say(message: fmt::Arguments<'_>) {
     }
 }
 
-/// Whether a line can be written without waiting for a reader: a pipe that is ready takes as much (pipe(7)). A terminal is
-/// not ready while there is much that it has to send, which it does by itself.
+/// Whether a line can be written without waiting for a reader: a pipe that is ready takes as much (pipe(7)). A
+/// terminal is not ready while there is much that it has to send, which it does by itself.
 fn has_room(file: BorrowedFd<'_>) -> bool {
     /// In milliseconds.
     const PIPE: u16 = 100;
@@ -65,8 +65,8 @@ pub fn drain() {
     }
 }
 
-/// The message as one line, which a pipe that has room takes whole: whatever would end the line or move the cursor becomes a
-/// blank.
+/// The message as one line, which a pipe that has room takes whole: whatever would end the line or move the cursor
+/// becomes a blank.
 fn line(message: fmt::Arguments<'_>) -> String {
     /// In letters, of which none has more than four bytes.
     const LONGEST: usize = 1000;

@@ -1,8 +1,8 @@
 //! From our errors to ttrpc status codes: the only place where codes are chosen.
 //!
 //! What shims act on: NOT_FOUND for a process that is gone, UNAVAILABLE for a resize without a terminal. UNIMPLEMENTED is
-//! for a volume that can't grow, and for methods that the protocol does not have: to a shim it says that an agent is older
-//! than itself.
+//! for a volume that can't grow, and for methods that the protocol does not have: to a shim it says that an agent is
+//! older than itself.
 
 use std::error::Error;
 

@@ -64,7 +64,8 @@ pub struct Server {
 
 impl Server {
     /// Listens on `address`, or goes on with the socket and the connections of an earlier server's, and serves `agent`
-    /// there, behind its policy or not, and Health; `effects` is the same agent without policy. Returns a duplicate of a socket that is new, for the next server.
+    /// there, behind its policy or not, and Health; `effects` is the same agent without policy. Returns a duplicate
+    /// of a socket that is new, for the next server.
     ///
     /// # Errors
     /// When the address can't be bound.
@@ -144,8 +145,8 @@ impl Serving {
                 Ok(connection) => self.begin(connection),
                 Err(Errno::EAGAIN) => ready.clear_ready(),
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                    // The connection stays in the queue, so the socket stays readable, and nothing tells when there is room
-                    // again.
+                    // The connection stays in the queue, so the socket stays readable, and nothing tells when there
+                    // is room again.
                     tokio::time::sleep(NO_DESCRIPTORS).await;
                 }
                 // The peer has gone already, or is not heard here.

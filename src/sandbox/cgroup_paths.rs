@@ -1,7 +1,7 @@
 //! Which cgroups are containers', and which are above them.
 //!
-//! Invariants: no two containers have the same cgroup, and none has one beneath another's, as the kernel kills whatever is in
-//! a cgroup or beneath it. A cgroup above is in the sandbox's record before it is made.
+//! Invariants: no two containers have the same cgroup, and none has one beneath another's, as the kernel kills
+//! whatever is in a cgroup or beneath it. A cgroup above is in the sandbox's record before it is made.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

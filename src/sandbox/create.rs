@@ -210,7 +210,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(SandboxError::TaskEnded("a blocking step")))
 }
 
-/// The last but one to be undone: whatever is left before that, the next server can find.
+/// Pushed first, so undone last but one: until then the record lets the next server finish the clean-up.
 pub(super) fn push_forget(environment: &Environment, id: &ContainerId, undo: &mut Undo) {
     let (records, id) = (environment.records.clone(), id.clone());
     undo.push_blocking("forget the container", move || {
@@ -308,8 +308,8 @@ async fn prepare(
     prepared.await.unwrap_or(Err(SandboxError::TaskEnded("preparing the specification")))
 }
 
-/// What comes back writes what libcontainer needs, if it makes init; it blocks. Then the specification is of no use any
-/// more.
+/// Returns a blocking closure that writes what libcontainer needs, where libcontainer makes init. The specification
+/// is of no use after that.
 fn for_libcontainer(
     id: &ContainerId,
     bundle: &Path,
@@ -330,7 +330,7 @@ fn for_libcontainer(
     })
 }
 
-/// Encodes the bundle's configuration. What comes back writes it; it blocks.
+/// Encodes the bundle's configuration, and returns a blocking closure that writes it.
 fn write_config(
     bundle: &Path,
     spec: &Spec,
@@ -391,7 +391,8 @@ pub(super) fn push_launch_undo(id: &ContainerId, state_root: &Path, cgroup: &Cgr
     });
 }
 
-/// A worker that is killed may be about to make what is undone, so its end comes first; but not if it hangs in the kernel.
+/// A worker that is killed may be about to make what is undone, so its end comes first; but not if it hangs in the
+/// kernel.
 fn push_wait_for_worker(undo: &mut Undo) -> oneshot::Sender<()> {
     const LIMIT: Duration = Duration::from_secs(10);
     let (end, ended) = oneshot::channel::<()>();
@@ -475,8 +476,8 @@ struct Confinement {
 }
 
 impl Confinement {
-    /// Only now: the device nodes are made from inside the cgroup. systemd is told of it when all limits are in force. The
-    /// init waits, so that nothing of the image has run yet. Blocks, and returns the namespaces of init.
+    /// Only now: the device nodes are made from inside the cgroup. systemd is told of it when all limits are in
+    /// force. The init waits, so that nothing of the image has run yet. Blocks, and returns the namespaces of init.
     fn apply(self, id: &ContainerId, cgroup: &Cgroup) -> Result<Vec<NamespaceId>, SandboxError> {
         let enforced = self.rules.map_or(Ok(()), |rules| cgroup.enforce_devices(&rules));
         let limited =

@@ -52,8 +52,8 @@ pub(super) async fn with_termination_log(
     .await
 }
 
-/// Puts an empty file in the place of a termination log that is the host's own: a shim without a shared file system leaves
-/// its path as it is, and only asks what has been written. Blocks.
+/// Puts an empty file in the place of a termination log that is the host's own: a shim without a shared file system
+/// leaves its path as it is, and only asks what has been written. Blocks.
 fn provide_termination_log(spec: &mut Spec, kata_dir: &Path, bundle: &Path) -> Result<(), SandboxError> {
     let Some(source) = termination_log(spec) else { return Ok(()) };
     // What the host shares is there, or is missed by name.

@@ -2,8 +2,8 @@
 //!
 //! [`apply`] writes `<kata_dir>/sandbox/resolv.conf` and, where the guest has a file to put it on, binds it
 //! there. [`write_hostname`] writes the sandbox's name beside it, for containers to have it bound from there: without a
-//! shared file system, the host has no file of its own to show them. [`ResolvConf`] holds the mount and takes it away when it is closed or dropped. The guest's file
-//! itself is never written: it may be on a read-only root.
+//! shared file system, the host has no file of its own to show them. [`ResolvConf`] holds the mount and takes it away
+//! when it is closed or dropped. The guest's file itself is never written: it may be on a read-only root.
 //!
 //! The target may be a symbolic link, as systemd-resolved has it. It is followed once, without magic links,
 //! and the mount is made on the file that was then open, so that nothing swapped in between is mounted over.

@@ -1,7 +1,7 @@
 //! Compiled seccomp filters: each profile is compiled once, by a worker, for all processes that have it.
 //!
-//! Invariants: at most [`KEPT`] filters are kept, of profiles that are not longer than [`LONGEST`]; those that wait for the same profile wait for one compilation; a
-//! profile that can't be compiled is not remembered.
+//! Invariants: at most [`KEPT`] filters are kept, of profiles that are not longer than [`LONGEST`]; those that wait
+//! for the same profile wait for one compilation; a profile that can't be compiled is not remembered.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -21,8 +21,8 @@ use crate::supervisor::client::StartedProcess;
 use crate::worker::job::{Job, ShareNamespacesJob};
 use crate::worker::stand_in;
 
-/// How long each part of a sandbox's end may take. What hangs in the kernel keeps neither the rest from going nor the agent
-/// from ending: creations under way, which are taken back;
+/// How long each part of a sandbox's end may take. What hangs in the kernel keeps neither the rest from going nor the
+/// agent from ending: creations under way, which are taken back;
 const CREATIONS_LIMIT: Duration = Duration::from_secs(30);
 /// the removals of all containers, which may be hundreds;
 const REMOVALS_LIMIT: Duration = Duration::from_secs(60);

@@ -2,11 +2,11 @@
 //!
 //! systemd removes the cgroup of a unit whose last process has ended, and the kernel forgets what was counted there: as a
 //! rule within milliseconds of the kill, whose notice it may hold back for ten. But it has counted each kill in the slice
-//! above, too, or in the topmost one, which counts nothing, for the machine. What that has more than is known of the units
-//! in it was the unit's that is gone.
+//! above, too, or in the topmost one, which counts nothing, for the machine. What that has more than is known of the
+//! units in it was the unit's that is gone.
 //!
-//! Where others than containers are, that may have been one of theirs, which came and went between two looks. So it is told
-//! of a unit that has failed, and not of one whose init ended with 0.
+//! Where others than containers are, that may have been one of theirs, which came and went between two looks. So it
+//! is told of a unit that has failed, and not of one whose init ended with 0.
 //!
 //! Invariant: `known` of a slice is what its count was when all units in it had last been looked at, and what has been
 //! found in them since. Those that are not ours are looked at by their counts, whenever one of ours comes or is gone.
@@ -71,8 +71,8 @@ impl Slice {
         self.counts = counts;
     }
 
-    /// The share of a unit that is gone, of the kills that nobody has seen: all, unless others are gone as well. One that has
-    /// not failed has none then, nor where they may have been in one that is not ours.
+    /// The share of a unit that is gone, of the kills that nobody has seen: all, unless others are gone as well. One
+    /// that has not failed has none then, nor where they may have been in one that is not ours.
     fn share(&mut self, counted: u64, is_alone: bool, has_failed: bool) -> u64 {
         let unseen = counted.saturating_sub(self.known);
         let share = match (is_alone, has_failed) {
@@ -90,8 +90,8 @@ impl Slice {
     }
 }
 
-/// Whether a cgroup of this name may have been removed with all that was killed in it. A slice stays for as long as something is
-/// in it, and has counted that.
+/// Whether a cgroup of this name may have been removed with all that was killed in it. A slice stays for as long as
+/// something is in it, and has counted that.
 fn comes_and_goes(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     (name.ends_with(b".service") || name.ends_with(b".scope")) && name != b"init.scope"

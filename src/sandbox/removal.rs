@@ -1,8 +1,7 @@
 //! RemoveContainer, and its repeat.
-//!
-//! A removal goes on when its caller has gone, or has been told that it takes too long. Such a caller asks again, perhaps
-//! when all is over, and must not hear that there is no such container: it would never be done with it. So an id is
-//! remembered until somebody has been told of its end, or takes it for another container.
+//! A removal goes on when its caller has gone, or has been told that it takes too long. Such a caller asks again,
+//! perhaps when all is over, and must get success then: shims retry for ever on NOT_FOUND after a time-out. So an id
+//! is remembered until somebody has been told of its end, or takes it for another container.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -41,8 +40,8 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// [`SandboxError::NoContainer`], and [`SandboxError::RemovalTimeout`]: the removal goes on then, and can be waited for
-    /// by asking again.
+    /// [`SandboxError::NoContainer`], and [`SandboxError::RemovalTimeout`]: the removal goes on then, and can be
+    /// waited for by asking again.
     pub async fn remove_container(&self, id: &str, timeout: Option<Duration>) -> Result<(), SandboxError> {
         let untold = &self.inner.untold;
         let container = match self.container(id) {

@@ -17,8 +17,8 @@ const MAX_WORDS: u64 = 16 << 10;
 pub(super) struct StartWords(Receiver);
 
 impl StartWords {
-    /// To be called before init is let go: else its end could not be told from there being none. Nothing if it has no such
-    /// hooks.
+    /// To be called before init is let go: else its end could not be told from there being none. Nothing if it has no
+    /// such hooks.
     pub(super) fn listen(
         state_root: &std::path::Path,
         id: &ContainerId,

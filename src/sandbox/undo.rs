@@ -15,7 +15,7 @@ use slog::{Logger, warn};
 pub(super) enum Why {
     /// What was being made has failed: nothing of it may stay.
     Failed,
-    /// What was made has had its life; what outlives it by design stays.
+    /// What was made has had its life. Storages that live as long as the sandbox stay.
     Removed,
 }
 

@@ -9,8 +9,9 @@
 //! and no rule would keep it from anything.
 //!
 //! On v1 the list is written as it is, by `Cgroup::write_rules` or where libcontainer makes init by that; on v2
-//! [`crate::cgroup::Cgroup::enforce_devices`] makes a program of it. v1 can't except a device from an allowed range (the kernel removes only an equal exception),
-//! so a range that has one of the guest's system in it is refused there, as is a narrower denial of the host's.
+//! [`crate::cgroup::Cgroup::enforce_devices`] makes a program of it. v1 can't except a device from an allowed range
+//! (the kernel removes only an equal exception), so a range that has one of the guest's system in it is refused
+//! there, as is a narrower denial of the host's.
 
 use oci_spec::runtime::{
     Capability, LinuxDevice, LinuxDeviceCgroup as Rule, LinuxDeviceType as Type, Process,
@@ -29,7 +30,7 @@ pub const MEMORY: [DeviceNumber; 3] = [
 /// What a privileged process has, and no other: these alone are as good as the whole guest.
 const PRIVILEGED: [Capability; 3] = [Capability::SysModule, Capability::SysRawio, Capability::SysAdmin];
 
-/// Whether devices are not kept from a process, where no rule speaks of any.
+/// Whether a process gets all devices when the specification has no device rules.
 pub(super) fn is_privileged(process: &Process) -> bool {
     let held = process.capabilities().as_ref().and_then(|sets| sets.effective().as_ref());
     held.is_some_and(|held| PRIVILEGED.iter().all(|capability| held.contains(capability)))

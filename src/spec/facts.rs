@@ -26,8 +26,8 @@ pub struct Facts {
     /// Whether a cgroup has swap files (`memory.swap.max`, `memory.memsw.limit_in_bytes`): they need
     /// CONFIG_SWAP, and on v1 `swapaccount=1`.
     pub swap_accounting: bool,
-    /// The CPUs online now, from `/sys/devices/system/cpu/online`. These and the nodes only for a specification that names
-    /// some.
+    /// The CPUs online now, from `/sys/devices/system/cpu/online`. These and the nodes only for a specification that
+    /// names some.
     pub online_cpus: CpuSet,
     /// The memory nodes online now; `None` where the kernel has no NUMA (`/sys/devices/system/node` missing).
     pub online_mems: Option<CpuSet>,

@@ -5,8 +5,8 @@
 //! itself. The guest's own fail no container: as one made for one kind of pod meets all of them.
 //!
 //! Those that nobody would end by giving a call up get a limit if they have none: a host's poststart and poststop hooks,
-//! whose failure changes nothing, its startContainer hooks, which are init's, and the guest's own, of which the host knows
-//! nothing.
+//! whose failure changes nothing, its startContainer hooks, which are init's, and the guest's own, of which the host
+//! knows nothing.
 
 use oci_spec::runtime::{Hook, Hooks};
 

@@ -20,10 +20,10 @@ use super::SpecError;
 const ENGINE_DEFAULTS: [&str; 4] =
     ["cri-containerd.apparmor.d", "docker-default", "crio-default", "nerdctl-default"];
 
-/// Of which each mount is a new one.
+/// File systems of which every mount is a new instance, so that each can be given a context.
 const OWN_FILE_SYSTEMS: [&str; 5] = ["tmpfs", "ramfs", "devpts", "hugetlbfs", "overlay"];
 
-/// What Podman's begin with; the version follows.
+/// Prefix of Podman's default profile, which the version follows.
 const PODMAN_DEFAULT: &str = "containers-default-";
 
 /// What the guest has of AppArmor.

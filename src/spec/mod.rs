@@ -4,8 +4,8 @@
 //! the wire's spec and what is known of the guest ([`Facts`]). One file per subject, one function per edit.
 //!
 //! Init is made in one of two ways: by the worker's own code, which nearly all specifications allow (`own_init`,
-//! `own_mounts`, `own_cgroups`); or by libcontainer, which then gets the spec without what it can't do or does wrong. That
-//! is beside it for others to carry out. Where these files name libcontainer, they mean the second way.
+//! `own_mounts`, `own_cgroups`); or by libcontainer, which then gets the spec without what it can't do or does wrong.
+//! That is beside it for others to carry out. Where these files name libcontainer, they mean the second way.
 //!
 //! Invariants:
 //! - no I/O: every rule is a table test;

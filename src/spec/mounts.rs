@@ -17,9 +17,9 @@ use super::propagation::{self, MountPropagation, Word};
 /// See [`take_copy_up`].
 const COPY_UP: &str = "tmpcopyup";
 
-/// Whether it is a word of mount(8) that libcontainer carries out, or that names a default; or one of those that are applied to
-/// everything below the mount too (`rro`, ...), see mount_setattr(2). (To look through lists of them took a quarter of all that
-/// is done to a specification.)
+/// Whether it is a word of mount(8) that libcontainer carries out, or that names a default; or one of those that are
+/// applied to everything below the mount too (`rro`, ...), see mount_setattr(2). (To look through lists of them took
+/// a quarter of all that is done to a specification.)
 fn is_known(word: &str) -> bool {
     #[rustfmt::skip]
     let is_known = matches!(

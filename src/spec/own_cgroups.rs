@@ -62,7 +62,7 @@ pub(super) fn take(
         spec.mounts_mut().iter_mut().flatten().filter(|mount| is_cgroup(mount)).for_each(become_tmpfs);
     }
     take_limits(linux, late);
-    // Below libcgroups' root, and out of it again.
+    // libcgroups joins the path to its root: climb out of that, to the stand-in.
     let climb = Path::new("/../../..");
     linux
         .set_resources(None)

@@ -21,8 +21,7 @@ use super::{MountPropagation, Propagation};
 pub struct OwnMounts {
     /// In this order.
     pub mounts: Vec<OwnMount>,
-    /// Where nothing may get by a link of the image's: what tells of the kernel is there, or libcontainer mounts something
-    /// after them.
+    /// Destinations on whose path no symbolic link is allowed: procfs, sysfs, and what libcontainer mounts later.
     pub left: Vec<PathBuf>,
     /// Whether mounts that the guest makes later stay away from the container.
     pub private: bool,
@@ -49,7 +48,7 @@ pub struct OwnMount {
     pub what: Mounted,
     /// How.
     pub attributes: MountAttributes,
-    /// How it stays tied to the guest's mount of its source, where the others are not.
+    /// Propagation kept between the volume and the guest's mount of it; none for the other mounts.
     pub tie: Option<Tie>,
 }
 

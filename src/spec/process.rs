@@ -111,7 +111,7 @@ fn cwd(process: &mut Process) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// The path without `..`, as whoever makes it goes it: the root's own parent is the root.
+/// The path with `..` resolved by text; the root's own parent is the root.
 pub(super) fn without_climbs(path: &Path) -> PathBuf {
     let mut plain = PathBuf::from("/");
     for part in path.components() {

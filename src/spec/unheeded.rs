@@ -1,4 +1,4 @@
-//! What a specification may ask for of cgroups, and v2 has no word for: told, as the runtime goes on without it.
+//! Limits that cgroup v2 does not have: the container is made without them, with a warning for each.
 
 use oci_spec::runtime::Linux;
 

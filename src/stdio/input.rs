@@ -6,8 +6,8 @@
 //! they were made: none is done at once while another waits. A process that does not read makes writers
 //! wait (for ever, if it must), and nobody else; more than [`MOST_WAITING`] of them are refused.
 //!
-//! A write that has had its turn and waits is kept in the journal after a moment ([`PATIENCE`]), so that the next server can
-//! finish it.
+//! A write that has had its turn and waits is kept in the journal after a moment ([`PATIENCE`]), so that the next
+//! server can finish it.
 //!
 //! ```text
 //! Open --write without room--> Writing --close--> Closed (the task writes what was accepted, then closes the fd)
@@ -50,7 +50,8 @@ enum State {
 /// How long a write waits before it is kept in the journal. Most wait for less, and to copy them would take longer.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// How many bytes may wait, before who comes with more is refused. Those who write one after the other never have so many.
+/// How many bytes may wait, before who comes with more is refused. Those who write one after the other never have so
+/// many.
 const MOST_WAITING: usize = 16 << 20;
 
 /// What is left of a write.
@@ -133,8 +134,8 @@ impl InputStream {
     /// Writes all of `data` and returns its length. Empty `data` is [`InputStream::close`].
     ///
     /// # Errors
-    /// [`StdioError::Closed`] if the stream was closed or the process reads no more, [`StdioError::Full`] if too much waits
-    /// for it to read, [`StdioError::Write`] for what else the kernel refuses.
+    /// [`StdioError::Closed`] if the stream was closed or the process reads no more, [`StdioError::Full`] if too much
+    /// waits for it to read, [`StdioError::Write`] for what else the kernel refuses.
     pub async fn write(&self, data: Vec<u8>) -> Result<u32, StdioError> {
         if data.is_empty() {
             self.close();
@@ -152,8 +153,8 @@ impl InputStream {
         Ok(len)
     }
 
-    /// Moves what is there from a connection to the process, when there is room, `most` bytes at a time; one of the two is
-    /// a pipe.
+    /// Moves what is there from a connection to the process, when there is room, `most` bytes at a time; one of the
+    /// two is a pipe.
     ///
     /// # Errors
     /// As [`InputStream::write`].

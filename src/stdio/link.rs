@@ -1,8 +1,8 @@
 //! A connection of the host's that carries one stream of a process.
 //!
 //! Between a pipe and the connection bytes are moved by splice(2): whenever the server is killed, each byte is on the one
-//! side or on the other, and who is given both goes on without a loss. A terminal's are moved through a pipe between the two
-//! ([`Stage`]), 4 KiB at a time.
+//! side or on the other, and who is given both goes on without a loss. A terminal's are moved through a pipe between
+//! the two ([`Stage`]), 4 KiB at a time.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

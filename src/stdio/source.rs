@@ -84,8 +84,8 @@ impl Source {
         }
     }
 
-    /// Runs `action` once, whether the fd looks ready or not. What it finds out is known to the event loop: who then waits by
-    /// [`Source::perform`] need not find it out again.
+    /// Runs `action` once, whether the fd looks ready or not. What it finds out is known to the event loop: who then
+    /// waits by [`Source::perform`] need not find it out again.
     pub(super) fn attempt<R>(
         &self,
         interest: Interest,

@@ -1,8 +1,8 @@
-//! The pipe between a terminal and the connection that carries a stream of it.
+//! The pipe through which splice(2) moves bytes between a terminal and the connection that carries a stream of it.
 //!
 //! splice(2) moves bytes only where one side is a pipe, so they go from one side into this one and on to the other. The
-//! supervisor holds both of its ends with the connection: whenever the server is killed, each byte is in one of the three,
-//! and the next server begins with what is in the pipe.
+//! supervisor holds both of its ends with the connection: whenever the server is killed, each byte is in one of the
+//! three, and the next server begins with what is in the pipe.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

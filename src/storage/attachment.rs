@@ -118,8 +118,8 @@ impl Attachment {
         Ok(Self { steps })
     }
 
-    /// With what may have been done at `place` since: nobody knows how far it came. `is_mounted` says whether the mount
-    /// was made.
+    /// Adds the steps that may have been done at `place` after the last record was written. `is_mounted` says whether
+    /// the mount was made.
     pub(super) fn unfinished(mut self, place: Place, is_mounted: bool) -> Self {
         let goes = |step: &Step| matches!(step, Step::Tree(tree) if tree.path() == place.path());
         if !self.steps.iter().any(goes) {
@@ -267,8 +267,8 @@ impl Work<'_> {
         self.note(Step::HugePages(size, count))
     }
 
-    /// Somebody else is going to fill the mount point: it goes with the storage, however far that comes. What is there
-    /// already stays if it comes to nothing.
+    /// Records that somebody else (the confidential data hub) is going to fill the mount point, so that it is removed
+    /// with the storage, however far that comes. What is there already stays if it comes to nothing.
     pub(super) fn expect_tree(&mut self) -> Result<(), StorageError> {
         self.attachment.steps.push(Step::Parents(self.place.clone()));
         let around = self.place.make_around();

@@ -1,8 +1,8 @@
 //! A file system on a disk that has none, by the guest's own mkfs.ext4.
 //!
-//! Only a disk that is blank gets one: nothing but zeros where file systems, partition tables and arrays have their marks.
-//! One that has the file system already keeps it, with what is in it: the host may ask again for a volume that a container
-//! before had. Whatever else is there is nobody's to remove.
+//! Only a disk that is blank gets one: nothing but zeros where file systems, partition tables and arrays have their
+//! marks. One that has the file system already keeps it, with what is in it: the host may ask again for a volume that
+//! a container before had. Whatever else is there is nobody's to remove.
 
 use std::fs::File;
 use std::io;

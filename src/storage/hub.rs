@@ -90,7 +90,7 @@ impl Work<'_> {
 impl Drop for Work<'_> {
     fn drop(&mut self) {
         if let Some(connection) = self.hub.connections().get(&self.mount_point) {
-            // That way only: its own end will be told by the other one.
+            // Shut down our sending side only: the hub closes the other one when it has stopped.
             let _ = connection.shutdown(Shutdown::Write);
         }
     }

@@ -1,5 +1,5 @@
-//! Where the sources of storages come from: block devices are found as devices are, images and encrypted volumes come from
-//! the hub, file systems from the guest's own mkfs.
+//! Where the sources of storages come from: block devices are found as devices are, images and encrypted volumes come
+//! from the hub, file systems from the guest's own mkfs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -27,7 +27,8 @@ const MAKE_ATTEMPTS: usize = 4;
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     base: Arc<Base>,
-    /// For those of a host that runs as a user: it is there, and what is made beneath it goes when it is empty.
+    /// For the paths of a rootless host (`/run/user/UID/...`): it exists, and directories made beneath it are removed
+    /// when empty.
     run: Arc<Base>,
 }
 

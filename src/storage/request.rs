@@ -50,7 +50,7 @@ pub struct StorageRequest {
 
 /// The drivers of disks.
 pub(super) const BLOCK_DRIVERS: [&str; 4] = ["blk", "mmioblk", "nvdimm", "scsi"];
-/// The filesystem type of what is there already, and is seen at another place, too.
+/// The filesystem type of a bind mount.
 pub(super) const BIND: &str = "bind";
 
 /// Where a disk's node is, for a container to have.
@@ -141,7 +141,7 @@ impl StorageRequest {
         self.split_options().filter(|option| matches!(*option, "ro" | "rw")).last() == Some("ro")
     }
 
-    /// The node that it is, if the host lends a disk as a file.
+    /// The device node, if this storage is a raw block volume.
     pub fn lent_node(&self) -> Option<LentNode> {
         let is_node = self.fstype == BIND && BLOCK_DRIVERS.contains(&self.driver.as_str());
         is_node.then(|| LentNode { path: self.target(), read_only: self.read_only() })

@@ -2,8 +2,9 @@
 //!
 //! Every message is a fixed 24-byte header, an optional payload and optional file descriptors. The
 //! supervisor sends and reads headers only; the payload of a [`Kind::Reply`] is between a worker and the
-//! server. A second pair, on which workers tell the supervisor what to hold, is of the same make. Because workers inherit the supervisor's end, the server sees replies and exits in the order in
-//! which they happened: a process's exit can never overtake the reply that names its pid.
+//! server. A second pair, on which workers tell the supervisor what to hold, is of the same make. Because workers
+//! inherit the supervisor's end, the server sees replies and exits in the order in which they happened: a process's
+//! exit can never overtake the reply that names its pid.
 //!
 //! Invariants: a message that is too short, too long, of another version or of an unknown kind is an error
 //! and never a guess; received descriptors are close-on-exec and owned from the first moment.

@@ -94,7 +94,8 @@ struct Asking {
 /// The task that owns the channel.
 pub(super) struct Dispatcher {
     logger: Logger,
-    /// What is still to be sent; the channel is never waited for without being read, too.
+    /// Messages not sent yet. The task never blocks on sending: it keeps reading, so that the two ends cannot wait
+    /// for each other.
     outbox: VecDeque<(Header, Vec<OwnedFd>)>,
     /// Launches without an answer yet, by request.
     pending: HashMap<u64, Pending>,

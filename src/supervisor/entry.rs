@@ -17,13 +17,13 @@ use super::channel::Header;
 use super::fork::{Born, Forked};
 use super::home::Home;
 
-/// How a process enters, in the header's `status`: its container has a PID namespace of its own.
+/// Flags in the header's `status`. The container has a PID namespace of its own.
 pub(super) const OWN_PIDS: i32 = 1;
 /// The third descriptor is the cgroup (v2) that it is born in.
 pub(super) const IN_CGROUP: i32 = 2;
 /// How many descriptors, the last ones, are to be held: three, or none.
 pub(super) const HELD: i32 = 4;
-/// As many.
+/// Number of those descriptors.
 pub(super) const HELD_COUNT: usize = 3;
 
 /// A process that has been forked.

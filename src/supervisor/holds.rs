@@ -32,7 +32,7 @@ pub(super) struct Holds {
 }
 
 impl Holds {
-    /// Keeps `fds` under `key`; what was there is let go of.
+    /// Keeps `fds` under `key`; an earlier entry under this key is dropped, and its descriptors are closed.
     pub(super) fn keep(&mut self, key: u64, pid: i32, fds: Vec<OwnedFd>) {
         if self.entries.len() < MAX_HOLDS {
             self.entries.insert(key, Hold { pid, ended: None, fds });
@@ -75,8 +75,8 @@ impl Holds {
         self.tell_by(|header, fds| channel.send(header, b"", fds, MsgFlags::empty()), pause)
     }
 
-    /// The same by functions that send a message, and wait for memory. Until all has been told the supervisor does nothing
-    /// else, so all of it together has so much patience, and no message has its own.
+    /// The same by functions that send a message, and wait for memory. Until all has been told the supervisor does
+    /// nothing else, so all of it together has so much patience, and no message has its own.
     fn tell_by(
         &self,
         send: impl Fn(Header, &[BorrowedFd<'_>]) -> Result<(), ChannelError>,

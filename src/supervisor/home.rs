@@ -1,7 +1,7 @@
 //! The supervisor's own PID namespace: out of it for one fork, and back.
 //!
-//! A process is born in the PID namespace that its parent has chosen for its children (setns(2)). The supervisor chooses a
-//! container's for one fork, and its own again before it does anything else.
+//! A process is born in the PID namespace that its parent has chosen for its children (setns(2)). The supervisor
+//! chooses a container's for one fork, and its own again before it does anything else.
 //!
 //! Invariants: nothing else is ever forked while a container's namespace is chosen. Where the way back fails, for which
 //! the kernel needs nothing but a little memory, every fork is refused until it has succeeded.

@@ -1,9 +1,9 @@
 //! How the supervisor learns that the server has died, whatever a thread of it waits for.
 //!
 //! A thread that waits for a file system whose own server does not answer is ended by no signal. As long as there is one,
-//! its process is not reported as dead (wait(2)), and none of the descriptors that the threads share is closed. So the server
-//! has a thread with a table of descriptors of its own (unshare(2), `CLONE_FILES`), in which there is nothing but one
-//! end of a pipe. It sleeps, and can be killed at any time: then the pipe closes.
+//! its process is not reported as dead (wait(2)), and none of the descriptors that the threads share is closed. So
+//! the server has a thread with a table of descriptors of its own (unshare(2), `CLONE_FILES`), in which there is
+//! nothing but one end of a pipe. It sleeps, and can be killed at any time: then the pipe closes.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -41,8 +41,8 @@ pub enum Ended {
     Server(ExitStatus),
 }
 
-/// Whether a launch is an earlier server's than the newest of `servers`: its number begins with how many there had been
-/// before.
+/// Whether `request` was issued by a server before the current one, the last of `servers`. The upper half of a
+/// request's number is how many servers there had been before the one that issued it.
 fn launched_before(request: u64, servers: u32) -> bool {
     request >> 32 < u64::from(servers.saturating_sub(1))
 }
@@ -118,7 +118,8 @@ pub struct Supervisor<F> {
 }
 
 impl<F: Fn(ServerEnds, u32) -> i32> Supervisor<F> {
-    /// Prepares to run `main` as the server: with its ends, and the number of servers before it. The server exits with what that returns. Workers get the limit `open_files`, if it has been raised.
+    /// Prepares to run `main` as the server: with its ends, and the number of servers before it. The server exits
+    /// with what that returns. Workers get the limit `open_files`, if it has been raised.
     ///
     /// The calling process must be single-threaded.
     ///

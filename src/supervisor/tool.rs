@@ -1,7 +1,7 @@
 //! Runs a tool of the guest to its end: input, output and error are memory files, which a worker connects.
 //!
-//! It may take as long as it is given and write [`MAX_TEXT`] bytes, and is killed when it wants more, or when nobody waits
-//! for it any longer.
+//! It may take as long as it is given and write [`MAX_TEXT`] bytes, and is killed when it wants more, or when nobody
+//! waits for it any longer.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};

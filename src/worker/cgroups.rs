@@ -10,8 +10,8 @@
 //! On v2 the worker makes the cgroup, unless systemd has it: libcontainer, which would ask for each controller in each
 //! cgroup above, only puts init there and writes the limits. A further process is born in it.
 //!
-//! At a creation libcontainer meanwhile sees another tree at `/sys/fs/cgroup`, in a mount namespace of the worker's own: an empty v2,
-//! with which it has next to nothing to do.
+//! At a creation libcontainer meanwhile sees another tree at `/sys/fs/cgroup`, in a mount namespace of the worker's
+//! own: an empty v2, with which it has next to nothing to do.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -33,7 +33,7 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// The controllers that the cgroups below have (v2).
 const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
 
-/// The worker in the container's cgroups; dropped, it is out of them again.
+/// Guard: the worker is in the container's cgroups until this is dropped.
 #[derive(Debug)]
 pub(super) struct Stay {
     /// The `tasks` of the trees' roots.

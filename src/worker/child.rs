@@ -1,5 +1,6 @@
 //! What the two processes that are forked for a container, its init and a further one, have in common with each other and
-//! with who waits for them: how they are hidden until they are the program, their streams, and how they say what is wrong.
+//! with who waits for them: how they are hidden until they are the program, their streams, and how they say what is
+//! wrong.
 
 use std::os::fd::OwnedFd;
 
@@ -49,8 +50,8 @@ pub(super) fn connect(streams: &[OwnedFd]) -> Result<(), Failure> {
         .map_err(|errno| failed("connect the standard streams", errno))
 }
 
-/// In the child: says why there is no process. By write(2), which a seccomp filter that is loaded by now most likely allows;
-/// who waits no more lets SIGPIPE end the child, which is about to end.
+/// In the child: says why there is no process. By write(2), which a seccomp filter that is loaded by now most likely
+/// allows; who waits no more lets SIGPIPE end the child, which is about to end.
 pub(super) fn tell(waiting: &OwnedFd, failure: Failure) {
     let text = serde_json::to_vec(&failure.brief()).unwrap_or_default();
     let _ = nix::unistd::write(waiting, &text);

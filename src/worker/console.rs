@@ -131,8 +131,8 @@ pub(super) fn open(proc: &OwnedFd, io: &ProcessIo, worker: &OwnedFd) -> Result<O
     Ok(peer)
 }
 
-/// The device which makes terminals in the container's filesystem for them; nothing if there is something else. `/dev/ptmx`
-/// is a link to it or, in a `/dev` of the guest's, a node of its own.
+/// The device which makes terminals in the container's filesystem for them; nothing if there is something else.
+/// `/dev/ptmx` is a link to it or, in a `/dev` of the guest's, a node of its own.
 fn multiplexer() -> Result<Option<OwnedFd>, nix::Error> {
     let find = |path: &str| {
         // By no link to what is open here, which may be the guest's.

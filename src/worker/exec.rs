@@ -1,14 +1,15 @@
 //! Starting a further process in a container.
 //!
-//! The supervisor forks it into the container's PID namespace and, on v2, into its cgroup ([`enter`]); where that can't be,
-//! and for one with a terminal, a worker does ([`start`]). libcontainer has a process in between, and reads the container's
-//! state and specification for it: most of what an exec then costs.
+//! The supervisor forks it into the container's PID namespace and, on v2, into its cgroup ([`enter`]); where that
+//! can't be, and for one with a terminal, a worker does ([`start`]). libcontainer has a process in between, and reads
+//! the container's state and specification for it: most of what an exec then costs.
 //!
 //! Where the container is, is said by the handle of its init and by the namespaces that init was made in; who has moved
 //! init elsewhere gets no further process there. The child is born in the container's cgroup (v2) or
 //! enters it first of all (v1). Order of what it does then: session, standard streams, namespaces, terminal, security
-//! labels, umask; the user namespace, which ends its rights over the guest; all descriptors are closed that lead out of the container; working directory, credentials, capabilities
-//! (`user`), and the last steps of every process (`executor`).
+//! labels, umask; the user namespace, which ends its rights over the guest; all descriptors are closed that lead out
+//! of the container; working directory, credentials, capabilities (`user`), and the last steps of every process
+//! (`executor`).
 //!
 //! The child can't be looked into from the container (it is not dumpable), and does not become the program when nobody
 //! waits for it any more: neither the worker nor, without one, the server.
@@ -32,7 +33,8 @@ use super::{console, create, limits, sys, user};
 use crate::spec::NamespaceId;
 use crate::supervisor::{Forked, fork, fork_into};
 
-/// In how many places a child is tried to be born. A container that divides its cgroup needs two or three.
+/// How often the fork is tried, each time in another sub-cgroup. A container that divides its cgroup needs two or
+/// three attempts.
 const PLACES_MAX: usize = 100;
 
 /// All that the child needs.
@@ -60,8 +62,8 @@ pub(super) fn start(job: ExecJob, fds: Vec<OwnedFd>) -> Result<Started, Failure>
     entry.launch()
 }
 
-/// Becomes the process, in a child of the supervisor's that is in the container's PID namespace already and, on v2, in its
-/// cgroup; comes back only with the reason why not. It is not dumpable.
+/// Becomes the process, in a child of the supervisor's that is in the container's PID namespace already and, on v2,
+/// in its cgroup; comes back only with the reason why not. It is not dumpable.
 pub(super) fn enter(job: &ExecJob, fds: Vec<OwnedFd>, server: &OwnedFd) -> Failure {
     let way = match &job.cgroups {
         ExecCgroups::V1(_) => Way::open(&job.cgroups),

@@ -1,14 +1,14 @@
 //! The last steps of a process before it becomes the container's program.
 //!
 //! Namespaces, root and user are in place: an init comes here by itself (`init`), as a further process does (`exec`), or
-//! libcontainer calls this in one that it has made. libcontainer's own executor would refuse programs without `o+x`, and lose
-//! the order and the duplicates of the environment.
+//! libcontainer calls this in one that it has made. libcontainer's own executor would refuse programs without `o+x`,
+//! and lose the order and the duplicates of the environment.
 //!
 //! Order: capabilities, the look for the program; when init is started, wait for the terminal, default signals, session
-//! keyring, resource limits, seccomp filter, final capabilities, execve; with `noNewPrivileges` the filter comes after the
-//! capabilities, so that it need not allow what sets them. Nothing else comes after the filter, which may refuse
-//! anything. What fails while the launch of an init is waiting, as the look for the program, is left in the report as a
-//! [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
+//! keyring, resource limits, seccomp filter, final capabilities, execve; with `noNewPrivileges` the filter comes
+//! after the capabilities, so that it need not allow what sets them. Nothing else comes after the filter, which may
+//! refuse anything. What fails while the launch of an init is waiting, as the look for the program, is left in the
+//! report as a [`Failure`]. What fails in an init that has been started goes to its standard error, and the init ends
 //! as a shell would.
 
 use std::cell::OnceCell;
@@ -58,8 +58,8 @@ impl LastSteps {
         self.late.selinux_label.as_deref()
     }
 
-    /// What shall be found wrong with an init before it is started: its program, which is found here. Nothing, for a program
-    /// that is named from a directory which is not there yet.
+    /// Looks the program up before the container is started, so that CreateContainer reports a missing one. Nothing
+    /// for a program that is named from a directory which is not there yet.
     pub(super) fn look(&self, process: &Process) -> Result<Option<CString>, Failure> {
         let name = process.args().iter().flatten().next();
         let is_relative = name.is_some_and(|name| name.contains('/') && !name.starts_with('/'));

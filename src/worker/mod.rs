@@ -85,8 +85,8 @@ pub fn run(channels: &WorkerChannels<'_>, request: u64, fds: Vec<OwnedFd>) -> ! 
 }
 
 /// Becomes the process of an exec. Called by the supervisor in the child that it forked into the container's PID
-/// namespace and, on v2, into its cgroup: `fds` are the socket to the server, in which a job of that length waits, and what
-/// comes with it. The server hears nothing but why it can't be.
+/// namespace and, on v2, into its cgroup: `fds` are the socket to the server, in which a job of that length waits,
+/// and what comes with it. The server hears nothing but why it can't be.
 pub fn enter(mut fds: Vec<OwnedFd>, job_len: usize) -> ! {
     let server = if fds.is_empty() { None } else { Some(fds.remove(0)) };
     let Some(server) = server else { sys::exit_now(1) };

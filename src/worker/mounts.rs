@@ -59,8 +59,8 @@ pub(super) struct Tied(Vec<(OwnMount, Tree)>);
 /// A mount, mounted nowhere yet, and whether it shows a directory.
 type Tree = (OwnedFd, bool);
 
-/// Copies the volumes that stay tied to the guest's mounts of them, in a mount namespace that still is, too: what is
-/// private there has nothing to be tied to.
+/// Clones the volumes with shared or slave propagation. Must run before this mount namespace is made private: a clone
+/// of a private mount has no peers.
 pub(super) fn copy_tied(mounts: &OwnMounts) -> Result<Tied, Failure> {
     let mut tied = Vec::new();
     for mount in &mounts.mounts {

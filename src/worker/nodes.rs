@@ -1,5 +1,5 @@
-//! Device nodes: outside of `/dev`, where libcontainer makes none and raw block volumes may be, and those in the `/dev` of
-//! an init that is made without it.
+//! Device nodes: outside of `/dev`, where libcontainer makes none and raw block volumes may be, and those in the
+//! `/dev` of an init that is made without it.
 //!
 //! The image is somebody else's: nothing here follows a link out of the root, and what is there already stays as it is.
 

@@ -1,5 +1,5 @@
-//! What becomes of a container's mounts once all is in its place: their propagation, which libcontainer ignores for single
-//! mounts, and a read-only `/dev`. Set in the container's mount namespace between create and start.
+//! What becomes of a container's mounts once all is in its place: their propagation, which libcontainer ignores for
+//! single mounts, and a read-only `/dev`. Set in the container's mount namespace between create and start.
 
 use std::os::fd::OwnedFd;
 

@@ -1,5 +1,5 @@
-//! What libcontainer takes for a container's cgroup where the agent makes the real one: a directory with a file
-//! `cgroup.procs` in which whatever is written is lost. The server makes and removes it; see `spec::own_cgroups`.
+//! A dummy cgroup directory for libcontainer, where the agent itself makes the real cgroups: it has a file
+//! `cgroup.procs`, and whatever is written there is lost. The server makes and removes it; see `spec::own_cgroups`.
 
 use std::io;
 use std::path::{Path, PathBuf};

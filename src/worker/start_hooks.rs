@@ -1,8 +1,8 @@
 //! startContainer hooks: in the container, by its init, between its start and its program.
 //!
 //! libcontainer would run them, and nobody would hear how that went. Here init says it into a fifo that the server reads
-//! from the moment it lets init go (`sandbox::start`): words are a failure, and the fifo's end without any is the program,
-//! or init's own end.
+//! from the moment it lets init go (`sandbox::start`): words are a failure, and the fifo's end without any is the
+//! program, or init's own end.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

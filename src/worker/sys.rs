@@ -47,14 +47,15 @@ pub(super) fn note_ignored_signals() {
     }
 }
 
-/// No signal is ignored any more, also none that glibc reserves for itself (32 and 33); what has a handler gets its default
-/// action back by execve(2).
+/// No signal is ignored any more, also none that glibc reserves for itself (32 and 33); what has a handler gets its
+/// default action back by execve(2).
 pub(super) fn default_signal_actions() {
     // Ignored by all Rust programs, and by a worker.
     reset_signals(IGNORED.load(Ordering::Relaxed) | BROKEN_PIPE);
 }
 
-/// The same but for what a worker itself ignores: for an init that waits for its start, to which signals are sent already.
+/// The same but for what a worker itself ignores: for an init that waits for its start, to which signals are sent
+/// already.
 pub(super) fn heed_signals() {
     reset_signals(IGNORED.load(Ordering::Relaxed) & !BROKEN_PIPE);
 }

@@ -1,12 +1,12 @@
 //! Whose process it is: what both a container's init and a further process do once they are in the container.
 //!
-//! Order: security labels and umask, as root ([`confine`]); then the caller closes all descriptors that lead anywhere; working
-//! directory, groups and ids; capabilities ([`become_user`]). Of libcontainer only the part is used that makes capabilities
-//! effective again.
+//! Order: security labels and umask, as root ([`confine`]); then the caller closes all descriptors that lead
+//! anywhere; working directory, groups and ids; capabilities ([`become_user`]). Of libcontainer only the part is used
+//! that makes capabilities effective again.
 //!
 //! Invariant: when a path of the container's is looked up, be it the working directory or the program, no descriptor of a
-//! directory outside of it is open. A link to `/proc/self/fd/<number>/..` would lead there (CVE-2024-21626), and execve(2)
-//! closes descriptors only after it has opened the program.
+//! directory outside of it is open. A link to `/proc/self/fd/<number>/..` would lead there (CVE-2024-21626), and
+//! execve(2) closes descriptors only after it has opened the program.
 
 use std::fs::File;
 use std::io::Write;
@@ -27,8 +27,8 @@ use super::job::{Failure, FailureKind};
 use super::{capabilities, chain, sys};
 use crate::spec::CapabilitySets;
 
-/// What the process is confined by from its program on, and its umask. `proc` is the agent's `/proc`: what is at that place
-/// in the container is not to be trusted.
+/// Sets what takes effect at execve(2), no_new_privs, the AppArmor profile and the SELinux label, and the umask.
+/// `proc` is the agent's `/proc`: what is at that place in the container is not to be trusted.
 pub(super) fn confine(process: &Process, selinux_label: Option<&str>, proc: &OwnedFd) -> Result<(), Failure> {
     if process.no_new_privileges() == Some(true) {
         prctl::set_no_new_privs().map_err(|errno| failed("set no_new_privs", errno))?;

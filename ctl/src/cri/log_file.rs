@@ -4,8 +4,8 @@
 //! 0.log -> 0.log.1 -> 0.log.2 -> … -> gone
 //! ```
 //!
-//! A file that has reached its size is renamed, as the kubelet and Docker do it. Whoever else renames it (a kubelet, which
-//! asks for ReopenContainerLog then) finds a new one at its path.
+//! A file that has reached its size is renamed, as the kubelet and Docker do it. Whoever else renames it (a kubelet,
+//! which asks for ReopenContainerLog then) finds a new one at its path.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;

@@ -126,8 +126,8 @@ pub struct Flags {
     /// private, shareable, host or container:ID: all are the VM's
     #[arg(long, default_value = "", hide_default_value = true)]
     pub ipc: String,
-    /// bridge, host, container:ID (all are what the VM has), none, or a card of its own: in the network `user`, which leads out through
-    /// this host, or in one of --networks
+    /// bridge, host, container:ID (all are what the VM has), none, or a card of its own: in the network `user`, which
+    /// leads out through this host, or in one of --networks
     #[arg(long, alias = "net", value_name = "NAME")]
     pub network: Vec<String>,
     /// What networks this host has, as JSON: docs/ctl.md says how

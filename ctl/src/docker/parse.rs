@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::cri::config::{Mount, MountPropagation};
 use crate::cri::extras::{Tmpfs, Ulimit};
 
-/// A number of bytes with an optional suffix: b, k, m, g, t, as powers of 1024, in either case; `Mi` as Kubernetes has it.
+/// A number of bytes with an optional suffix: b, k, m, g, t, as powers of 1024, in either case; `Mi` as Kubernetes
+/// has it.
 pub fn bytes(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
     let unit = ["ib", "b", "i"].iter().find_map(|unit| lower.strip_suffix(unit));

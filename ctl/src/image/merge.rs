@@ -43,7 +43,8 @@ impl Ids {
 }
 
 /// Copies what the layers show, the lowest first, into the existing directory `target`. Modes, links, hard links within
-/// a layer and extended attributes are kept, for root owners too, or what these are outside of a container. Nodes, sockets and fifos are left out. Blocks.
+/// a layer and extended attributes are kept, for root owners too, or what these are outside of a container. Nodes,
+/// sockets and fifos are left out. Blocks.
 ///
 /// A guest may see `target` and change what is there meanwhile: no link is followed in it, and it is not left.
 ///

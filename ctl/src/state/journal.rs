@@ -195,8 +195,8 @@ impl Journal {
         result
     }
 
-    /// Whether a container of this name has been taken away since `time`: removed, or not made. Looks at the newest events
-    /// only.
+    /// Whether a container of this name has been taken away since `time`: removed, or not made. Looks at the newest
+    /// events only.
     pub fn was_taken_away_since(&self, time: SystemTime, container: &str) -> bool {
         let time = time::rfc3339(time);
         let text = [self.before(), self.path.clone()].map(|path| newest(&path).unwrap_or_default()).concat();

@@ -27,8 +27,9 @@
 //! # What does not come back
 //!
 //! From the wire and to it again, all comes back but: what the table says; the spelling, order and
-//! repetition of capabilities, and those that do not exist ([`unknown_capabilities`]); `mnt` and `net` (as `mount` and `network`); `Solaris` and `Windows`, which are
-//! not read at all (a Linux guest has no use for them, and the wire only has a place-holder there).
+//! repetition of capabilities, and those that do not exist ([`unknown_capabilities`]); `mnt` and `net` (as `mount`
+//! and `network`); `Solaris` and `Windows`, which are not read at all (a Linux guest has no use for them, and the
+//! wire only has a place-holder there).
 //!
 //! From the model to the wire, what the wire has no field for is [`SpecError::NotCarried`], and so
 //! is a zero that means something where the wire's zero means absent (`swappiness`, `errnoRet` of an

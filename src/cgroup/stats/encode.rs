@@ -1,7 +1,7 @@
 //! Statistics as they go over the wire: messages of the protocol, encoded while the files are read.
 //!
-//! Most of them is `memory.stat`, fifty keys with a number each, which the protocol has as a map. Messages and a map that are
-//! made only to be encoded take ten times the instructions of numbers that go to their places one by one.
+//! Most of them is `memory.stat`, fifty keys with a number each, which the protocol has as a map. Messages and a map
+//! that are made only to be encoded take ten times the instructions of numbers that go to their places one by one.
 
 use nakai_scan::Wire;
 

@@ -1,8 +1,8 @@
 //! The files of a cgroup that has been asked what it used, open as long as that is asked often.
 //!
-//! Opening and closing a file costs more than reading it. [`KeptFiles`] has those of a few containers, the last asked for,
-//! until they are forgotten one by one or all at once; a cgroup that is gone meanwhile is seen to be gone. A file that
-//! was not there is not looked for again, until after some looks all are opened anew.
+//! Opening and closing a file costs more than reading it. [`KeptFiles`] has those of a few containers, the last asked
+//! for, until they are forgotten one by one or all at once; a cgroup that is gone meanwhile is seen to be gone. A
+//! file that was not there is not looked for again, until after some looks all are opened anew.
 
 use super::{HugePages, v1, v2};
 use crate::cgroup::tree::Dir;

@@ -1,8 +1,8 @@
 //! What a container used: the values of `StatsContainer`, from the files of its cgroup.
 //!
 //! Each file is read once, and stays open for the next look where looks are frequent ([`KeptFiles`]). A directory is
-//! listed once in a container's life: for the sizes of huge pages, which don't change. A file or controller that is not there leaves its part of the answer out; lines that
-//! make no sense are passed over.
+//! listed once in a container's life: for the sizes of huge pages, which don't change. A file or controller that is
+//! not there leaves its part of the answer out; lines that make no sense are passed over.
 //!
 //! The wire knows the shape of v1, and shims read it by what their *host* has, so the answer has to suit all
 //! four combinations. Where v2 has no word for something:

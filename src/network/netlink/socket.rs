@@ -84,7 +84,8 @@ impl Socket {
         Err(Refused { errno: Errno::EBUSY, text: Some(text) })
     }
 
-    /// Sends a request and takes the answer to it, to its end. False: it is of two minds, because something changed.
+    /// Sends a request and takes the answer to it, to its end. False if a dump was interrupted (`NLM_F_DUMP_INTR`)
+    /// and has to be repeated.
     fn exchange(
         &mut self,
         request: &Request,

@@ -88,7 +88,8 @@ pub(super) fn find(message: &[u8], number: u64) -> Option<Found> {
     found
 }
 
-/// The same by the beginning of a message, for a field that need not be there in whole; what is behind it is not looked at.
+/// The same by the beginning of a message, for a field that need not be there in whole; what is behind it is not
+/// looked at.
 fn find_begun(beginning: &[u8], number: u64) -> Option<Found> {
     let mut at = 0;
     while at < beginning.len() {
@@ -106,8 +107,8 @@ fn has(message: &[u8], number: u64) -> bool {
     std::iter::from_fn(|| Field::next(message, &mut at)).any(|field| field.number == number)
 }
 
-/// Where the data of a request to write begins, by the beginning of that request. `None` if it is another's, or that can't be
-/// told yet.
+/// Where the data of a request to write begins, by the beginning of that request. `None` if it is another's, or that
+/// can't be told yet.
 pub(super) fn data_begins(beginning: &[u8]) -> Option<usize> {
     let is = |number, text: &str| {
         let field = find_begun(beginning, number)?;
@@ -127,8 +128,8 @@ pub(super) fn data_len(beginning: &[u8]) -> Option<usize> {
     Some(data.bytes.len())
 }
 
-/// A request to write of which `head` is what is in front of the data, and `rest` is the data and what is behind it. `None`
-/// if one of the fields is there more than once, or `rest` is too short.
+/// A request to write of which `head` is what is in front of the data, and `rest` is the data and what is behind it.
+/// `None` if one of the fields is there more than once, or `rest` is too short.
 pub(super) fn parse_write(
     head: &[u8],
     rest: &mut Vec<u8>,

@@ -25,7 +25,8 @@ pub(super) struct Frame {
 pub(super) enum Body {
     /// The request, and the buffer that it came in if it was long.
     Bytes(Vec<u8>),
-    /// A request to write: what is in front of its data, and the data in the buffer that it came in, with what is behind it.
+    /// A request to write: what is in front of its data, and the data in the buffer that it came in, with what is
+    /// behind it.
     Write(Vec<u8>, Vec<u8>),
     TooLong,
 }

@@ -7,8 +7,8 @@
 //! - the data of a stream is sent from the buffer that it was read into, and written from the one that it came in.
 //!
 //! A peer that does not take its answers is not read from any more when they come to some MiB, and reads of streams that
-//! wait take nothing (`room`): all that it asks for then waits in the kernel, and with its other connections nothing is the
-//! matter.
+//! wait take nothing (`room`): all that it asks for then waits in the kernel, and with its other connections nothing
+//! is the matter.
 //!
 //! A call is dropped when its time-out passes or the connection ends. Its answer is not: half a frame would be the end
 //! of the connection.
@@ -92,7 +92,7 @@ pub(super) async fn serve(fd: OwnedFd, left: LeftLine, router: Arc<Router>, mut 
             biased;
             _ = &mut stopped => break,
             Some(_) = calls.join_next(), if !calls.is_empty() => continue,
-            // Without room calls wait for their turn, and the end of one tells.
+            // When too many answers are unsent, no further request is read until one of them has been.
             next = frames.next(&connection.socket), if connection.room.is_left() || calls.is_empty() => next,
         };
         let Ok(Some((frame, call))) = next else {

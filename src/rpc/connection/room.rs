@@ -1,9 +1,10 @@
 //! How much memory a connection takes: the answers that wait for their turn to be sent, and the calls under way.
 //!
-//! Invariant: a peer that takes none of its answers makes them no more than some MiB, whatever it has asked for. No further
-//! request is read without room, and a read that waits for a stream, which takes what is there by the MiB, goes on only with
-//! room: a peer may have thousands of them under way when the process begins to write. Nor has it more than [`MOST_CALLS`]
-//! calls under way: others are refused, but for those that end some. They are still read, as what ends them comes behind.
+//! Invariant: a peer that takes none of its answers makes them no more than some MiB, whatever it has asked for. No
+//! further request is read without room, and a read that waits for a stream, which takes what is there by the MiB,
+//! goes on only with room: a peer may have thousands of them under way when the process begins to write. Nor has it
+//! more than [`MOST_CALLS`] calls under way: others are refused, but for those that end some. They are still read, as
+//! what ends them comes behind.
 
 use std::future::poll_fn;
 use std::pin::pin;

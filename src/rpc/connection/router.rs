@@ -72,8 +72,8 @@ impl Router {
         Some(reply.unwrap_or_else(|_| Reply::refusal(Code::DEADLINE_EXCEEDED, "timeout")))
     }
 
-    /// Finds out what a frame asks for, and who answers it. Not a future: one inside the other, each is moved with all that
-    /// it may have to keep, which for a short call is half of the work.
+    /// Finds out what a frame asks for, and who answers it. Not async: nested futures are moved by value, which was
+    /// half of the cost of a short call.
     fn begin<'a>(&'a self, frame: Frame, noted: &'a Noted, room: &'a Room) -> Begun<'a> {
         let body = match frame.body {
             Body::TooLong => {

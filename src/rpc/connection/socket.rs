@@ -79,7 +79,8 @@ impl Socket {
         }
     }
 
-    /// Writes an answer, or what an earlier server has not written of it, with as few calls of the kernel as there can be.
+    /// Writes an answer, or what an earlier server has not written of it, with as few calls of the kernel as there
+    /// can be.
     pub(super) async fn write(&self, sender: &Sender, answer: &Answer) -> io::Result<()> {
         match answer {
             Answer::Kept { .. } | Answer::Passing { .. } => {
@@ -126,7 +127,8 @@ impl Socket {
                         }
                     }
                 },
-                // The kernel's memory is short, which passes, of which no event tells; the end of the connection would not.
+                // The kernel's memory is short, which passes, of which no event tells; the end of the connection
+                // would not.
                 Err(Errno::ENOMEM | Errno::ENOBUFS) => {
                     most = LITTLE;
                     tokio::time::sleep(RECOVERY).await;

@@ -1,9 +1,9 @@
-//! `blk`, `scsi`, `mmioblk`, `nvdimm`: a filesystem on a block device, or, where the filesystem is called `bind`, its node.
-//! The four differ only in how the device is found.
+//! `blk`, `scsi`, `mmioblk`, `nvdimm`: a filesystem on a block device, or, where the filesystem is called `bind`, its
+//! node. The four differ only in how the device is found.
 //!
 //! The host may ask for the file system to be made first, and for it to be encrypted: an ext4 by the guest's own
-//! [mkfs](super::super::format), or by the [confidential data hub](super::super::hub), which then mounts it, too. A volume
-//! that is silently not encrypted is worse than none: what the hub has not mounted is no volume.
+//! [mkfs](super::super::format), or by the [confidential data hub](super::super::hub), which then mounts it, too. A
+//! volume that is silently not encrypted is worse than none: what the hub has not mounted is no volume.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -130,8 +130,8 @@ fn partition_of(disk: &Path, number: &str) -> PathBuf {
     node.into()
 }
 
-/// What the driver options ask for. Nobody's data may be lost by it: so it is for whole ext4 disks only, and what is asked
-/// for beside that is refused.
+/// What the driver options ask for. Nobody's data may be lost by it: so it is for whole ext4 disks only, and what is
+/// asked for beside that is refused.
 fn preparation(request: &StorageRequest) -> Result<Preparation, StorageError> {
     let refuse = |reason: &str| Err(request.refuse("driver_options", reason));
     let has = |wanted: &str| request.driver_options.iter().any(|option| option == wanted);

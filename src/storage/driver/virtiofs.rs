@@ -1,4 +1,5 @@
-//! `virtio-fs`, and `virtio-fs-nydus`, which is the same to the guest: a directory that the host shares, found by its tag (the source).
+//! `virtio-fs`, and `virtio-fs-nydus`, which is the same to the guest: a directory that the host shares, found by its
+//! tag (the source).
 //!
 //! With the filesystem type `bind` the source is a directory or file in a share that is mounted already.
 

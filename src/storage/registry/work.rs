@@ -18,7 +18,8 @@ use super::{
 use crate::guest::bulkhead::Bulkhead;
 use crate::ids::{ContainerId, GuestPath};
 
-/// How long those who wait for a storage that has failed wait for the end of what somebody else does for it.
+/// How long attachers of a storage that has failed wait for an external mounter (the confidential data hub) to end
+/// before they get the error.
 const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 10_000 });
 
 /// Runs blocking work off the runtime.

@@ -1,9 +1,9 @@
 //! The copy of a watched directory or file.
 //!
 //! Invariants: a reader sees the old or the new and nothing between ([`Step`]); what is gone is removed last. The old
-//! version of a Kubernetes volume is removed at the next look only: who has just read the link to it still finds all of it.
-//! A copy during which the source changed is not put in place. Every path is reached without following a link, on both
-//! sides: neither the host's tree nor what a container plants in the copy leads elsewhere.
+//! version of a Kubernetes volume is removed at the next look only: who has just read the link to it still finds all
+//! of it. A copy during which the source changed is not put in place. Every path is reached without following a link,
+//! on both sides: neither the host's tree nor what a container plants in the copy leads elsewhere.
 //!
 //! A single file can't be replaced, because containers have that very file mounted: it is written over.
 
@@ -188,8 +188,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Has the guest's kernel see that they are not there, or it keeps the host from giving up what was in them. That
-    /// takes until it believes nothing any more of what it has seen before.
+    /// Looks removed names up again, so that the guest's kernel drops its dentries and the host can free the inodes.
+    /// It takes a few looks, because attributes are cached.
     fn notice_removed(&mut self, source: &OwnedFd) {
         self.removed.retain_mut(|(path, looks)| {
             *looks = looks.saturating_sub(1);

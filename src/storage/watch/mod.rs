@@ -138,7 +138,7 @@ async fn follow(mut mirror: Mirror, turn: Arc<Turn>, bulkhead: Bulkhead, log: Lo
         });
         let Ok(Some((back, outcome, took))) = look.await else { return };
         mirror = back;
-        // What is copied, or is just being changed, is so for once: it says nothing of how long the next look takes.
+        // A copy, or a source that is being written, happens once: it says nothing of how long the next look takes.
         let is_once = match &outcome {
             Ok(changed) => *changed || mirror.is_volume(),
             Err(error) => {

@@ -181,7 +181,7 @@ impl<'a> Step<'a> {
         renameat2(self.aside, &change.aside, &to, name, flags)
     }
 
-    /// What is there no more, without what is in it.
+    /// The topmost paths that have disappeared.
     pub(super) fn gone(&self) -> Vec<PathBuf> {
         let mut gone: Vec<PathBuf> = Vec::new();
         for path in self.old.keys().filter(|path| !self.new.contains_key(*path)) {

@@ -1,9 +1,9 @@
 //! The same filter in fewer instructions.
 //!
 //! For each name of a profile libseccomp's program has a comparison and a node of its search tree, for each architecture
-//! anew. The kernel checks, translates and compiles every instruction for each process that loads the program, which on an
-//! emulated processor is most of what a profile costs. But numbers with the same answer lie side by side: two hundred names
-//! are some sixty ranges.
+//! anew. The kernel checks, translates and compiles every instruction for each process that loads the program, which
+//! on an emulated processor is most of what a profile costs. But numbers with the same answer lie side by side: two
+//! hundred names are some sixty ranges.
 //!
 //! So the program is run for each architecture and number that it tells apart, up to its answer or to where it looks at
 //! anything else, an argument. What comes of it, by ranges, is laid out anew as a search tree; what looks at arguments is
@@ -26,8 +26,8 @@ pub(super) enum End {
 /// Values from that one on, up to the next one's, and what becomes of them.
 pub(super) type Ranges<T> = Vec<(u32, T)>;
 
-/// A shorter program that answers all calls as `program` does. `None` if that has instructions or habits that are not known
-/// here, or no shorter one is found.
+/// A shorter program that answers all calls as `program` does. `None` if that has instructions or habits that are not
+/// known here, or no shorter one is found.
 pub(in crate::worker) fn condense(program: &[u64]) -> Option<Vec<u64>> {
     laid_out(program).filter(|short| short.len() < program.len())
 }

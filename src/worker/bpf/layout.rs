@@ -14,8 +14,8 @@ const FAR: usize = 250;
 /// An instruction that is there: how many are behind it.
 type Label = usize;
 
-/// Ranges that go on the same way, but for a few single values between them: a comparison for each of those does, where the
-/// ranges themselves would take two.
+/// Ranges that go on the same way, but for a few single values between them: a comparison for each of those does,
+/// where the ranges themselves would take two.
 struct Group {
     from: u32,
     single: Vec<(u32, Label)>,

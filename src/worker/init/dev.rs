@@ -1,5 +1,5 @@
-//! What is in a container's `/dev`, which is a memory filesystem of its own: nodes, links, and the console. A `/dev` that
-//! is the guest's has all it is to have.
+//! What is in a container's `/dev`, which is a memory filesystem of its own: nodes, links, and the console. Nothing
+//! is added to a `/dev` that is the guest's.
 //!
 //! Nodes and links are made relative to one descriptor. They are those that libcontainer makes: the specification's
 //! devices, six that every container has, and links into procfs.

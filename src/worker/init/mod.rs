@@ -6,9 +6,9 @@
 //! specification in files, and looks at each place again and again.
 //!
 //! Order: cgroups, session, standard streams, namespaces, mounts, `/dev`, the new root, propagation, sysctls, terminal,
-//! security labels and umask, read-only and masked paths; a user namespace ([`users`]); all descriptors are closed that lead out of the container; working
-//! directory, credentials, capabilities (`user`), the look for the program (`executor`). Then the worker is told, and
-//! everything closed but the standard streams and the gate.
+//! security labels and umask, read-only and masked paths; a user namespace ([`users`]); all descriptors are closed
+//! that lead out of the container; working directory, credentials, capabilities (`user`), the look for the program
+//! (`executor`). Then the worker is told, and everything closed but the standard streams and the gate.
 //!
 //! Failure behaviour: the child sends the worker one [`Failure`] and ends. It can't be looked into from a container (it
 //! is not dumpable) until it is the program, and ends with the worker before it is ready. What the server takes back

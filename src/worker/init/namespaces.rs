@@ -1,8 +1,8 @@
 //! The namespaces of a container's init, and what is set in them.
 //!
-//! New ones it is born in, but for a user namespace (`users`) and the cgroup namespace: that begins at the cgroup of who makes it, and a child on v1
-//! has not entered its cgroups yet, while one on v2 would get its parent's (kernel/cgroup/namespace.c,
-//! `copy_cgroup_ns`).
+//! New ones it is born in, but for a user namespace (`users`) and the cgroup namespace: that begins at the cgroup of
+//! who makes it, and a child on v1 has not entered its cgroups yet, while one on v2 would get its parent's
+//! (kernel/cgroup/namespace.c, `copy_cgroup_ns`).
 
 use std::fs::File;
 use std::io::Write;

@@ -7,8 +7,8 @@
 //! ([`map`]). Last comes a copy of the mounts that belongs to the namespace: the container may mount in it what the
 //! kernel lets anybody mount, and undo nothing of what is there (mount_namespaces(7), "locked").
 //!
-//! Other namespaces than those of mounts and cgroups belong to the guest: most are the sandbox's, and the PID namespace is
-//! older than the container's users.
+//! Other namespaces than those of mounts and cgroups belong to the guest: most are the sandbox's, and the PID
+//! namespace is older than the container's users.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -41,7 +41,8 @@ pub(super) fn create_as_root(linux: &Linux) -> Result<(), Failure> {
     child::hide()
 }
 
-/// In init: begins the namespace, waits until the worker has written its ids, and becomes its root. `also` begins then, too.
+/// In init: begins the namespace, waits until the worker has written its ids, and becomes its root. `also` begins
+/// then, too.
 pub(super) fn enter(worker: &OwnedFd, also: CloneFlags) -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| match errno {
         Errno::ENOSPC => Failure {

@@ -1,8 +1,8 @@
 //! What an agent holds at a moment: to see that something left nothing behind.
 //!
 //! It is a list of lines, each with how often it is there: the descriptors of supervisor and server, the mounts of
-//! the server, the cgroups of the scenario's containers, the files below `/run`, the processes below the supervisor. Numbers that change by
-//! themselves (inodes, mount ids) are left out.
+//! the server, the cgroups of the scenario's containers, the files below `/run`, the processes below the supervisor.
+//! Numbers that change by themselves (inodes, mount ids) are left out.
 
 use std::collections::BTreeMap;
 use std::fmt;

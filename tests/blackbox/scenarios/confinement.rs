@@ -202,7 +202,8 @@ fn without_rules(spec: SpecBuilder) -> SpecBuilder {
     })
 }
 
-/// As a pod of Kubernetes has it by `hostPath`: the path is the guest's. Opened for writing, as reading wants a capability.
+/// As a pod of Kubernetes has it by `hostPath`: the path is the guest's. Opened for writing, as reading wants a
+/// capability.
 async fn without_rules_devices_that_are_mounted_can_be_opened(ctx: Ctx) -> Outcome {
     let open = "(: > /dev/kmsg) 2> /dev/null && echo opened || echo refused";
     let edit = |spec: SpecBuilder| spec.mount("/dev/kmsg", "/dev/kmsg", "bind", &["rbind", "rw"]);

@@ -1,4 +1,5 @@
-//! A shim keeps one connection for as long as its sandbox lives. It outlives the agent's servers, with all calls under way.
+//! A shim keeps one connection for as long as its sandbox lives. It outlives the agent's servers, with all calls
+//! under way.
 
 use std::fs;
 use std::time::Duration;
@@ -110,8 +111,8 @@ async fn a_write_that_waits_outlives_servers(ctx: Ctx) -> Outcome {
     let sent = noise(300_000, 3);
     let (writing, id, data) = (ctx.clone(), idle.id.clone(), sent.clone());
     let written = tokio::spawn(async move { writing.client().write_stdin(&id, "slow", data).await });
-    // The server has all of the write when later calls of the connection have been answered; then it has more time than it
-    // takes to keep it, by its own clock.
+    // The server has all of the write when later calls of the connection have been answered; then it has more time
+    // than it takes to keep it, by its own clock.
     idle.sh("true").await?;
     idle.sh("sleep 2").await?;
     for _ in 0..3 {

@@ -177,7 +177,8 @@ async fn disks_of_every_kind_are_mounted(ctx: Ctx) -> Outcome {
     assert_eq!(again.sh("cat /first/kept").await?, "kept");
     again.remove().await?;
     assert_eq!(ctx.guest_sh("grep -c sandbox/storage $PROC/1/mountinfo; true").await?, "0");
-    // What a volume needs that is to be made or encrypted is not in this guest: it is refused, never mounted in the clear.
+    // What a volume needs that is to be made or encrypted is not in this guest: it is refused, never mounted in the
+    // clear.
     let blank = ["create_filesystem", "encryption_key=ephemeral"].map(str::to_owned);
     for (options, words) in
         [(&blank[..1], "the guest has no mkfs.ext4"), (&blank[..], "no confidential data hub")]

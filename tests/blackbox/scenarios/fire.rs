@@ -307,8 +307,8 @@ async fn what_hangs_keeps_nobody_waiting(ctx: Ctx) -> Outcome {
     Ok(())
 }
 
-/// As [`HANG`], with a server that takes each request and answers the first alone, for a minute: who waits for an answer is
-/// not even ended by SIGKILL. The file `asked` has what has been asked since, `server` the server's pid.
+/// As [`HANG`], with a server that takes each request and answers the first alone, for a minute: who waits for an
+/// answer is not even ended by SIGKILL. The file `asked` has what has been asked since, `server` the server's pid.
 const HANG_FOR_A_MINUTE: &str = r"cd /run/kata-containers; mkdir hung; exec 9<>/dev/fuse;
      mount -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 hung hung;
      dd bs=64k count=1 <&9 > init;

@@ -27,8 +27,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 /// What init finds of itself, of what it may not see and of what it may not write to. Where a path to be covered is a
-/// link, libcontainer mounts on the link, and the agent on what it leads to. libcontainer takes the rights to execute from
-/// what is read-only, too.
+/// link, libcontainer mounts on the link, and the agent on what it leads to. libcontainer takes the rights to execute
+/// from what is read-only, too.
 const LOOK: &str = "exec 2>&1
     umask; id; hostname; env | sort; pwd; ulimit -n
     cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward

@@ -117,7 +117,8 @@ async fn a_mount_of_one_container_is_shared_with_another(ctx: Ctx) -> Outcome {
 }
 
 /// As a sidecar that serves a filesystem in a volume of the pod (`Bidirectional`) and its users (`HostToContainer`) have
-/// it: in the guest alone, where no host's propagation helps. Later mounts count, for earlier ones are bound with the rest.
+/// it: in the guest alone, where no host's propagation helps. Later mounts count, for earlier ones are bound with the
+/// rest.
 async fn a_mount_in_a_shared_volume_reaches_the_containers_that_ask_for_it(ctx: Ctx) -> Outcome {
     ctx.client().create_sandbox(&sandbox::request("spread", "spread", true)).await?;
     let place = format!("/run/kata-containers/sandbox/ephemeral/{}-volume", ctx.prefix());

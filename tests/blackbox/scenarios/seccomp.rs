@@ -133,7 +133,8 @@ fn caller(number: u32) -> Vec<u8> {
     ])
 }
 
-/// C libraries go on with an older call then, and with no other error. The newest that is named here is close_range (436).
+/// C libraries go on with an older call then, and with no other error. The newest that is named here is close_range
+/// (436).
 async fn a_call_that_is_newer_than_the_filter_does_not_exist(ctx: Ctx) -> Outcome {
     let allow = filter(&["execve", "exit", "close_range"], "SCMP_ACT_ALLOW", 0, Vec::new());
     let profile = LinuxSeccomp { DefaultAction: "SCMP_ACT_ERRNO".to_owned(), ..allow };
