@@ -13,7 +13,8 @@ use super::layout::{
 };
 use super::line::Line;
 use super::memory::Memory;
-use super::passage::{Passage, Pipe};
+use super::passage::Passage;
+use super::pipe::Pipe;
 use super::rest::LeftRest;
 use super::{Journal, layout::REQUEST_MAX};
 

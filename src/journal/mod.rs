@@ -27,6 +27,7 @@ mod memory;
 mod passage;
 #[cfg(test)]
 mod passing_tests;
+mod pipe;
 mod rest;
 #[cfg(test)]
 mod tests;
@@ -40,12 +41,12 @@ pub use self::chunk::{Answer, Chunk, Data, HEAD_ROOM, chunk_of_current_call, han
 pub use self::left::{Left, LeftCall, LeftLine};
 pub use self::line::{Line, Sender};
 pub use self::passage::{Passage, passage_of_current_call};
+pub use self::pipe::{Pipe, bytes_waiting, splice};
 pub use self::rest::{Keeper, LeftRest, Rest};
 
 use self::bits::Bits;
 use self::layout::{CALLS, LARGE_CHUNKS, LEN, LINES, MAGIC, SMALL_CHUNKS, head};
 use self::memory::Memory;
-use self::passage::Pipe;
 use crate::observe::console;
 
 /// See the module.

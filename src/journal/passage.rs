@@ -7,68 +7,20 @@
 //!
 //! Invariant: what is in the pipe is of the call that the file's head names, or of nobody and thrown away.
 
-#![expect(unsafe_code, reason = "splice(2) and ioctl(2) have no safe wrapper here")]
-
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::pipe2;
+use nix::fcntl::{FcntlArg, fcntl};
 
 use super::Journal;
 use super::call::current;
 use super::layout::{self, head};
+use super::pipe::{bytes_waiting, splice};
 
 /// What the pipe has room for once it has been used, if the kernel allows it: as much as a process's pipe.
 const ROOM: i32 = 1 << 20;
-
-/// Both ends of the pipe.
-#[derive(Debug)]
-pub(super) struct Pipe {
-    reader: OwnedFd,
-    writer: OwnedFd,
-}
-
-impl Pipe {
-    pub(super) fn create() -> io::Result<Self> {
-        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        Ok(Self { reader, writer })
-    }
-
-    /// An earlier server's, by its [`Pipe::ends`].
-    pub(super) fn held(reader: Option<OwnedFd>, writer: Option<OwnedFd>) -> Option<Self> {
-        Some(Self { reader: reader?, writer: writer? })
-    }
-
-    pub(super) fn ends(&self) -> [BorrowedFd<'_>; 2] {
-        [self.reader.as_fd(), self.writer.as_fd()]
-    }
-
-    /// How many bytes are in it.
-    fn waiting(&self) -> usize {
-        let mut waiting: libc::c_int = 0;
-        // SAFETY: FIONREAD writes one int to the address given, which is a live local of that type.
-        let result = unsafe { libc::ioctl(self.reader.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
-        if result < 0 { 0 } else { usize::try_from(waiting).unwrap_or(0) }
-    }
-
-    /// Throws away what is in it.
-    pub(super) fn empty(&self) {
-        let mut bytes = [0; 4096];
-        while nix::unistd::read(&self.reader, &mut bytes).is_ok_and(|read| read > 0) {}
-    }
-}
-
-/// Moves bytes from or to a pipe, without waiting for any.
-fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
-    let (from, to, none) = (from.as_raw_fd(), to.as_raw_fd(), std::ptr::null_mut());
-    // SAFETY: both descriptors are open, and no memory of ours is named.
-    let moved = unsafe { libc::splice(from, none, to, none, most, libc::SPLICE_F_NONBLOCK) };
-    usize::try_from(moved).map_err(|_| Errno::last())
-}
 
 /// The pipe, while a call has it.
 #[derive(Debug)]
@@ -91,7 +43,7 @@ pub fn passage_of_current_call() -> Option<Passage> {
     }
     if !std::mem::replace(&mut taken.pipe_is_large, true) {
         // A wish: what does not fit waits for the next look.
-        let _ = fcntl(&pipe.writer, FcntlArg::F_SETPIPE_SZ(ROOM));
+        let _ = fcntl(pipe.writer(), FcntlArg::F_SETPIPE_SZ(ROOM));
     }
     drop(taken);
     journal.memory.store(head::PASSAGE, layout::reference(Some(number)));
@@ -101,7 +53,7 @@ pub fn passage_of_current_call() -> Option<Passage> {
 impl Passage {
     /// What an earlier server has left in the pipe, for the call that had it.
     pub(super) fn left(journal: &Arc<Journal>) -> Option<Self> {
-        let left = journal.pipe.as_ref()?.waiting();
+        let left = bytes_waiting(journal.pipe.as_ref()?.reader()).unwrap_or(0);
         journal.taken().pipe = true;
         Some(Self { journal: journal.clone(), left: AtomicUsize::new(left) })
     }
@@ -121,7 +73,7 @@ impl Passage {
     /// What splice(2) says; EAGAIN where there is nothing.
     pub fn fill(&mut self, from: BorrowedFd<'_>, limit: usize) -> Result<usize, Errno> {
         let pipe = self.journal.pipe.as_ref().ok_or(Errno::EBADF)?;
-        let taken = splice(from, pipe.writer.as_fd(), limit)?;
+        let taken = splice(from, pipe.writer(), limit)?;
         *self.left.get_mut() = self.len().saturating_add(taken);
         Ok(taken)
     }
@@ -133,7 +85,7 @@ impl Passage {
             return Ok(true);
         }
         let pipe = self.journal.pipe.as_ref().ok_or(Errno::EBADF)?;
-        let sent = splice(pipe.reader.as_fd(), socket, left.min(most))?;
+        let sent = splice(pipe.reader(), socket, left.min(most))?;
         self.left.store(left.saturating_sub(sent), Ordering::Relaxed);
         Ok(sent >= left)
     }
@@ -144,7 +96,7 @@ impl Passage {
         let mut read = 0;
         if let Some(pipe) = &self.journal.pipe {
             while let Some(room) = bytes.get_mut(read..).filter(|room| !room.is_empty()) {
-                match nix::unistd::read(&pipe.reader, room) {
+                match nix::unistd::read(pipe.reader(), room) {
                     Ok(0) | Err(_) => break,
                     Ok(now) => read = read.saturating_add(now),
                 }

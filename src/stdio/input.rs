@@ -17,9 +17,9 @@
 
 use super::link::{Missing, Moved, is_memory_short, missing};
 use super::source::Source;
-use super::sys::splice;
+
 use super::{StdioError, StreamName};
-use crate::journal::{Keeper, Rest};
+use crate::journal::{Keeper, Rest, splice};
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -20,6 +20,7 @@ use super::source::prepare;
 use super::stage::Stage;
 use super::sys::register;
 use super::{InputStream, OutputStream};
+use crate::journal::Pipe;
 
 /// How much of a terminal is moved at a time: what one read finds. When the host hangs up, what is under way is lost.
 const TERMINAL: usize = 4 << 10;
@@ -98,14 +99,14 @@ impl Link {
     /// # Errors
     /// When it can't be put into the event loop, or there are no descriptors left.
     pub fn new(connection: OwnedFd, is_terminal: bool) -> io::Result<Self> {
-        Self::with(connection, if is_terminal { Some(Stage::new()?) } else { None })
+        Self::with(connection, if is_terminal { Some(Stage(Pipe::create()?)) } else { None })
     }
 
     /// One of an earlier server's, by its [`Link::duplicates`].
     pub fn held(fds: Vec<OwnedFd>) -> Option<Self> {
         let mut fds = fds.into_iter();
         let connection = fds.next()?;
-        Self::with(connection, Stage::held(fds.next(), fds.next())).ok()
+        Self::with(connection, Pipe::held(fds.next(), fds.next()).map(Stage)).ok()
     }
 
     fn with(connection: OwnedFd, stage: Option<Stage>) -> io::Result<Self> {
@@ -119,7 +120,7 @@ impl Link {
     /// # Errors
     /// When there are no descriptors left.
     pub fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
-        let of_stage = self.stage.iter().flat_map(Stage::ends);
+        let of_stage = self.stage.iter().flat_map(|stage| stage.0.ends());
         std::iter::once(self.fd()).chain(of_stage).map(|fd| fd.try_clone_to_owned()).collect()
     }
 
@@ -357,7 +358,7 @@ mod tests {
         let streams = Streams::from_fds([(StreamName::Terminal, shows.try_clone().unwrap())]).unwrap();
         let (_process, exited) = watch::channel(None::<()>);
         Link::new(ours.into(), true).unwrap().carry_output(&streams.stdout, &exited, Duration::ZERO).await;
-        let left = super::super::sys::bytes_waiting(&shows).unwrap();
+        let left = crate::journal::bytes_waiting(&shows).unwrap();
         assert!((50_000 - TERMINAL..50_000).contains(&left), "{left} bytes are left");
     }
 

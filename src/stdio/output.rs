@@ -13,9 +13,9 @@
 
 use super::link::{Missing, Moved, is_memory_short, missing};
 use super::source::{REOPEN_LOOK, Source};
-use super::sys::{bytes_waiting, splice};
+
 use super::{StdioError, StreamName};
-use crate::journal::{Data, chunk_of_current_call, passage_of_current_call};
+use crate::journal::{Data, bytes_waiting, chunk_of_current_call, passage_of_current_call, splice};
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;

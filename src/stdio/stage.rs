@@ -5,41 +5,20 @@
 //! three, and the next server begins with what is in the pipe.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
 use tokio::sync::watch;
 
 use super::link::{Link, Missing, Moved, Piece, is_memory_short, missing};
-use super::sys::splice;
 use super::{InputStream, OutputStream};
+use crate::journal::{Pipe, splice};
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Stage {
-    reader: OwnedFd,
-    writer: OwnedFd,
-}
+pub(super) struct Stage(pub(super) Pipe);
 
 impl Stage {
-    /// Fails when there are no descriptors left.
-    pub(super) fn new() -> io::Result<Self> {
-        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        Ok(Self { reader, writer })
-    }
-
-    /// An earlier server's, by its [`Stage::ends`].
-    pub(super) fn held(reader: Option<OwnedFd>, writer: Option<OwnedFd>) -> Option<Self> {
-        Some(Self { reader: reader?, writer: writer? })
-    }
-
-    pub(super) fn ends(&self) -> [BorrowedFd<'_>; 2] {
-        [self.reader.as_fd(), self.writer.as_fd()]
-    }
-
     /// Moves what a terminal shows, until its end or the host's. `exited` and `quiet` as in [`OutputStream::take`].
     pub(super) async fn carry_output<T>(
         &self,
@@ -50,7 +29,7 @@ impl Stage {
     ) {
         let mut piece = Piece::of_terminal();
         while self.empty_into(link).await.is_ok() {
-            match stream.move_to(self.writer.as_fd(), piece.0, exited, quiet).await {
+            match stream.move_to(self.0.writer(), piece.0, exited, quiet).await {
                 Ok(Moved::Bytes) => piece.moved(),
                 Ok(Moved::NoMemory) => piece.refused().await,
                 // It has just been emptied.
@@ -66,9 +45,9 @@ impl Stage {
         let mut piece = Piece::of_terminal();
         loop {
             let mut room = link.connection().writable().await?;
-            match splice(self.reader.as_fd(), link.fd(), piece.0) {
+            match splice(self.0.reader(), link.fd(), piece.0) {
                 Ok(_) => piece.moved(),
-                Err(Errno::EAGAIN) => match missing(self.reader.as_fd(), link.fd()) {
+                Err(Errno::EAGAIN) => match missing(self.0.reader(), link.fd()) {
                     Missing::Bytes => return Ok(()),
                     Missing::Room => room.clear_ready(),
                     Missing::Nothing => {}
@@ -85,7 +64,7 @@ impl Stage {
         let mut piece = Piece::of_terminal();
         loop {
             // What the terminal has not taken yet comes first.
-            match stream.move_from(self.reader.as_fd(), piece.0).await {
+            match stream.move_from(self.0.reader(), piece.0).await {
                 Ok(Moved::Bytes) => piece.moved(),
                 Ok(Moved::NoMemory) => piece.refused().await,
                 Ok(Moved::End) | Err(_) => return,
@@ -101,10 +80,10 @@ impl Stage {
     /// Waits for the host and moves what it writes into the pipe, which is empty.
     async fn fill_from(&self, link: &Link, piece: &mut Piece) -> io::Result<Moved> {
         let mut ready = link.connection().readable().await?;
-        match splice(link.fd(), self.writer.as_fd(), piece.0) {
+        match splice(link.fd(), self.0.writer(), piece.0) {
             Ok(0) => return Ok(Moved::End),
             Ok(_) => piece.moved(),
-            Err(Errno::EAGAIN) if missing(link.fd(), self.writer.as_fd()) == Missing::Bytes => {
+            Err(Errno::EAGAIN) if missing(link.fd(), self.0.writer()) == Missing::Bytes => {
                 ready.clear_ready();
             }
             Err(Errno::EAGAIN) => {}

@@ -1,13 +1,10 @@
-//! What streams need of the system that has no safe wrapper: two ioctls, splice(2), and joining the event loop.
+//! What streams need of the system that has no safe wrapper: terminals' sizes, and joining the event loop.
 
-#![expect(
-    unsafe_code,
-    reason = "no safe wrapper for splice(2), these ioctl(2) requests and for AsyncFd's constructor"
-)]
+#![expect(unsafe_code, reason = "no safe wrapper for these ioctl(2) requests and for AsyncFd's constructor")]
 
 use nix::errno::Errno;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -16,28 +13,6 @@ use tokio::io::unix::AsyncFd;
 pub(super) fn register(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: the Arc keeps the fd open and names the same fd for as long as the registration holds it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
-}
-
-/// How many bytes a read would find (`FIONREAD`; pipe(7), `ioctl_tty(2)`).
-pub(super) fn bytes_waiting(fd: impl AsFd) -> nix::Result<usize> {
-    let mut waiting: libc::c_int = 0;
-    // SAFETY: FIONREAD writes one int to the address given, which is a live local of that type.
-    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
-    Errno::result(result)?;
-    Ok(usize::try_from(waiting).unwrap_or(0))
-}
-
-/// Moves bytes between a pipe and something else, without waiting for any (splice(2)).
-pub(super) fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> nix::Result<usize> {
-    let (none, flags) = (std::ptr::null_mut(), libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE);
-    loop {
-        // SAFETY: both descriptors are open, and no memory of ours is named.
-        let moved = unsafe { libc::splice(from.as_raw_fd(), none, to.as_raw_fd(), none, most, flags) };
-        match Errno::result(moved) {
-            Err(Errno::EINTR) => {}
-            moved => return moved.map(|moved| usize::try_from(moved).unwrap_or(0)),
-        }
-    }
 }
 
 /// Sets the size of a terminal, in characters (`TIOCSWINSZ`, `ioctl_tty(2)`). Sizes saturate at what

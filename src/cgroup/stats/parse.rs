@@ -1,10 +1,11 @@
 //! The few formats that the files of a cgroup have. Nothing here fails: what can't be understood is left out.
 
+use super::encode::field;
 use super::files::Files;
 use super::{HUGE, UNLIMITED};
 use crate::cgroup::CgroupError;
 use crate::cgroup::tree::Dir;
-use nakai_scan::{pairs, whole, words};
+use nakai_scan::{Wire, pairs, whole, words};
 use std::collections::HashMap;
 use std::ffi::CStr;
 
@@ -59,4 +60,11 @@ pub(super) fn huge_pages(dir: &Dir, usage: &str) -> Result<Vec<String>, CgroupEr
         (!start.strip_prefix(HUGE)?.contains('.')).then(|| start.to_owned())
     };
     Ok(dir.list()?.iter().filter_map(|(file, _)| of_size(file)).collect())
+}
+
+/// Writes what the controller of processes tells, which is the same on v1 and v2. No limit is 0 on the wire.
+pub(super) fn pids(files: &mut Files, wire: &mut Wire) -> Result<(), CgroupError> {
+    let Some(current) = number(files, "pids.current", "")? else { return Ok(()) };
+    wire.numbers(field::PIDS, &[current, number(files, "pids.max", "")?.unwrap_or(0)]);
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::encode::{block_entry, field};
 use super::files::Files;
-use super::parse::{device, number, value};
+use super::parse::{device, number, pids, value};
 use super::{HugePages, HugeUse};
 use crate::cgroup::CgroupError;
 use nakai_scan::{Wire, pairs, words};
@@ -108,12 +108,6 @@ fn memory_data(files: &mut Files, prefix: &str, field: u8, wire: &mut Wire) -> R
     let mut value = |name| Ok(number(files, prefix, name)?.unwrap_or(0));
     let (highest, hits) = (value(".max_usage_in_bytes")?, value(".failcnt")?);
     wire.numbers(field, &[usage, highest, hits, value(".limit_in_bytes")?]);
-    Ok(())
-}
-
-fn pids(files: &mut Files, wire: &mut Wire) -> Result<(), CgroupError> {
-    let Some(current) = number(files, "pids.current", "")? else { return Ok(()) };
-    wire.numbers(field::PIDS, &[current, number(files, "pids.max", "")?.unwrap_or(0)]);
     Ok(())
 }
 

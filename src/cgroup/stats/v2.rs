@@ -2,7 +2,7 @@
 
 use super::encode::{block_entry, field};
 use super::files::Files;
-use super::parse::{device, limit, number, value};
+use super::parse::{device, limit, number, pids, value};
 use super::{HugePages, HugeUse, UNLIMITED};
 use crate::cgroup::CgroupError;
 use nakai_scan::{Wire, pairs, words};
@@ -117,13 +117,6 @@ fn memory_data(files: &mut Files, prefix: &str, field: u8, wire: &mut Wire) -> R
     let highest = number(files, prefix, ".peak")?.unwrap_or(0);
     let limit = limit(files, prefix, ".max")?.unwrap_or(UNLIMITED);
     wire.numbers(field, &[usage, highest, hits(files, prefix)?, limit]);
-    Ok(())
-}
-
-/// No limit is 0 on the wire.
-fn pids(files: &mut Files, wire: &mut Wire) -> Result<(), CgroupError> {
-    let Some(current) = number(files, "pids.current", "")? else { return Ok(()) };
-    wire.numbers(field::PIDS, &[current, number(files, "pids.max", "")?.unwrap_or(0)]);
     Ok(())
 }
 
